@@ -1,0 +1,223 @@
+"""The command line: one sub-command a stage, its flags made from its section of the configuration.
+
+A stage's module is imported only when it runs, so `--help` needs neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minirec import __version__, config
+from minirec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag that is no setting: a path, a name, a wildcard of the workflow."""
+
+    name: str
+    help: str
+    type: Any = Path
+    required: bool = True
+    many: bool = False
+
+
+SAMPLES = Option("samples", "samples.parquet")
+CATALOGUE = Option("catalogue", "catalogue.parquet")
+ITEMS = Option("items", "item table, items.safetensors")
+WHITENING = Option("whitening", "whitening.safetensors of the base model")
+ROLLOUTS = Option("rollouts", "rollouts.parquet")
+MODEL = Option("model", "folder of the base model")
+ADAPTER = Option("adapter", "folder of the LoRA adapter; without it: the base model", required=False)
+SEED = Option("seed", "seed", int)
+OUT = Option("out", "file or folder to write")
+CONFIG = Option("config", "configuration files, later ones laid over earlier ones", many=True)
+
+STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
+    "fetch": (
+        "Get a data set or a model and convert it; nothing is filtered.",
+        (
+            Option("dataset", "name of the data set to fetch", str, required=False),
+            Option("model", "name of the model to fetch", str, required=False),
+            Option("source", "its entry in the configuration, as JSON", str),
+            Option("items", "items.parquet whose titles train a tiny model's tokenizer", required=False),
+            Option("out", "folder to write"),
+        ),
+    ),
+    "prepare": (
+        "Filter the interactions and cut them into samples, split by time (METHOD 1).",
+        (
+            Option("interactions", "interactions.parquet"),
+            Option("items", "items.parquet"),
+            Option("filter", "the data set's filter, as JSON", str),
+            Option("out", "folder for samples.parquet, catalogue.parquet and prepare.json"),
+        ),
+    ),
+    "embed": (
+        "Embed the catalogue; from the base model also fit the whitening (METHOD 2).",
+        (
+            SAMPLES,
+            CATALOGUE,
+            MODEL,
+            ADAPTER,
+            Option("whitening", "whitening.safetensors: written from the base model, read with an adapter"),
+            OUT,
+        ),
+    ),
+    "rollout": (
+        "Let the proxy try every training sample (METHOD 4.2).",
+        (
+            SAMPLES,
+            CATALOGUE,
+            ITEMS,
+            WHITENING,
+            MODEL,
+            ADAPTER,
+            Option("shard", "which part of the work, from 0", int, required=False),
+            Option("rollouts", "rollouts.parquet to write"),
+            Option("hidden", "hidden.safetensors to write"),
+        ),
+    ),
+    "gather": (
+        "Join the shards of a rollout.",
+        (
+            Option("rollout-shards", "rollouts.parquet of every shard", many=True),
+            Option("hidden-shards", "hidden.safetensors of every shard", many=True),
+            Option("rollouts", "rollouts.parquet to write"),
+            Option("hidden", "hidden.safetensors to write"),
+        ),
+    ),
+    "gradient": (
+        "Gradient and Hessian-vector product of the item loss, and embeddings (METHOD 4.4, 4.5).",
+        (
+            SAMPLES,
+            ITEMS,
+            WHITENING,
+            ROLLOUTS,
+            Option("hidden", "hidden.safetensors"),
+            Option("gradients", "gradients.safetensors to write"),
+            Option("embeddings", "embeddings.safetensors to write"),
+        ),
+    ),
+    "score": (
+        "Score every sample's learnability and representativeness (METHOD 4.3, 4.4).",
+        (ROLLOUTS, Option("gradients", "gradients.safetensors"), OUT),
+    ),
+    "select": (
+        "Keep the best samples within the budget, each unlike those already kept (METHOD 4.6).",
+        (
+            Option("samples", "samples.parquet"),
+            Option("scores", "scores.parquet; not for random and full", required=False),
+            Option("embeddings", "embeddings.safetensors; not for random and full", required=False),
+            Option("method", "minirec, random or full", str),
+            Option("budget", "samples to keep, or all", str),
+            SEED,
+            OUT,
+        ),
+    ),
+    "curriculum": (
+        "Order the selection from easy to hard within shuffled groups (METHOD 4.7).",
+        (
+            Option("selection", "selection.parquet"),
+            Option("scores", "scores.parquet; without it the order of the selection stays", required=False),
+            OUT,
+        ),
+    ),
+    "train": (
+        "Train a fresh policy on the curriculum, or a proxy on random samples (METHOD 3).",
+        (
+            SAMPLES,
+            CATALOGUE,
+            MODEL,
+            WHITENING,
+            Option("curriculum", "curriculum.parquet; without it: a proxy on random samples", required=False),
+            SEED,
+            Option("history", "history.parquet to write"),
+            Option("out", "folder of the adapter to write"),
+        ),
+    ),
+    "evaluate": (
+        "Rank the whole catalogue for every test sample (METHOD 5).",
+        (SAMPLES, CATALOGUE, MODEL, ADAPTER, WHITENING, Option("ranks", "ranks.parquet to write"), OUT),
+    ),
+    "summarise": (
+        "Gather metrics, costs and pictures of the main experiment.",
+        (
+            Option("results", "folder of the data set's results"),
+            CONFIG,
+            OUT,
+        ),
+    ),
+    "show": ("Print an artefact: what made it, its columns, counts and first rows.", ()),
+    "plan": ("Say what each stage of a target will roughly need.", ()),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every sub-command."""
+    top = argparse.ArgumentParser(prog="minirec", description=sys.modules["minirec"].__doc__)
+    top.add_argument("--version", action="version", version=f"minirec {__version__}")
+    commands = top.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for stage, (sentence, options) in STAGES.items():
+        command = commands.add_parser(stage, help=sentence, description=sentence, allow_abbrev=False)
+        if stage == "show":
+            command.add_argument("file", type=Path, help="Parquet, safetensors or JSON file, or an adapter's folder")
+            command.add_argument("--rows", type=int, default=5, help="rows to print")
+        elif stage == "plan":
+            command.add_argument("target", help="e.g. results/cds/metrics.json")
+            command.add_argument("--config", type=Path, nargs="+", default=[Path("config/config.yaml")])
+        for option in options:
+            command.add_argument(
+                f"--{option.name}",
+                type=option.type,
+                required=option.required,
+                nargs="+" if option.many else None,
+                help=option.help,
+                metavar=option.name.upper().replace("-", "_"),
+            )
+        if options:
+            command.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")
+        if stage in config.SECTIONS:
+            settings = command.add_argument_group("settings", "values as in config/config.yaml")
+            for _, name, meaning in config.fields(stage):
+                settings.add_argument(
+                    config.flag(name), required=True, metavar="VALUE", help=meaning.replace("%", "%%")
+                )
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a sub-command; returns the exit status."""
+    given = vars(parser().parse_args(arguments))
+    stage = given.pop("stage")
+    try:
+        from minirec.progress import log, start_log
+
+        start_log(given.pop("log", None))
+        sections: dict[str, dict[str, Any]] = {}
+        for section, name, _ in config.fields(stage) if stage in config.SECTIONS else ():
+            sections.setdefault(section, {})[name] = yaml.safe_load(given.pop(name))
+        given |= {section: config.section(section, values) for section, values in sections.items()}
+        importlib.import_module(f"minirec.{stage}").run(**given)
+    except InputError as error:
+        log.error("minirec %s: error: %s", stage, error)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        log.exception("minirec %s failed; this is a defect of minirec", stage)
+        return 70
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
