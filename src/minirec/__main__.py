@@ -148,6 +148,10 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
         "Rank the whole catalogue for every test sample (METHOD 5).",
         (SAMPLES, CATALOGUE, MODEL, ADAPTER, WHITENING, Option("ranks", "ranks.parquet to write"), OUT),
     ),
+    "references": (
+        "Rank the test samples with popularity, TF-IDF and item transitions (METHOD 5).",
+        (SAMPLES, CATALOGUE, Option("ranks", "references.parquet to write"), OUT),
+    ),
     "summarise": (
         "Gather metrics, costs and pictures of the main experiment.",
         (

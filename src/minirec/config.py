@@ -340,6 +340,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # the sections a stage reads
     "curriculum": ("curriculum",),
     "train": ("policy", "sampling", "reward", "train"),
     "evaluate": ("policy", "sampling", "evaluate"),
+    "references": ("evaluate",),
     "summarise": ("evaluate",),
 }
 SECTION_TYPES: dict[str, type[Section]] = {

@@ -1,0 +1,172 @@
+"""What the Snakefile asks of a configuration: flags, wildcards, resources and the runs behind a target."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minirec import config
+from minirec.config import METHODS, SIGNAL_FREE, Config
+from minirec.errors import InputError
+
+Wildcards = Mapping[str, str]
+
+
+def checked(raw: Mapping[str, Any]) -> Config:
+    """The configuration Snakemake merged; ends the program with one sentence where it is wrong."""
+    try:
+        return config.validate(raw)
+    except InputError as error:
+        sys.exit(f"minirec: configuration error: {error}")
+
+
+def own_python_first() -> None:
+    """Let `python` in a rule mean the Python that runs Snakemake; an environment that a job activates still wins."""
+    folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
+    os.environ["PATH"] = os.pathsep.join(dict.fromkeys(folders))
+
+
+def settings(given: Config, stage: str) -> Callable[[Wildcards], str]:
+    """The flags of a stage as a function of the wildcards: a variant of a method has settings of its own."""
+    return lambda wildcards: config.flags(given, stage, wildcards.get("method"))
+
+
+def entry(given: Config, kind: str, name: str) -> str:
+    """Where a data set or model comes from, as JSON; a data set's filter is not part of it."""
+    return str(getattr(given, kind)[name].model_dump_json(exclude={"filter"}, exclude_defaults=True))
+
+
+def data_filter(given: Config, dataset: str) -> str:
+    """The filter of a data set as JSON."""
+    return str(given.datasets[dataset].filter.model_dump_json(exclude_defaults=True))
+
+
+def prepare_inputs(given: Config, dataset: str) -> dict[str, str]:
+    """The two files of a data set; ends the program with one sentence where they are yours to provide and missing."""
+    files = {"interactions": f"data/{dataset}/interactions.parquet", "item_file": f"data/{dataset}/items.parquet"}
+    missing = [file for file in files.values() if not Path(file).is_file()]
+    if given.datasets[dataset].source == "own" and missing:
+        sys.exit(
+            f"minirec: the data set {dataset} is your own (source: own), but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not there; put {'it' if len(missing) == 1 else 'them'} there"
+        )
+    return files
+
+
+def constraints(given: Config) -> dict[str, str]:
+    """A regular expression for every wildcard: names of the configuration and nothing else."""
+    full = [name for name in [*METHODS, *given.variants] if given.method(name) == "full"]
+    return {
+        "results": re.escape(given.results),
+        "dataset": one_of(given.datasets),
+        "model": one_of(given.models),
+        "selector": one_of([*given.models, "none"]),
+        "method": one_of([*METHODS, *given.variants]),
+        "budget": "all|" + "".join(f"(?<!/{re.escape(name)}-)" for name in full) + "[1-9][0-9]*",  # no full-256
+        "seed": "0|[1-9][0-9]*",
+        "shard": "0|[1-9][0-9]*",
+    }
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A regular expression that matches the names and nothing else."""
+    return "|".join(map(re.escape, names)) or r"\b\B"
+
+
+def methods(given: Config, signals: bool) -> list[str]:
+    """The methods and variants that need signals, or those that do not."""
+    return [name for name in [*METHODS, *given.variants] if (given.method(name) not in SIGNAL_FREE) == signals]
+
+
+def run_path(given: Config, model: str, selector: str, method: str, budget: int | str, seed: int) -> str:
+    """The part of a path that names a run: `model/selector/method-budget/seed0`."""
+    budget = "all" if given.method(method) == "full" else budget
+    return f"{model}/{given.selector(method, selector)}/{method}-{budget}/seed{seed}"
+
+
+def main_runs(given: Config) -> list[str]:
+    """The runs behind results/DATASET/metrics.json, one a seed."""
+    main = given.main
+    return [run_path(given, main.model, main.selector, main.method, main.budget, seed) for seed in main.seeds]
+
+
+def compared_runs(given: Config) -> list[str]:
+    """The runs behind results/DATASET/comparison.parquet: the grid of `compare` and the main experiment."""
+    grid = given.compare
+    cells = [
+        run_path(given, model, selector, method, budget, seed)
+        for model in grid.models
+        for selector in grid.selectors or grid.models
+        for method in grid.methods
+        for budget in grid.budgets
+        for seed in grid.seeds
+    ]
+    return list(dict.fromkeys([*main_runs(given), *cells]))  # random and full have no selector, full no budget
+
+
+def resources(file: Path) -> Callable[[str], dict[str, Any]]:
+    """What a stage asks of a machine, from workflow/resources.yaml; memory grows with every attempt."""
+    table = yaml.safe_load(file.read_text(encoding="utf-8"))
+
+    def needs(stage: str) -> dict[str, Any]:
+        asked = table["default"] | table.get(stage, {})
+        memory = asked.pop("mem_mb")
+        asked.pop("threads")
+        return {"mem_mb": lambda wildcards, attempt: memory * attempt, **asked}
+
+    return needs
+
+
+def threads(file: Path) -> Callable[[str], int]:
+    """The threads of a stage, from workflow/resources.yaml; Snakemake never uses more than --cores."""
+    table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return lambda stage: int((table["default"] | table.get(stage, {}))["threads"])
+
+
+def tokenizer_items(given: Config, model: str) -> list[str]:
+    """The items whose titles train a tiny model's tokenizer; nothing for a real model."""
+    dataset = given.models[model].dataset
+    return [] if dataset is None else [f"data/{dataset}/items.parquet"]
+
+
+def summary_inputs(given: Config, results: str, dataset: str) -> dict[str, str | list[str]]:
+    """The files behind results/DATASET/metrics.json."""
+    top = f"{results}/{dataset}"
+    runs = main_runs(given)
+    selections = [run.split("/", 1)[1] for run in runs]
+    selector = given.selector(given.main.method, given.main.selector)
+    files: dict[str, str | list[str]] = {
+        "samples": f"{top}/samples.parquet",
+        "catalogue": f"{top}/catalogue.parquet",
+        "prepare": f"{top}/prepare.json",
+        "references": f"{top}/references.json",
+        "base": f"{top}/base/{given.main.model}/metrics.json",
+        "base_ranks": f"{top}/base/{given.main.model}/ranks.parquet",
+        "metrics": [f"{top}/runs/{run}/metrics.json" for run in runs],
+        "ranks": [f"{top}/runs/{run}/ranks.parquet" for run in runs],
+        "history": [f"{top}/runs/{run}/history.parquet" for run in runs],
+        "selection": [f"{top}/selections/{run}/selection.parquet" for run in selections],
+        "curriculum": [f"{top}/selections/{run}/curriculum.parquet" for run in selections],
+    }
+    if selector != "none":
+        files["scores"] = f"{top}/signals/{selector}/scores.parquet"
+        files["rollouts"] = f"{top}/signals/{selector}/rollouts.parquet"
+    return files
+
+
+def config_files(files: Iterable[str | Path]) -> list[str]:
+    """The configuration files Snakemake used, the workflow's own first, as paths from here where possible."""
+    paths = [os.path.relpath(file) for file in files]
+    return sorted(dict.fromkeys(paths), key=lambda path: path != os.path.join("config", "config.yaml"))
+
+
+def print_summaries(given: Config) -> None:
+    """Print the summary of every data set whose main experiment is there."""
+    for file in sorted(Path(given.results).glob("*/summary.txt")):
+        sys.stdout.write(file.read_text(encoding="utf-8"))

@@ -1,0 +1,112 @@
+"""One run: a fresh policy trained on a curriculum, and what it is worth."""
+
+
+rule train:
+    """Train a fresh policy on the curriculum; checkpoints/ beside the adapter lets a failed job resume."""
+    input:
+        samples="{results}/{dataset}/samples.parquet",
+        catalogue="{results}/{dataset}/catalogue.parquet",
+        curriculum="{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/curriculum.parquet",
+        whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
+        model="data/models/{model}",
+    output:
+        adapter=directory("{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter"),
+        history="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/history.parquet",
+    log:
+        "{results}/logs/{dataset}/train/{model}/{selector}/{method}-{budget}/seed{seed}.log",
+    benchmark:
+        "{results}/benchmarks/{dataset}/train/{model}/{selector}/{method}-{budget}/seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: cores("train")
+    resources:
+        **needs("train"),
+    params:
+        settings=settings("train"),
+        code=code("train"),
+    shell:
+        "python -m minirec train {params.settings} --seed {wildcards.seed} --samples {input.samples:q}"
+        " --catalogue {input.catalogue:q} --curriculum {input.curriculum:q} --model {input.model:q}"
+        " --whitening {input.whitening:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+
+
+rule evaluate:
+    """Rank the whole catalogue for every test sample with the trained policy."""
+    input:
+        samples="{results}/{dataset}/samples.parquet",
+        catalogue="{results}/{dataset}/catalogue.parquet",
+        whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
+        model="data/models/{model}",
+        adapter="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter",
+    output:
+        metrics="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/metrics.json",
+        ranks="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/ranks.parquet",
+    log:
+        "{results}/logs/{dataset}/evaluate/{model}/{selector}/{method}-{budget}/seed{seed}.log",
+    benchmark:
+        "{results}/benchmarks/{dataset}/evaluate/{model}/{selector}/{method}-{budget}/seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: cores("evaluate")
+    resources:
+        **needs("evaluate"),
+    params:
+        settings=settings("evaluate"),
+        code=code("evaluate"),
+    shell:
+        "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
+        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.whitening:q}"
+        " --ranks {output.ranks:q} --out {output.metrics:q} --log {log:q}"
+
+
+rule evaluate_base:
+    """The same policy before RL, for comparison."""
+    input:
+        samples="{results}/{dataset}/samples.parquet",
+        catalogue="{results}/{dataset}/catalogue.parquet",
+        whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
+        model="data/models/{model}",
+    output:
+        metrics="{results}/{dataset}/base/{model}/metrics.json",
+        ranks="{results}/{dataset}/base/{model}/ranks.parquet",
+    log:
+        "{results}/logs/{dataset}/evaluate_base/{model}.log",
+    benchmark:
+        "{results}/benchmarks/{dataset}/evaluate_base/{model}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: cores("evaluate")
+    resources:
+        **needs("evaluate"),
+    params:
+        settings=settings("evaluate"),
+        code=code("evaluate"),
+    shell:
+        "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
+        " --model {input.model:q} --whitening {input.whitening:q} --ranks {output.ranks:q}"
+        " --out {output.metrics:q} --log {log:q}"
+
+
+rule references:
+    """What simple recommenders reach on the same test samples: popularity, TF-IDF, item transitions."""
+    input:
+        samples="{results}/{dataset}/samples.parquet",
+        catalogue="{results}/{dataset}/catalogue.parquet",
+    output:
+        metrics="{results}/{dataset}/references.json",
+        ranks="{results}/{dataset}/references.parquet",
+    log:
+        "{results}/logs/{dataset}/references.log",
+    benchmark:
+        "{results}/benchmarks/{dataset}/references.tsv"
+    conda:
+        "../../environment.yml"
+    threads: cores("references")
+    resources:
+        **needs("references"),
+    params:
+        settings=settings("references"),
+        code=code("references"),
+    shell:
+        "python -m minirec references {params.settings} --samples {input.samples:q}"
+        " --catalogue {input.catalogue:q} --ranks {output.ranks:q} --out {output.metrics:q} --log {log:q}"
