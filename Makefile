@@ -1,0 +1,56 @@
+# `make help` lists the targets. All but help and clean first build .venv, where that is missing or out of date.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CORES ?= 2
+CONFIG ?= config/quickstart.yaml
+DATASET ?= movielens
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+installed := .venv/.installed
+target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml)/$(DATASET)/metrics.json
+
+.PHONY: help setup quickstart test check bench report clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
+
+setup: $(installed) ## build .venv with the exact versions of requirements.lock
+
+quickstart: $(installed) ## the whole chain on real data with a small real language model
+	@snakemake --cores $(CORES) --configfile $(CONFIG) -- $(target)
+	@echo "The results are in $(dir $(target)): start with metrics.json, or: .venv/bin/minirec show $(target)"
+
+test: $(installed) ## every test, the whole workflow with a tiny model among them
+	python -m pytest
+
+check: $(installed) ## format, lint, types and the fast tests
+	ruff format --check .
+	ruff check .
+	mypy src/minirec
+	snakefmt --check workflow
+	snakemake --lint
+	python -m pytest -m "not slow"
+
+bench: $(installed) ## measure speed and memory of the stages, on data made for it
+	@for script in benchmarks/*.py; do echo "== $$script"; python "$$script"; done
+
+report: $(installed) ## one HTML page about a finished run: pictures, tables, settings, times
+	@snakemake --configfile $(CONFIG) --report $(dir $(target))report.html -- $(target)
+
+clean: ## remove results and caches; data and models stay
+	@if [ -d results ]; then find results -mindepth 1 ! -path results/README.md -delete; fi
+	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	@rm -rf .snakemake .mypy_cache .pytest_cache .ruff_cache
+
+# torch comes first and exact: asked for together with the rest, pip may choose a build of several gigabytes.
+$(installed): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "minirec needs Python 3.11 or newer; name one with: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	.venv/bin/python -m pip install --quiet --requirement requirements.lock
+	.venv/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
