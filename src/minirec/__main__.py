@@ -136,8 +136,9 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
         (
             SAMPLES,
             CATALOGUE,
-            MODEL,
+            ITEMS,
             WHITENING,
+            MODEL,
             Option("curriculum", "curriculum.parquet; without it: a proxy on random samples", required=False),
             SEED,
             Option("history", "history.parquet to write"),
@@ -146,7 +147,16 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
     ),
     "evaluate": (
         "Rank the whole catalogue for every test sample (METHOD 5).",
-        (SAMPLES, CATALOGUE, MODEL, ADAPTER, WHITENING, Option("ranks", "ranks.parquet to write"), OUT),
+        (
+            SAMPLES,
+            CATALOGUE,
+            Option("items", "item table; without it: computed", required=False),
+            WHITENING,
+            MODEL,
+            ADAPTER,
+            Option("ranks", "ranks.parquet to write"),
+            OUT,
+        ),
     ),
     "references": (
         "Rank the test samples with popularity, TF-IDF and item transitions (METHOD 5).",

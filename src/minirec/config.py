@@ -102,7 +102,7 @@ class Policy(Section):
 
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen base model; adapters are float32")
     lora_r: int = Field(ge=1, description="rank of the adapters")
-    lora_alpha: float = Field(gt=0, description="scale of the adapters")
+    lora_alpha: int = Field(ge=1, description="scale of the adapters")
     lora_dropout: float = Field(ge=0, lt=1, description="dropout of the adapters")
     lora_targets: list[str] = Field(min_length=1, description="projections that get an adapter")
     lora_layers: int | None = Field(ge=1, description="only the top n layers get adapters; null: all")

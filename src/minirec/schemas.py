@@ -1,4 +1,4 @@
-"""Every table: its columns with type, meaning and range. `write` and `read` are the only way in and out of a Parquet file.
+"""Every table: its columns with type, meaning and range. `write` and `read` are the only way in and out of a file.
 
 A column is `name: type`, with `?` where it may be null. An artefact's metadata says what made it: see `Made`.
 """
@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,14 @@ TABLES: dict[str, Table] = {
         },
         key=("sample_id",),
     ),
+    "references": Table(
+        {
+            "reference": _c("str", "the simple recommender"),
+            "sample_id": _c("i64", "test sample", 0),
+            "rank": _c("i32", "rank of the target", 1),
+        },
+        key=("reference", "sample_id"),
+    ),
     "comparison": Table(
         {
             "model": _c("str", "trained model"),
@@ -214,11 +222,16 @@ class Made:
 
     stage: str
     settings: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, Path] = field(default_factory=dict)
+    inputs: Mapping[str, Path | str] = field(default_factory=dict)  # files, or their digests
+
+    @classmethod
+    def parse(cls, stored: dict[str, Any]) -> Made:
+        """From what an artefact stores."""
+        return cls(stored["stage"], stored["settings"], stored["inputs"])
 
     def json(self) -> str:
         """As stored in the artefact."""
-        inputs = {name: digest(path) for name, path in self.inputs.items()}
+        inputs = {name: digest(i) if isinstance(i, Path) else i for name, i in self.inputs.items()}
         content = {"version": __version__, "stage": self.stage, "settings": self.settings, "inputs": inputs}
         return json.dumps(content, sort_keys=True, default=str)
 

@@ -7,6 +7,7 @@ rule train:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
         curriculum="{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/curriculum.parquet",
+        item_table="{results}/{dataset}/base/{model}/items.safetensors",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
         model="data/models/{model}",
     output:
@@ -27,7 +28,7 @@ rule train:
     shell:
         "python -m minirec train {params.settings} --seed {wildcards.seed} --samples {input.samples:q}"
         " --catalogue {input.catalogue:q} --curriculum {input.curriculum:q} --model {input.model:q}"
-        " --whitening {input.whitening:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
 
 
 rule evaluate:
@@ -64,6 +65,7 @@ rule evaluate_base:
     input:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
+        item_table="{results}/{dataset}/base/{model}/items.safetensors",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
         model="data/models/{model}",
     output:
@@ -83,7 +85,7 @@ rule evaluate_base:
         code=code("evaluate"),
     shell:
         "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --whitening {input.whitening:q} --ranks {output.ranks:q}"
+        " --model {input.model:q} --items {input.item_table:q} --whitening {input.whitening:q} --ranks {output.ranks:q}"
         " --out {output.metrics:q} --log {log:q}"
 
 

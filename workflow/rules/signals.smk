@@ -32,6 +32,7 @@ rule train_proxy:
     input:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
+        item_table="{results}/{dataset}/base/{selector}/items.safetensors",
         whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
         model="data/models/{selector}",
     output:
@@ -53,7 +54,7 @@ rule train_proxy:
     shell:
         "python -m minirec train {params.settings} --seed {params.seed}"
         " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q}"
-        " --whitening {input.whitening:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
 
 
 rule embed_proxy:

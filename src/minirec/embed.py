@@ -1,0 +1,61 @@
+"""embed: the catalogue as vectors, and the whitening of both sides (METHOD 2).
+
+From the base model the whitening is fitted and written; with an adapter it is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minirec import config, generate, splits, tensors
+from minirec.policy import Policy
+from minirec.progress import progress
+from minirec.schemas import Made
+from minirec.whitening import Whitening
+
+
+def user_states(policy: Policy, bodies: list[str]) -> torch.Tensor:
+    """States [n, d] of users after an empty completion, not whitened."""
+    prompts = policy.user_bodies(bodies)
+    out = torch.zeros(len(prompts), policy.width)
+    with progress("users", len(prompts), "prompts") as bar:
+        for rows in policy.batches(prompts, extra=len(policy.marker_ids)):
+            written = generate.write(policy, [prompts[row] for row in rows], limits=[0])
+            out[rows] = written.hidden[:, 0].cpu()
+            bar.add(len(rows))
+    return out
+
+
+@torch.no_grad()
+def run(
+    *,
+    policy: config.Policy,
+    embed: config.Embed,
+    samples: Path,
+    catalogue: Path,
+    model: Path,
+    adapter: Path | None,
+    whitening: Path,
+    out: Path,
+) -> None:
+    """Write the item table, whitened where whitening is on, and without an adapter the whitening."""
+    loaded = Policy.load(model, policy, adapter)
+    inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
+    made = Made("embed", policy.model_dump() | embed.model_dump(), inputs)
+    raw = loaded.embed_items(loaded.item_bodies(splits.catalogue_texts(catalogue)), "items").cpu()
+    if adapter is not None:
+        whiten = Whitening.read(whitening)
+    elif policy.whiten_dim is None:
+        whiten = Whitening.identity()
+        whiten.write(whitening, made)
+    else:
+        train = splits.load(samples, catalogue, "train", policy.prompt_history)
+        count = min(embed.whiten_prompts or len(train), len(train))
+        rows = np.linspace(0, len(train) - 1, count).round().astype(int)  # spread over time
+        users = user_states(loaded, list(train.take(list(rows)).bodies))
+        whiten = Whitening.fit(users.numpy(), raw.numpy(), policy.whiten_dim)
+        whiten.write(whitening, made)
+    tensors.write({"items": whiten.item(raw).numpy(), "row": np.arange(len(raw), dtype=np.int64)}, out, made)

@@ -1,0 +1,82 @@
+"""evaluate: rank the whole catalogue for every test sample (METHOD 5).
+
+Without an adapter this is the policy before RL.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from minirec import config, metrics, ranking, schemas, splits
+from minirec.policy import Policy
+from minirec.progress import log
+from minirec.schemas import Made
+from minirec.whitening import Whitening
+
+
+def write(
+    rank: np.ndarray,
+    without: np.ndarray,
+    top: np.ndarray,
+    sample_id: np.ndarray,
+    settings: config.Evaluate,
+    made: Made,
+    ranks: Path,
+    out: Path,
+) -> None:
+    """Write ranks.parquet and metrics.json."""
+    columns: dict[str, Any] = {
+        "sample_id": sample_id,
+        "rank": rank,
+        "rank_without_reasoning": without,
+        "top": list(top),
+    }
+    schemas.write("ranks", pa.table(columns, schemas.TABLES["ranks"].schema()), ranks, made)
+    summary = {
+        "samples": len(rank),
+        "metrics": metrics.summary(rank, settings),
+        "metrics_without_reasoning": metrics.summary(without, settings),
+        "made": json.loads(made.json()),
+    }
+    with schemas.replacing(out) as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    for name, value in summary["metrics"].items():
+        log.info("%s %.4f [%.4f, %.4f]", name, value["mean"], value["low"], value["high"])
+
+
+@torch.no_grad()
+def run(
+    *,
+    policy: config.Policy,
+    sampling: config.Sampling,
+    evaluate: config.Evaluate,
+    samples: Path,
+    catalogue: Path,
+    items: Path | None,
+    whitening: Path,
+    model: Path,
+    adapter: Path | None,
+    ranks: Path,
+    out: Path,
+) -> None:
+    """Evaluate a policy; the item table is computed where none is given."""
+    test = splits.load(samples, catalogue, "test", policy.prompt_history)
+    loaded = Policy.load(model, policy, adapter)
+    whiten = Whitening.read(whitening)
+    if items is not None:
+        from minirec import tensors
+
+        table = torch.from_numpy(tensors.read(items, "items")["items"])
+    else:
+        table = whiten.item(loaded.embed_items(loaded.item_bodies(splits.catalogue_texts(catalogue)), "items"))
+    ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, max(evaluate.cutoffs), "evaluate")
+    settings = policy.model_dump() | sampling.model_dump() | evaluate.model_dump()
+    inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
+    made = Made("evaluate", settings, inputs)
+    write(ranked.rank, ranked.rank_without_reasoning, ranked.top, test.sample_id, evaluate, made, ranks, out)

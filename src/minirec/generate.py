@@ -1,0 +1,162 @@
+"""Writing completions and reading them again with gradients (METHOD 2, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minirec.policy import Policy
+from minirec.tree import Tree, pad
+
+
+def uniforms(seed: int, sample_id: int, completion: int, count: int, epoch: int = 0) -> np.ndarray:
+    """The random stream of one completion: `count` numbers in [0, 1), a function of the arguments alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, sample_id], counter=[0, 0, completion, epoch])).random(count)
+
+
+def noise(seed: int, sample_ids: Sequence[int], completions: int, count: int, epoch: int = 0) -> Tensor:
+    """The numbers that choose the tokens [n, G, count]; a function of (seed, sample, completion, epoch) alone."""
+    rows = [[uniforms(seed, int(s), g, count, epoch) for g in range(completions)] for s in sample_ids]
+    return torch.from_numpy(np.array(rows))
+
+
+@dataclass
+class Completions:
+    """G completions of each of n prompts."""
+
+    tokens: list[list[list[int]]]  # [n][G]: sampled ids, forced marker not included
+    forced: list[list[bool]]  # [n][G]: whether the marker had to be appended
+    hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened
+
+
+@torch.no_grad()
+def write(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+) -> Completions:
+    """Write completions of one batch of prompts (without their shared prefix); greedy where `noise` is None.
+
+    limits [G]: longest completion of each branch, in tokens; 0 is the empty completion, the bare marker.
+    noise [n, G, max(limits)]: numbers in [0, 1) that choose the tokens, by the inverse of the distribution function
+    over tokens from likely to unlikely. The state at the marker comes from the decoding step that reads it.
+    """
+    n, groups = len(prompts), len(limits)
+    marker = policy.marker_ids
+    tree = Tree(policy.decoder, policy.user_prompts.prefix, n)
+    reader = _Reader(policy, tree, groups)
+    state = tree.read(prompts)[:, None, :].expand(n, groups, -1)
+    tokens: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(n)]
+    queues: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(n)]  # chosen, not yet read
+    forced = [[True] * groups for _ in range(n)]
+    writing = [(i, g) for i in range(n) for g in range(groups) if limits[g] > 0]
+    for i, g in {(i, g) for i in range(n) for g in range(groups)}.difference(writing):
+        queues[i][g] += marker
+    step = 0
+    while writing:
+        logits = policy.logits(state)
+        chosen = logits.argmax(-1) if noise is None else _sample(logits, noise[:, :, step], temperature, top_k)
+        step += 1
+        picks = chosen.tolist()
+        going = []
+        for i, g in writing:
+            token = picks[i][g]
+            tokens[i][g].append(token)
+            queues[i][g].append(token)
+            if has_marker(policy, tokens[i][g]):
+                forced[i][g] = False
+            elif token in policy.eos_ids or step == limits[g]:
+                queues[i][g] += marker
+            else:
+                going.append((i, g))
+        writing = going
+        if writing:
+            state = reader.read([[queue[:1] for queue in row] for row in queues])
+            queues = [[queue[1:] for queue in row] for row in queues]
+    reader.read(queues)
+    return Completions(tokens, forced, reader.pooled())
+
+
+def reread(policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions) -> tuple[Tensor, Tensor, Tensor]:
+    """Read prompts with their completions once more, keeping gradients where they are enabled.
+
+    Returns the log-probabilities of the sampled tokens at temperature 1 [n, G, T], which of them are real [n, G, T],
+    and the pooled states [n, G, d].
+    """
+    n, groups = len(prompts), len(completions.tokens[0])
+    tree = Tree(policy.decoder, policy.user_prompts.prefix, n)
+    first = tree.read(prompts)
+    reader = _Reader(policy, tree, groups)
+    marker = policy.marker_ids
+    texts = [
+        [tokens + (marker if forced else []) for tokens, forced in zip(*row, strict=True)]
+        for row in zip(completions.tokens, completions.forced, strict=True)
+    ]
+    reader.read(texts)
+    longest = max(len(tokens) for row in completions.tokens for tokens in row)
+    flat = [tokens for row in completions.tokens for tokens in row]
+    ids, real = pad(flat, policy.device)
+    ids, real = ids.view(n, groups, longest), real.view(n, groups, longest)
+    before = torch.cat([first[:, None, None, :].expand(n, groups, 1, -1), reader.states], 2)[:, :, :longest]
+    logits = policy.logits(before[real])
+    log_probability = torch.zeros(n, groups, longest, device=policy.device)
+    log_probability[real] = logits.log_softmax(-1).gather(-1, ids[real][:, None]).squeeze(-1)
+    return log_probability, real, reader.pooled()
+
+
+def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
+    """Whether the last of these tokens completes the marker; it may be tokenised in any way."""
+    marker = policy.settings.marker
+    return marker in policy.tokenizer.decode(tokens[-len(marker) :])
+
+
+class _Reader:
+    """Reads tokens of every branch and pools the states."""
+
+    def __init__(self, policy: Policy, tree: Tree, groups: int) -> None:
+        self.policy, self.tree, self.groups = policy, tree, groups
+        self.rows = len(tree.length)
+        self.count = torch.zeros(self.rows, groups, dtype=torch.long, device=tree.device)
+        self.sum: Tensor | float = 0.0
+        self.last = torch.zeros(self.rows, groups, policy.width, device=tree.device)
+
+    def read(self, chunk: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """Read a list of tokens a branch; returns the state after each branch's last token [n, G, d]."""
+        n, groups = self.rows, self.groups
+        ids, valid = pad([tokens for row in chunk for tokens in row], self.tree.device)
+        width = ids.shape[1]
+        branch = torch.arange(groups, device=self.tree.device).repeat_interleave(width).expand(n, -1)
+        start = self.tree.length[:, None] + self.count
+        positions = start[:, :, None] + torch.arange(width, device=self.tree.device)
+        hidden = self.tree.extend(ids.view(n, -1), valid.view(n, -1), branch, positions.view(n, -1))
+        self.states = hidden.view(n, groups, width, -1)
+        valid = valid.view(n, groups, width)
+        states = self.states.float()
+        if self.policy.settings.pooling == "mean":
+            self.sum = self.sum + (states * valid[..., None]).sum(2)
+        counts = valid.sum(2)
+        at_end = states.gather(2, (counts - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, states.shape[-1]))
+        self.last = torch.where((counts > 0)[..., None], at_end.squeeze(2), self.last)
+        self.count = self.count + counts
+        return self.last.to(hidden.dtype)
+
+    def pooled(self) -> Tensor:
+        """The state of each branch by the policy's pooling [n, G, d], float32."""
+        return self.sum / self.count[..., None] if self.policy.settings.pooling == "mean" else self.last
+
+
+def _sample(logits: Tensor, noise: Tensor, temperature: float, top_k: int) -> Tensor:
+    count = min(top_k or logits.shape[-1], logits.shape[-1])
+    best, ids = (logits / temperature).topk(count, dim=-1)
+    below = best.double().softmax(-1).cumsum(-1)
+    slot = torch.searchsorted(below, noise.double()[..., None].contiguous().to(below.device), right=True).clamp(
+        max=count - 1
+    )
+    return ids.gather(-1, slot).squeeze(-1)

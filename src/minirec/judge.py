@@ -1,0 +1,26 @@
+"""Judging completions: from pooled states to ranks, rewards and advantages (METHOD 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minirec import config, rewards
+from minirec.splits import Split
+from minirec.whitening import Whitening
+
+
+def judge(
+    hidden: Tensor, items: Tensor, split: Split, whitening: Whitening, tau: float, reward: config.Reward
+) -> dict[str, Tensor]:
+    """Rank, pi, NDCG, hit, reward and advantage [n, G] of completions with pooled states [n, G, d]."""
+    n, groups, _ = hidden.shape
+    scores = rewards.scores(whitening.user(hidden).flatten(0, 1), items, tau)
+    target = torch.as_tensor(split.target, device=hidden.device).repeat_interleave(groups)
+    history = torch.as_tensor(split.history, device=hidden.device).repeat_interleave(groups, 0)
+    rank = rewards.ranks(scores, target, history)
+    pi = rewards.log_pi(scores, target, history).exp()
+    ndcg, total = rewards.reward(rank, pi, reward.beta, reward.cutoff)
+    shaped = {"rank": rank, "pi": pi, "ndcg": ndcg, "hit": rank <= reward.cutoff, "reward": total}
+    shaped = {name: values.view(n, groups) for name, values in shaped.items()}
+    return shaped | {"advantage": rewards.advantages(shaped["reward"])}

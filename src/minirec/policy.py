@@ -1,0 +1,166 @@
+"""The dual-head policy (METHOD 2): one causal LM that writes about a user and embeds users and items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minirec import config, prompts
+from minirec.errors import InputError
+from minirec.progress import progress
+from minirec.tree import PROMPT, Tree, pad
+
+
+@dataclass
+class Policy:
+    """A model with its tokenizer and prompts; `settings.lora_*` say what is trained."""
+
+    model: Any
+    tokenizer: Any
+    settings: config.Policy
+
+    @classmethod
+    def load(cls, folder: Path, settings: config.Policy, adapter: Path | None = None) -> Policy:
+        """Load a base model from safetensors, and an adapter on it; raises InputError where one is unusable."""
+        for needed in ("config.json", "tokenizer.json"):
+            if not (folder / needed).is_file():
+                raise InputError(f"{folder} has no {needed}; fetch the model again")
+        if not any(folder.glob("*.safetensors")):
+            raise InputError(f"{folder} has no weights (*.safetensors); fetch the model again")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.chat_template is None:
+            raise InputError(f"{folder} has no chat template; take an instruction-tuned model")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, settings.dtype), use_safetensors=True, trust_remote_code=False
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            if not (adapter / "adapter_model.safetensors").is_file():
+                raise InputError(f"{adapter} has no adapter_model.safetensors; run train again")
+            model = PeftModel.from_pretrained(model, adapter)
+        return cls(model.to(device).eval(), tokenizer, settings)
+
+    def add_adapter(self, seed: int) -> None:
+        """Wrap the model with a fresh trainable LoRA adapter; the base weights are frozen."""
+        from peft import LoraConfig, get_peft_model
+
+        s = self.settings
+        total = self.model.config.get_text_config().num_hidden_layers
+        if s.lora_layers is not None and s.lora_layers > total:
+            raise InputError(f"policy.lora_layers is {s.lora_layers}, but the model has {total} layers; lower it")
+        lora = LoraConfig(
+            r=s.lora_r,
+            lora_alpha=s.lora_alpha,
+            lora_dropout=s.lora_dropout,
+            target_modules=s.lora_targets,
+            layers_to_transform=None if s.lora_layers is None else list(range(total - s.lora_layers, total)),
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(seed)
+        self.model = get_peft_model(self.model, lora)
+
+    @property
+    def decoder(self) -> Any:
+        """The transformer without the LM head."""
+        return self._base.get_decoder()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state, d."""
+        return self.model.config.get_text_config().hidden_size
+
+    @cached_property
+    def eos_ids(self) -> set[int]:
+        """Tokens that end a turn."""
+        ids = self.model.generation_config.eos_token_id
+        listed = ids if isinstance(ids, list) else [ids]
+        return {i for i in [*listed, self.tokenizer.eos_token_id] if i is not None}
+
+    @property
+    def _base(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits in float32 [..., vocabulary] of hidden states [..., d]."""
+        logits = self._base.get_output_embeddings()(hidden).float()
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    @cached_property
+    def user_prompts(self) -> prompts.Prompts:
+        """What the policy reads about users."""
+        return prompts.user_prompts(self.tokenizer, self.settings.marker, self.settings.system)
+
+    @cached_property
+    def item_prompts(self) -> prompts.Prompts:
+        """What the policy reads about items."""
+        s = self.settings
+        return prompts.item_prompts(self.tokenizer, s.marker, s.system, s.max_item_tokens)
+
+    @cached_property
+    def marker_ids(self) -> list[int]:
+        """The marker as token ids."""
+        return prompts.marker_ids(self.tokenizer, self.settings.marker)
+
+    def user_bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """User prompts after their shared prefix."""
+        return [self.user_prompts.encode(text) for text in texts]
+
+    def item_bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Item prompts after their shared prefix."""
+        return [self.item_prompts.encode(text) for text in texts]
+
+    def batches(self, prompts: Sequence[Sequence[int]], extra: int = 0) -> Iterator[list[int]]:
+        """Row numbers of prompts in batches of `batch_tokens`, `extra` tokens counted on top of each prompt."""
+        return batches([len(prompt) + extra for prompt in prompts], self.settings.batch_tokens)
+
+    def embed_items(self, bodies: Sequence[Sequence[int]], what: str | None = None) -> Tensor:
+        """Vectors of items [m, d], float32 and not whitened, from their prompts after the shared prefix.
+
+        `last`: the state at the marker's last token; `mean`: over what follows the instruction. Keeps gradients where
+        they are enabled. `what` names a progress bar.
+        """
+        prefix = self.item_prompts.prefix
+        rows_of, vectors = [], []
+        with progress(what, len(bodies), "items") if what else nullcontext() as bar:
+            for rows in self.batches(bodies):
+                tree = Tree(self.decoder, prefix, len(rows))
+                ids, valid = pad([bodies[r] for r in rows], self.device)
+                positions = len(prefix) + torch.arange(ids.shape[1], device=self.device)[None]
+                hidden = tree.extend(ids, valid, torch.full_like(ids, PROMPT), positions.expand_as(ids)).float()
+                if self.settings.pooling == "mean":
+                    vectors.append((hidden * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
+                else:
+                    vectors.append(hidden[torch.arange(len(rows), device=self.device), valid.sum(1) - 1])
+                rows_of += rows
+                if bar:
+                    bar.add(len(rows))
+        return torch.cat(vectors)[torch.argsort(torch.tensor(rows_of)).to(self.device)]
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, each of at most `budget` padded tokens (but one row at least).
+
+    Depends on the lengths alone, so every run and every shard forms the same batches.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    start = 0
+    while start < len(order):
+        count = max(1, budget // max(1, lengths[order[start]]))
+        yield order[start : start + count]
+        start += count

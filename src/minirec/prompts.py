@@ -1,0 +1,93 @@
+"""Prompts as token ids (METHOD 2): what the policy reads about a user and about an item.
+
+A prompt is prefix + body + suffix. Prefix and suffix are the same for every prompt of a kind, so their keys and values
+can be shared; the body, made of other people's titles, is tokenised as plain text and cannot contain a special token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+USER_INSTRUCTION = (
+    "A user chose these items, oldest first (time before now, title, rating). "
+    "Reason briefly about what the user likes and what kind of item comes next."
+)
+ITEM_INSTRUCTION = "Name the key attributes of this item."
+_BODY = "BODY_OF_THE_PROMPT"
+_UNITS = ((365 * 86_400_000, "year"), (30 * 86_400_000, "month"), (86_400_000, "day"), (3_600_000, "hour"))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Makes the prompts of one kind."""
+
+    tokenizer: Any
+    prefix: list[int]  # shared start
+    suffix: list[int]  # shared end
+    marker: str
+    max_body: int | None = None  # longer bodies are cut
+
+    def encode(self, body: str) -> list[int]:
+        """The ids that follow the prefix."""
+        ids = self.tokenizer(neutral(body, self.marker), add_special_tokens=False, split_special_tokens=True)
+        return ids["input_ids"][: self.max_body] + self.suffix
+
+
+def user_prompts(tokenizer: Any, marker: str, system: str | None) -> Prompts:
+    """Prompts about users; the body is made by `history_lines`."""
+    before, after = _template(tokenizer, USER_INSTRUCTION, system)
+    return Prompts(tokenizer, _ids(tokenizer, before), _ids(tokenizer, after), marker)
+
+
+def item_prompts(tokenizer: Any, marker: str, system: str | None, max_body: int) -> Prompts:
+    """Prompts about items; the body is the catalogue's text, the assistant's turn opens with the marker."""
+    before, after = _template(tokenizer, ITEM_INSTRUCTION, system)
+    return Prompts(
+        tokenizer, _ids(tokenizer, before), _ids(tokenizer, after) + _ids(tokenizer, marker), marker, max_body
+    )
+
+
+def marker_ids(tokenizer: Any, marker: str) -> list[int]:
+    """The marker as it is appended to a completion without one."""
+    return _ids(tokenizer, marker)
+
+
+def history_lines(titles: Sequence[str], ratings: Sequence[float | None], ages: Sequence[int]) -> str:
+    """One line an item: time before the target, title, rating where there is one."""
+    lines = []
+    for title, rating, milliseconds in zip(titles, ratings, ages, strict=True):
+        stars = "" if rating is None or rating != rating else f", rated {rating:g}"
+        lines.append(f"- {age(milliseconds)}: {' '.join(title.split()) or 'untitled'}{stars}")
+    return "\n".join(lines)
+
+
+def age(milliseconds: int) -> str:
+    """A time span in its largest unit, e.g. `3 days`."""
+    for size, unit in _UNITS:
+        if milliseconds >= size:
+            count = milliseconds // size
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return "just now"
+
+
+def neutral(text: str, marker: str) -> str:
+    """Text without the marker: nothing a title says may look like the end of the reasoning."""
+    harmless = "".join(c for c in marker if c.isalnum())
+    while marker in text:
+        text = text.replace(marker, harmless if harmless != marker else "")
+    return text
+
+
+def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str, str]:
+    """What the chat template puts before and after the body, the assistant's turn opened."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": f"{instruction}\n{_BODY}"})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before, after = text.split(_BODY)
+    return before, after
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

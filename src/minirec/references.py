@@ -1,0 +1,93 @@
+"""references: what recommenders without a language model reach on the same test samples (METHOD 5).
+
+They learn from the training samples alone, as the policy does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from minirec import config, metrics, schemas, splits
+from minirec.progress import log
+from minirec.schemas import Made
+
+CHUNK = 1024  # test samples ranked at a time
+
+
+def ranks(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> np.ndarray:
+    """Rank of each target [n] in scores [n, m]; history [n, w] masked, ties to the lower row (METHOD 3)."""
+    scores = scores.astype(np.float64)
+    row, slot = np.nonzero(history >= 0)
+    scores[row, history[row, slot]] = -np.inf
+    own = scores[np.arange(len(target)), target][:, None]
+    lower = np.arange(scores.shape[1]) < target[:, None]
+    return (1 + (scores > own).sum(1) + ((scores == own) & lower).sum(1)).astype(np.int32)
+
+
+def transitions(samples: pa.Table, items: int) -> csr_array:
+    """Counts [m, m] of item b following item a in the training samples, each event of a user once."""
+    train = samples.filter(pc.equal(samples["split"], "train"))
+    user = pc.dictionary_encode(train["user_id"].combine_chunks()).indices.to_numpy()
+    history, age = (
+        splits.padded(train["history"].combine_chunks()),
+        splits.padded(train["history_age"].combine_chunks()),
+    )
+    time = schemas.numpy(train, "timestamp")[:, None] - age
+    chain = np.concatenate([history, np.full((len(history), 1), -1)], 1)
+    times = np.concatenate([time, np.zeros((len(history), 1), dtype=np.int64)], 1)
+    length = (history >= 0).sum(1)
+    chain[np.arange(len(chain)), length] = schemas.numpy(train, "target")
+    times[np.arange(len(chain)), length] = schemas.numpy(train, "timestamp")
+    row, slot = np.nonzero(chain[:, 1:] >= 0)
+    events = np.stack([user[row], times[row, slot + 1], chain[row, slot], chain[row, slot + 1]], 1)
+    events = np.unique(events, axis=0)
+    return csr_array((np.ones(len(events)), (events[:, 2], events[:, 3])), shape=(items, items))
+
+
+def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Path, out: Path) -> None:
+    """Write the metrics and ranks of every reference."""
+    table = schemas.read("samples", samples)
+    test = splits.load(samples, catalogue, "test", 1)
+    goods = schemas.read("catalogue", catalogue).sort_by("row")
+    popularity = schemas.numpy(goods, "popularity").astype(np.float64)
+    words = TfidfVectorizer(sublinear_tf=True).fit_transform(goods["text"].to_pylist())
+    follows = transitions(table, goods.num_rows)
+    tie = popularity / (popularity.max() + 1)  # decides among items never seen to follow
+    length = (test.history >= 0).sum(1)
+    last = test.history[np.arange(len(test)), length - 1]
+    methods: dict[str, Callable[[slice], np.ndarray]] = {
+        "popularity": lambda part: np.tile(popularity, (len(last[part]), 1)),
+        "tfidf_last": lambda part: (words[last[part]] @ words.T).toarray(),
+        "tfidf_history": lambda part: _mean_rows(words, test.history[part]) @ words.T.toarray(),
+        "transitions": lambda part: follows[last[part]].toarray() + tie,
+    }
+    summary, parts = {}, []
+    for name, scores in methods.items():
+        chunks = [slice(start, start + CHUNK) for start in range(0, len(test), CHUNK)]
+        found = np.concatenate([_ranks(scores(part), test.target[part], test.history[part]) for part in chunks])
+        summary[name] = metrics.summary(found, evaluate)
+        parts.append(pa.table({"reference": [name] * len(found), "sample_id": test.sample_id, "rank": found}))
+        log.info("%s: NDCG@10 %.4f", name, float(metrics.ndcg(found, 10).mean()))
+    made = Made("references", evaluate.model_dump(), {"samples": samples, "catalogue": catalogue})
+    schemas.write("references", pa.concat_tables(parts), ranks, made)
+    with schemas.replacing(out) as partial:
+        content = {"samples": len(test), "references": summary, "made": json.loads(made.json())}
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+_ranks = ranks  # `run` has an argument of that name
+
+
+def _mean_rows(words: csr_array, history: np.ndarray) -> np.ndarray:
+    rows, slots = np.nonzero(history >= 0)
+    counts = (history >= 0).sum(1)
+    share = csr_array((1 / counts[rows], (rows, history[rows, slots])), shape=(len(history), words.shape[0]))
+    return (share @ words).toarray()

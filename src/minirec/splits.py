@@ -1,0 +1,79 @@
+"""A split of the samples as the policy needs it: what the prompt says, what to predict, what to mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from minirec import schemas
+from minirec.errors import InputError
+from minirec.prompts import history_lines
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples in the order of sample_id."""
+
+    sample_id: np.ndarray  # [n] int64
+    target: np.ndarray  # [n] int64, catalogue rows
+    history: np.ndarray  # [n, w] int64, catalogue rows, padded with -1: never recommended
+    bodies: Sequence[str]  # [n] what the prompt says after the instruction
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def take(self, rows: Sequence[int]) -> Split:
+        """These rows, in this order."""
+        index = np.asarray(rows, dtype=np.int64)
+        bodies = [self.bodies[row] for row in index]
+        return Split(self.sample_id[index], self.target[index], self.history[index], bodies)
+
+    def rows_of(self, wanted: np.ndarray) -> np.ndarray:
+        """Row numbers of sample ids; raises InputError where one is not in the split."""
+        rows = np.searchsorted(self.sample_id, wanted).clip(max=len(self) - 1)
+        missing = self.sample_id[rows] != wanted
+        if missing.any():
+            raise InputError(f"sample {wanted[missing][0]} is not in this split; make the selection again")
+        return rows
+
+
+def load(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Split:
+    """Read one split; raises InputError where it is empty or refers to no catalogue row."""
+    table = schemas.read("samples", samples)
+    table = table.filter(pc.equal(table["split"], split)).sort_by("sample_id")
+    if table.num_rows == 0:
+        raise InputError(f"{samples} has no {split} samples; use more interactions")
+    titles = schemas.read("catalogue", catalogue, ["title"])["title"].to_pylist()
+    history = padded(table["history"].combine_chunks())
+    target = schemas.numpy(table, "target").astype(np.int64)
+    if max(target.max(), history.max()) >= len(titles):
+        raise InputError(
+            f"{samples} refers to row {max(target.max(), history.max())}, beyond {catalogue}; run prepare again"
+        )
+    bodies = list(_bodies(table, titles, prompt_history))
+    return Split(schemas.numpy(table, "sample_id"), target, history, bodies)
+
+
+def catalogue_texts(catalogue: Path) -> list[str]:
+    """What the item prompts say, in the order of the rows."""
+    return schemas.read("catalogue", catalogue, ["row", "text"]).sort_by("row")["text"].to_pylist()
+
+
+def padded(lists: object) -> np.ndarray:
+    """An Arrow list array as an int64 matrix, padded right with -1."""
+    offsets = np.asarray(lists.offsets)  # type: ignore[attr-defined]
+    values = np.asarray(lists.values)  # type: ignore[attr-defined]
+    lengths = np.diff(offsets)
+    out = np.full((len(lengths), max(1, lengths.max(initial=0))), -1, dtype=np.int64)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = values[offsets[0] : offsets[-1]]
+    return out
+
+
+def _bodies(table: object, titles: list[str], count: int) -> Iterator[str]:
+    columns = (table[name].to_pylist() for name in ("history", "history_rating", "history_age"))  # type: ignore[index]
+    for rows, ratings, ages in zip(*columns, strict=True):
+        yield history_lines([titles[row] for row in rows[-count:]], ratings[-count:], ages[-count:])

@@ -1,0 +1,212 @@
+"""train: GRPO on a curriculum, or of a proxy on random samples (METHOD 3, 4.1, 4.8).
+
+Checkpoints lie in `checkpoints/` beside the adapter, one at every evaluation on valid; an interrupted run goes on from
+the last complete one, to the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOConfig
+
+from minirec import config, metrics, ranking, schemas, splits, tensors
+from minirec.errors import InputError
+from minirec.policy import Policy
+from minirec.progress import log, progress
+from minirec.schemas import Made
+from minirec.splits import Split
+from minirec.trainer import ITEMS, RecommenderTrainer
+from minirec.whitening import Whitening
+
+
+def proxy_samples(sample_id: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """A uniform draw of training samples, in the drawn order (METHOD 4.1)."""
+    if count > len(sample_id):
+        raise InputError(f"train.proxy_size is {count}, but there are only {len(sample_id)} training samples; lower it")
+    return np.random.default_rng(seed).choice(sample_id, count, replace=False)
+
+
+def arguments(train: config.Train, completions: int, samples: int, seed: int, folder: Path, validated: bool) -> Any:
+    """TRL's settings; what TRL would decide by itself is said here."""
+    steps = math.ceil(samples / train.batch_prompts)
+    every = math.ceil(steps / max(train.evaluations_per_epoch, 1))
+    groups = max(2, completions)  # TRL refuses 1; our completions never pass through it
+    return GRPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=train.batch_prompts,
+        per_device_eval_batch_size=groups,
+        num_generations=groups,
+        steps_per_generation=groups,
+        gradient_accumulation_steps=1,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=train.warmup_steps,
+        max_grad_norm=train.max_grad_norm,
+        optim="adamw_torch",
+        weight_decay=0.0,
+        beta=0.0,
+        bf16=False,
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=validated,
+        metric_for_best_model="eval_ndcg",
+        greater_is_better=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+    )
+
+
+class _Bar(TrainerCallback):
+    """Shows the steps."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.context = progress(self.what, state.max_steps, "steps", done=state.global_step)
+        self.bar = self.context.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.add()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        log.info("valid: NDCG@10 %.4f after step %d", given["metrics"]["eval_ndcg"], state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.context.__exit__(None, None, None)
+
+
+def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
+    """The trainer's log as history.parquet."""
+    valid = {entry["step"]: entry["eval_ndcg"] for entry in log_history if "eval_ndcg" in entry}
+    names = schemas.TABLES["history"].columns
+    rows = []
+    for entry in log_history:
+        if "loss" in entry:
+            row = {name: entry.get(name, 0.0) for name in names}
+            row |= {"gradient_norm": entry["grad_norm"], "valid_ndcg": valid.get(entry["step"])}
+            rows.append(row)
+    return pa.Table.from_pylist(rows, schemas.TABLES["history"].schema())
+
+
+def resumable(folder: Path, made: str) -> str | None:
+    """The last complete checkpoint of a run with the same inputs and settings; others are deleted."""
+    note = folder / "made.json"
+    if folder.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != made):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / ITEMS).is_file():
+            shutil.rmtree(checkpoint)
+    with schemas.replacing(note) as partial:
+        partial.write_text(made, encoding="utf-8")
+    return get_last_checkpoint(str(folder))
+
+
+def save_adapter(trainer: RecommenderTrainer, out: Path, made: Made) -> None:
+    """Write the adapter's folder beside `out`, then rename."""
+    partial = out.with_name(f".{out.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, safe_serialization=True)
+    (partial / "README.md").unlink(missing_ok=True)
+    settings = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = None  # it comes from the command line; a path would differ between machines
+    settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order is not the same twice
+    (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+    (partial / "made.json").write_text(made.json(), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+
+
+def run(
+    *,
+    policy: config.Policy,
+    sampling: config.Sampling,
+    reward: config.Reward,
+    train: config.Train,
+    samples: Path,
+    catalogue: Path,
+    items: Path,
+    whitening: Path,
+    model: Path,
+    curriculum: Path | None,
+    seed: int,
+    history: Path,
+    out: Path,
+) -> None:
+    """Train a fresh adapter and write it with the history of its steps."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    split = splits.load(samples, catalogue, "train", policy.prompt_history)
+    if curriculum is None:
+        order = proxy_samples(split.sample_id, train.proxy_size, seed)
+        train = train.model_copy(update={"epochs": train.proxy_epochs or train.epochs})
+    else:
+        order = schemas.numpy(schemas.read("curriculum", curriculum).sort_by("position"), "sample_id")
+    settings = {k: v for part in (policy, sampling, reward, train) for k, v in part.model_dump().items()}
+    inputs = {"samples": samples, "catalogue": catalogue, "items": items, "whitening": whitening, "model": model}
+    made = Made("train", settings | {"seed": seed}, inputs | ({"curriculum": curriculum} if curriculum else {}))
+    loaded = Policy.load(model, policy)
+    loaded.add_adapter(seed)
+    whiten = Whitening.read(whitening)
+    validated = train.evaluations_per_epoch > 0
+    valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
+    checkpoints = out.parent / "checkpoints"
+    last = resumable(checkpoints, made.json())
+    if last:
+        log.info("going on from %s", last)
+    chosen = split.take(split.rows_of(order).tolist())
+    trainer = RecommenderTrainer(
+        loaded,
+        whiten,
+        torch.from_numpy(tensors.read(items, "items")["items"]),
+        loaded.item_bodies(splits.catalogue_texts(catalogue)),
+        chosen,
+        train=train,
+        sampling=sampling,
+        reward=reward,
+        validate=_validator(loaded, whiten, valid, sampling.max_new_tokens) if valid else None,
+        seed=seed,
+        args=arguments(train, sampling.completions, len(chosen), seed, checkpoints, validated),
+        train_dataset=Dataset.from_dict({"prompt": [""] * len(chosen), "row": list(range(len(chosen)))}),
+        eval_dataset=Dataset.from_dict({"prompt": [""]}) if validated else None,
+        callbacks=[_Bar("train"), *([EarlyStoppingCallback(train.patience)] if validated else [])],
+    )
+    trainer.train(resume_from_checkpoint=last)
+    save_adapter(trainer, out, made)
+    schemas.write("history", history_table(trainer.state.log_history), history, made)
+    shutil.rmtree(checkpoints)
+
+
+def _validator(policy: Policy, whitening: Whitening, valid: Split, max_new_tokens: int) -> Any:
+    def validate(items: Tensor) -> float:
+        policy.model.eval()
+        ranked = ranking.rank(policy, whitening, items, valid, max_new_tokens, 0, "valid")
+        return float(metrics.ndcg(ranked.rank, 10).mean())
+
+    return validate

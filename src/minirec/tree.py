@@ -1,0 +1,82 @@
+"""A key-value cache with branches: one prompt, read once, continued by several completions side by side.
+
+A row holds a prompt and its completions. Every completion sees the prompt and itself, never its siblings; an attention
+mask says so. Nothing is copied per completion, and the same pass serves generation (a token a branch at a time) and
+training (whole completions at once, with gradients).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+PROMPT = -1  # branch of tokens that every branch sees
+
+
+class Tree:
+    """Prompts with a shared prefix, ready to be continued; `rows` prompts in a batch."""
+
+    def __init__(self, decoder: Any, prefix: Sequence[int], rows: int) -> None:
+        self.decoder = decoder
+        self.cache = DynamicCache(config=decoder.config)
+        self.device = next(decoder.parameters()).device
+        self.valid = torch.zeros(1, 0, dtype=torch.bool, device=self.device)  # [rows, keys]
+        self.branch = torch.zeros(1, 0, dtype=torch.long, device=self.device)  # [rows, keys]
+        if len(prefix):
+            ids = torch.tensor([list(prefix)], device=self.device)
+            self.extend(
+                ids,
+                torch.ones_like(ids, dtype=torch.bool),
+                torch.full_like(ids, PROMPT),
+                torch.arange(len(prefix), device=self.device)[None],
+            )
+            self.cache.batch_repeat_interleave(rows)
+        self.valid = self.valid.expand(rows, -1)
+        self.branch = self.branch.expand(rows, -1)
+        self.length = torch.full((rows,), len(prefix), device=self.device)  # of the prompts
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read the rest of each prompt; returns the hidden state at its last token [rows, d]."""
+        ids, valid = pad(prompts, self.device)
+        positions = self.length[:, None] + torch.arange(ids.shape[1], device=self.device)
+        hidden = self.extend(ids, valid, torch.full_like(ids, PROMPT), positions)
+        counts = valid.sum(1)
+        self.length = self.length + counts
+        return hidden[torch.arange(len(ids), device=self.device), counts - 1]
+
+    def extend(self, ids: Tensor, valid: Tensor, branch: Tensor, positions: Tensor) -> Tensor:
+        """Read tokens [rows, t] of the given branches; returns hidden states after the final norm [rows, t, d].
+
+        A token sees the earlier valid keys of its own branch and of the prompt. Tokens that are not valid are seen by
+        none; their hidden states mean nothing.
+        """
+        past = self.valid.shape[1]
+        self.valid = torch.cat([self.valid, valid], 1)
+        self.branch = torch.cat([self.branch, branch], 1)
+        width = ids.shape[1]
+        order = torch.ones(width, past + width, dtype=torch.bool, device=self.device).tril(past)
+        own = torch.eye(width, past + width, dtype=torch.bool, device=self.device).roll(past, 1)  # no row without keys
+        related = (self.branch[:, None, :] == PROMPT) | (self.branch[:, None, :] == branch[:, :, None])
+        mask = (related & self.valid[:, None, :] & order) | own
+        return self.decoder(
+            input_ids=ids,
+            attention_mask=mask[:, None],
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Lists of ids as one tensor, padded right with 0, and which entries are real."""
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    valid = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+        valid[i, : len(row)] = True
+    return ids.to(device), valid.to(device)
