@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         from minirec.progress import log, start_log
 
         start_log(given.pop("log", None))
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
         sections: dict[str, dict[str, Any]] = {}
         for section, name, _ in config.fields(stage) if stage in config.SECTIONS else ():
             sections.setdefault(section, {})[name] = yaml.safe_load(given.pop(name))

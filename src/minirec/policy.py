@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from minirec import config, prompts
 from minirec.errors import InputError
@@ -35,6 +36,7 @@ class Policy:
                 raise InputError(f"{folder} has no {needed}; fetch the model again")
         if not any(folder.glob("*.safetensors")):
             raise InputError(f"{folder} has no weights (*.safetensors); fetch the model again")
+        disable_progress_bar()  # the package has its own
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
@@ -197,6 +197,7 @@ def run(
         eval_dataset=Dataset.from_dict({"prompt": [""]}) if validated else None,
         callbacks=[_Bar("train"), *([EarlyStoppingCallback(train.patience)] if validated else [])],
     )
+    trainer.remove_callback(PrinterCallback)  # the log has its own lines
     trainer.train(resume_from_checkpoint=last)
     save_adapter(trainer, out, made)
     schemas.write("history", history_table(trainer.state.log_history), history, made)

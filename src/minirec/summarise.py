@@ -1,0 +1,142 @@
+"""summarise: the main experiment in one metrics.json, a text for the terminal and pictures.
+
+What it reads is what the configuration's `main` names; what it says is measured, with the cost of every stage.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minirec import config, experiment, metrics, schemas
+from minirec.metrics import Interval
+from minirec.progress import log
+from minirec.schemas import Made, replacing
+
+K = 10  # the cutoff of tests and of the terminal's summary
+
+
+def costs(benchmarks: Path) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory (MiB) of every job, from the workflow's benchmark files under a folder."""
+    found = {}
+    for file in sorted(benchmarks.rglob("*.tsv")):
+        with file.open(encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["s"] not in ("", "NA")]
+        if rows:
+            memory = [float(row["max_rss"]) for row in rows if row["max_rss"] not in ("", "-", "NA")]
+            found[str(file.relative_to(benchmarks).with_suffix(""))] = {
+                "seconds": float(rows[-1]["s"]),
+                "max_rss_mib": max(memory, default=0.0),
+            }
+    return found
+
+
+def improvement(before: np.ndarray, after: Sequence[np.ndarray], settings: config.Evaluate) -> dict[str, Any]:
+    """NDCG@10 after minus before on the same samples, averaged over the runs: interval and paired test."""
+    mean_after = np.mean([metrics.ndcg(rank, K) for rank in after], axis=0)
+    start = metrics.ndcg(before, K)
+    interval = metrics.interval(mean_after - start, settings.bootstrap, settings.confidence, settings.seed)
+    p = metrics.paired_p(mean_after, start, settings.seed)
+    return {**interval, "p": p, "significant": bool(p < 1 - settings.confidence)}
+
+
+def over_runs(runs: Sequence[dict[str, Any]], name: str) -> dict[str, Interval]:
+    """Mean of a metrics section over the runs; the bounds are the means of the runs' bounds."""
+    return {
+        metric: {
+            "mean": float(np.mean([run[name][metric]["mean"] for run in runs])),
+            "low": float(np.mean([run[name][metric]["low"] for run in runs])),
+            "high": float(np.mean([run[name][metric]["high"] for run in runs])),
+        }
+        for metric in runs[0][name]
+    }
+
+
+def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
+    """What the terminal shows at the end."""
+    main, change = summary["main"], summary["improvement"]
+    lines = [
+        "",
+        f"{top}: {main['method']} kept {summary['selected']} of {summary['samples']['train']} training samples; "
+        f"{summary['samples']['test']} test samples, {summary['catalogue']} items, seeds {main['seeds']}",
+        "",
+        f"  {'':<28}{'NDCG@10':<26}HR@10",
+    ]
+    rows = [
+        ("before RL", summary["before"]),
+        ("after RL", summary["metrics"]),
+        ("after RL, no reasoning", summary["metrics_without_reasoning"]),
+        *[(name.replace("_", " "), values) for name, values in summary["references"].items()],
+    ]
+    for name, values in rows:
+        cells = [f"{v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]" for v in (values["ndcg@10"], values["hr@10"])]
+        lines.append(f"  {name:<28}{cells[0]:<26}{cells[1]}")
+    verdict = "significant" if change["significant"] else "not significant"
+    lines += [
+        "",
+        f"  RL changes NDCG@10 by {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}], "
+        f"paired permutation test p = {change['p']:.3g}: {verdict}",
+        "",
+        "  seconds by stage: "
+        + ", ".join(f"{name.split('/')[0]} {cost['seconds']:.0f}" for name, cost in summary["cost"].items()),
+        f"  files: {top}/metrics.json, {top}/runs/…/ranks.parquet; look into any with: minirec show FILE",
+    ]
+    if pictures:
+        lines.append(f"  pictures: {', '.join(str(path) for path in pictures)}")
+    return "\n".join([*lines, "", ""])
+
+
+def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Path) -> None:
+    """Write metrics.json, summary.txt and figures/ of a data set's main experiment."""
+    given = _load(*config)
+    files = experiment.summary_inputs(given, str(results.parent), results.name)
+    several = {name: [Path(f) for f in value] for name, value in files.items() if isinstance(value, list)}
+    one = {name: Path(value) for name, value in files.items() if isinstance(value, str)}
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in several["metrics"]]
+    base = json.loads(one["base"].read_text(encoding="utf-8"))
+    scores = schemas.read("scores", one["scores"]) if "scores" in one else None
+    selection = schemas.read("selection", several["selection"][0])
+    split = schemas.read("samples", one["samples"], ["split"])["split"].value_counts().to_pylist()
+    ranks = [schemas.read("ranks", path).sort_by("sample_id") for path in several["ranks"]]
+    before = schemas.read("ranks", one["base_ranks"]).sort_by("sample_id")
+    summary: dict[str, Any] = {
+        "main": given.main.model_dump(),
+        "samples": {entry["values"]: entry["counts"] for entry in split},
+        "catalogue": schemas.read("catalogue", one["catalogue"], ["row"]).num_rows,
+        "selected": selection.num_rows,
+        "metrics": over_runs(runs, "metrics"),
+        "metrics_without_reasoning": over_runs(runs, "metrics_without_reasoning"),
+        "before": base["metrics"],
+        "before_without_reasoning": base["metrics_without_reasoning"],
+        "improvement": improvement(
+            schemas.numpy(before, "rank"), [schemas.numpy(rank, "rank") for rank in ranks], evaluate
+        ),
+        "references": json.loads(one["references"].read_text(encoding="utf-8"))["references"],
+        "runs": {
+            f"seed{seed}": {"metrics": run["metrics"], "metrics_without_reasoning": run["metrics_without_reasoning"]}
+            for seed, run in zip(given.main.seeds, runs, strict=True)
+        },
+        "cost": costs(results.parent / "benchmarks" / results.name),
+        "prepare": json.loads(one["prepare"].read_text(encoding="utf-8")),
+    }
+    if scores is not None:
+        summary["zero_hit_share"] = float((schemas.numpy(scores, "hits") == 0).mean())
+    made = Made("summarise", evaluate.model_dump(), one | {p.parent.name: p for p in several["metrics"]})
+    summary["made"] = json.loads(made.json())
+    from minirec import figures
+
+    curriculum = schemas.read("curriculum", several["curriculum"][0]).sort_by("position")
+    pictures = figures.draw(results / "figures", scores, selection, curriculum)
+    with replacing(results / "summary.txt") as partial:
+        partial.write_text(text(summary, results, pictures), encoding="utf-8")
+    with replacing(out) as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    log.info("wrote %s, %s and %d pictures", out, results / "summary.txt", len(pictures))
+
+
+_load = config.load  # `run` has an argument of that name
