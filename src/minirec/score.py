@@ -1,0 +1,68 @@
+"""score: how learnable and how representative every sample is (METHOD 4.3, 4.4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from minirec import config, schemas, tensors
+from minirec.schemas import Made
+
+
+def learnability(mean_reward: np.ndarray, mu: float, sigma: float | None = None) -> np.ndarray:
+    """Gaussian of the mean reward [n] around mu, min-max normalised (METHOD 4.3): 1 is the most learnable sample.
+
+    sigma None: the population standard deviation; zero spread gives 1 for all.
+    """
+    mean_reward = np.asarray(mean_reward, dtype=np.float64)
+    spread = mean_reward.std() if sigma is None else sigma
+    if spread == 0:
+        return np.ones_like(mean_reward)
+    return min_max(np.exp(-((mean_reward - mu) ** 2) / (2 * spread**2)))
+
+
+def representativeness(directions: np.ndarray) -> np.ndarray:
+    """Cosine of each direction [n, d] to their mean, mapped to 0..1 and min-max normalised (METHOD 4.4).
+
+    A zero vector has cosine 0.
+    """
+    mean = np.mean(directions, axis=0, dtype=np.float64)
+    lengths = np.sqrt(np.einsum("nd,nd->n", directions, directions, dtype=np.float64)) * np.linalg.norm(mean)
+    products = np.asarray(directions @ mean, dtype=np.float64)
+    cosine = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return min_max((cosine + 1) / 2)
+
+
+def direction(gradient: np.ndarray, hvp: np.ndarray, kind: str, eta: float) -> np.ndarray:
+    """u [n, d]: the HVP, the gradient, or the gradient one step ahead, g - eta Hv."""
+    return {"hvp": hvp, "grad": gradient, "lookahead": gradient - eta * hvp}[kind]
+
+
+def min_max(values: np.ndarray) -> np.ndarray:
+    """Values [n] mapped onto 0..1; 1 for all where all are equal."""
+    low, high = values.min(), values.max()
+    return np.ones_like(values) if low == high else (values - low) / (high - low)
+
+
+def run(*, score: config.Score, rollouts: Path, gradients: Path, out: Path) -> None:
+    """Write scores.parquet, one row a sample in the order of sample_id."""
+    table = schemas.read("rollouts", rollouts, ["sample_id", "reward", "hit"])
+    groups = table.to_pandas().groupby("sample_id", sort=True)
+    rewards = groups["reward"].agg(lambda r: r.astype(np.float64).mean())
+    sample_id = rewards.index.to_numpy()
+    found = tensors.read(gradients, "sample_id", "gradient", "hvp")
+    rows = tensors.rows_of(found["sample_id"], sample_id, gradients)
+    gradient, hvp = found["gradient"][rows], found["hvp"][rows]
+    columns = {
+        "sample_id": sample_id,
+        "mean_reward": rewards.to_numpy(),
+        "reward_std": groups["reward"].agg(lambda r: r.astype(np.float64).std(ddof=1)).fillna(0.0).to_numpy(),
+        "learnability": learnability(rewards.to_numpy(), score.mu, score.sigma),
+        "representativeness": representativeness(direction(gradient, hvp, score.direction, score.eta)),
+        "gradient_norm": np.linalg.norm(gradient.astype(np.float64), axis=1),
+        "hits": groups["hit"].sum().to_numpy().astype(np.int32),
+    }
+    made = Made("score", score.model_dump(), {"rollouts": rollouts, "gradients": gradients})
+    schemas.write("scores", pa.table(columns), out, made)
