@@ -411,6 +411,14 @@ def section(name: str, values: Mapping[str, Any]) -> Section:
     return _validate(SECTION_TYPES[name], values, name)
 
 
+def parse(kind: type[S], text: str, where: str) -> S:
+    """A part of the configuration passed as JSON on the command line."""
+    try:
+        return _validate(kind, json.loads(text), where)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+
+
 def _validate(kind: type[S], raw: Mapping[str, Any], where: str) -> S:
     try:
         return kind.model_validate(raw)
