@@ -14,6 +14,7 @@ from minirec.progress import progress
 from minirec.schemas import Made
 
 SAME = 1e-6  # smaller distances count as none
+TIE = 1e-12  # gains that differ by less are equal but for rounding
 
 
 def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
@@ -40,7 +41,8 @@ def greedy_with_diversity(embeddings: np.ndarray, value: np.ndarray, budget: int
             gain = relative * value
         else:
             relative, gain = np.ones(len(value)), np.asarray(value, dtype=np.float64)
-        pick = int(np.argmax(np.where(open_, gain, -np.inf)))
+        gain = np.where(open_, gain, -np.inf)
+        pick = int(np.argmax(gain >= gain.max() - TIE))  # the first of them
         picks[position], diversity[position] = pick, relative[pick]
         open_[pick] = False
         distance = 1.0 - unit @ unit[pick]

@@ -1,0 +1,81 @@
+import math
+import random
+
+import numpy as np
+import pytest
+
+from minirec import curriculum
+from minirec.select import greedy
+
+
+def brute_force(points, value, budget):
+    """METHOD 4.6 in plain loops over exact cosines."""
+
+    def distance(a, b):
+        la, lb = math.hypot(*a), math.hypot(*b)
+        if la == 0 or lb == 0:
+            return 1.0
+        found = 1 - sum(x * y for x, y in zip(a, b, strict=True)) / (la * lb)
+        return found if found >= 1e-6 else 0.0
+
+    n = len(points)
+    picks = []
+    for _ in range(budget):
+        if picks:
+            near = [0.0 if i in picks else min(distance(points[i], points[j]) for j in picks) for i in range(n)]
+            top = max(near)
+            gain = [near[i] / top * value[i] if top > 0 else 0.0 for i in range(n)]
+        else:
+            gain = list(value)
+        left = [i for i in range(n) if i not in picks]
+        best = max(gain[i] for i in left)
+        picks.append(next(i for i in left if gain[i] >= best - 1e-12))
+    return picks
+
+
+def test_greedy_equals_a_brute_force_on_thousands_of_cases_with_ties_duplicates_and_zeros():
+    generator = random.Random(0)
+    for _ in range(3000):
+        n, d = generator.randint(1, 9), generator.randint(2, 3)
+        points = [[generator.choice([-1, 0, 0, 1, 2]) for _ in range(d)] for _ in range(n)]
+        value = [generator.choice([0.0, 0.5, 0.5, 1.0, 2.0]) for _ in range(n)]
+        budget = generator.randint(0, n)
+        found = greedy(np.array(points, dtype=float), np.array(value), budget)
+        assert found.tolist() == brute_force(points, value, budget), (points, value, budget)
+
+
+def test_greedy_equals_a_brute_force_on_random_points():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        points, value = generator.normal(size=(30, 4)), generator.random(30)
+        assert greedy(points, value, 12).tolist() == brute_force(points.tolist(), value.tolist(), 12)
+
+
+def test_a_duplicate_is_passed_over_for_a_weaker_but_new_sample():
+    embeddings = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert greedy(embeddings, value=np.array([0.9, 0.8, 0.1]), budget=2).tolist() == [0, 2]
+
+
+def test_greedy_refuses_a_budget_beyond_the_samples():
+    with pytest.raises(ValueError, match="budget 3 is not within"):
+        greedy(np.eye(2), np.ones(2), 3)
+
+
+def test_the_last_group_takes_the_rest():
+    assert np.bincount(curriculum.groups(150, 64)).tolist() == [75, 75]
+    assert np.bincount(curriculum.groups(133, 44)).tolist() == [44, 44, 45]
+    assert np.bincount(curriculum.groups(10, 64)).tolist() == [10]
+
+
+def test_a_group_runs_from_easy_to_hard_and_holds_a_seeded_shuffle():
+    ids = np.arange(8)
+    found = curriculum.order(ids, np.linspace(0, 1, 8), group_size=4, seed=42)
+    shuffled = list(range(8))
+    random.Random(42).shuffle(shuffled)
+    assert found.tolist() == sorted(shuffled[:4], reverse=True) + sorted(shuffled[4:], reverse=True)
+
+
+def test_the_order_does_not_depend_on_the_order_of_the_input():
+    ids, reward = np.arange(100), np.random.default_rng(0).random(100)
+    turned = np.random.default_rng(1).permutation(100)
+    assert (curriculum.order(ids, reward, 16, 0) == curriculum.order(ids[turned], reward[turned], 16, 0)).all()
