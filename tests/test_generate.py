@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from minirec import generate
+from minirec.items import Items, Trunk
 from minirec.policy import Policy
+from minirec.schemas import Made
 from minirec.tree import Tree
 
 
@@ -139,11 +141,22 @@ def test_a_prompt_reads_as_the_chat_template_makes_it(policy):
 
 
 def test_item_vectors_do_not_depend_on_the_batch(policy):
-    bodies = policy.item_bodies(["Title: Blue Train", "Title: Kind of Blue\nRating: 4.5", "x", "Title: Red Clay"] * 9)
+    items = Items(policy, ["Title: Blue Train", "Title: Kind of Blue\nRating: 4.5", "x", "Title: Red Clay"] * 9)
     with torch.no_grad():
-        vectors = policy.embed_items(bodies)
-        alone = torch.cat([policy.embed_items([body]) for body in bodies])
+        vectors = items.embed()
+        alone = torch.cat([items.embed([row]) for row in range(len(items))])
     assert torch.allclose(vectors, alone, atol=1e-5)
+
+
+def test_the_trunk_gives_the_vectors_of_the_whole_model_and_survives_the_disk(policy, tmp_path):
+    top = Policy(policy.model, policy.tokenizer, policy.settings.model_copy(update={"lora_layers": 1}))
+    texts = ["Title: Blue Train", "Title: Kind of Blue\nRating: 4.5", "x"]
+    with torch.no_grad():
+        expected = Items(top, texts).embed()
+        Trunk.write(Items(top, texts).make_trunk(), tmp_path / "trunk.safetensors", Made("embed"))
+        kept = Trunk.read(tmp_path / "trunk.safetensors")
+        assert torch.allclose(Items(top, texts, kept).embed(), expected, atol=1e-5)
+    assert Items(policy, texts).make_trunk() is None
 
 
 def test_a_tree_without_a_prefix_reads_prompts(policy, prompts):

@@ -36,6 +36,7 @@ CATALOGUE = Option("catalogue", "catalogue.parquet")
 ITEMS = Option("items", "item table, items.safetensors")
 WHITENING = Option("whitening", "whitening.safetensors of the base model")
 ROLLOUTS = Option("rollouts", "rollouts.parquet")
+TRUNK = Option("trunk", "trunk.safetensors of the base model")
 MODEL = Option("model", "folder of the base model")
 ADAPTER = Option("adapter", "folder of the LoRA adapter; without it: the base model", required=False)
 SEED = Option("seed", "seed", int)
@@ -70,6 +71,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             MODEL,
             ADAPTER,
             Option("whitening", "whitening.safetensors: written from the base model, read with an adapter"),
+            Option("trunk", "trunk.safetensors: written from the base model, read with an adapter"),
             OUT,
         ),
     ),
@@ -139,6 +141,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             CATALOGUE,
             ITEMS,
             WHITENING,
+            TRUNK,
             MODEL,
             Option("curriculum", "curriculum.parquet; without it: a proxy on random samples", required=False),
             SEED,
@@ -153,6 +156,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             CATALOGUE,
             Option("items", "item table; without it: computed", required=False),
             WHITENING,
+            Option("trunk", "trunk.safetensors of the base model", required=False),
             MODEL,
             ADAPTER,
             Option("ranks", "ranks.parquet to write"),

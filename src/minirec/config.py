@@ -160,6 +160,7 @@ class Prepare(Section):
 class Embed(Section):
     """Item table and whitening (METHOD 2)."""
 
+    keep_trunk: bool = Field(description="keep what the frozen layers make of each item: 4 d bytes a token on disk")
     whiten_prompts: int | None = Field(ge=2, description="training prompts that fit the user whitening; null: all")
 
 

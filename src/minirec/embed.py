@@ -1,6 +1,6 @@
 """embed: the catalogue as vectors, and the whitening of both sides (METHOD 2).
 
-From the base model the whitening is fitted and written; with an adapter it is read.
+From the base model the whitening is fitted and the trunk kept; with an adapter both are read.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from minirec import config, generate, splits, tensors
+from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import progress
 from minirec.schemas import Made
@@ -39,13 +40,17 @@ def run(
     model: Path,
     adapter: Path | None,
     whitening: Path,
+    trunk: Path,
     out: Path,
 ) -> None:
-    """Write the item table, whitened where whitening is on, and without an adapter the whitening."""
+    """Write the item table, whitened where whitening is on, and without an adapter the whitening and the trunk."""
     loaded = Policy.load(model, policy, adapter)
     inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     made = Made("embed", policy.model_dump() | embed.model_dump(), inputs)
-    raw = loaded.embed_items(loaded.item_bodies(splits.catalogue_texts(catalogue)), "items").cpu()
+    goods = Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk) if adapter else None)
+    if adapter is None:
+        Trunk.write(goods.make_trunk() if embed.keep_trunk else None, trunk, made)
+    raw = goods.embed(what="items").cpu()
     if adapter is not None:
         whiten = Whitening.read(whitening)
     elif policy.whiten_dim is None:

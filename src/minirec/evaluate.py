@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from minirec import config, metrics, ranking, schemas, splits
+from minirec import config, metrics, ranking, schemas, splits, tensors
+from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import log
 from minirec.schemas import Made
@@ -60,6 +61,7 @@ def run(
     catalogue: Path,
     items: Path | None,
     whitening: Path,
+    trunk: Path | None,
     model: Path,
     adapter: Path | None,
     ranks: Path,
@@ -70,11 +72,10 @@ def run(
     loaded = Policy.load(model, policy, adapter)
     whiten = Whitening.read(whitening)
     if items is not None:
-        from minirec import tensors
-
         table = torch.from_numpy(tensors.read(items, "items")["items"])
     else:
-        table = whiten.item(loaded.embed_items(loaded.item_bodies(splits.catalogue_texts(catalogue)), "items"))
+        goods = Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk) if trunk else None)
+        table = whiten.item(goods.embed(what="items"))
     ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, max(evaluate.cutoffs), "evaluate")
     settings = policy.model_dump() | sampling.model_dump() | evaluate.model_dump()
     inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})

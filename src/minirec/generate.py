@@ -61,13 +61,12 @@ def write(
         queues[i][g] += marker
     step = 0
     while writing:
-        logits = policy.logits(state)
-        chosen = logits.argmax(-1) if noise is None else _sample(logits, noise[:, :, step], temperature, top_k)
+        i_, g_ = (torch.tensor(index, device=policy.device) for index in zip(*writing, strict=True))
+        logits = policy.logits(state[i_, g_])
+        chosen = logits.argmax(-1) if noise is None else _sample(logits, noise[i_, g_, step], temperature, top_k)
         step += 1
-        picks = chosen.tolist()
         going = []
-        for i, g in writing:
-            token = picks[i][g]
+        for (i, g), token in zip(writing, chosen.tolist(), strict=True):
             tokens[i][g].append(token)
             queues[i][g].append(token)
             if has_marker(policy, tokens[i][g]):
@@ -124,27 +123,30 @@ class _Reader:
         self.policy, self.tree, self.groups = policy, tree, groups
         self.rows = len(tree.length)
         self.count = torch.zeros(self.rows, groups, dtype=torch.long, device=tree.device)
-        self.sum: Tensor | float = 0.0
+        self.sum = torch.zeros(self.rows, groups, policy.width, device=tree.device)
         self.last = torch.zeros(self.rows, groups, policy.width, device=tree.device)
 
     def read(self, chunk: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """Read a list of tokens a branch; returns the state after each branch's last token [n, G, d]."""
-        n, groups = self.rows, self.groups
-        ids, valid = pad([tokens for row in chunk for tokens in row], self.tree.device)
-        width = ids.shape[1]
-        branch = torch.arange(groups, device=self.tree.device).repeat_interleave(width).expand(n, -1)
-        start = self.tree.length[:, None] + self.count
+        n = self.rows
+        open_ = [g for g in range(self.groups) if any(row[g] for row in chunk)]  # the others cost nothing
+        ids, valid = pad([row[g] for row in chunk for g in open_], self.tree.device)
+        groups, width = len(open_), ids.shape[1]
+        places = torch.tensor(open_, device=self.tree.device)
+        branch = places.repeat_interleave(width).expand(n, -1)
+        start = self.tree.length[:, None] + self.count[:, open_]
         positions = start[:, :, None] + torch.arange(width, device=self.tree.device)
         hidden = self.tree.extend(ids.view(n, -1), valid.view(n, -1), branch, positions.view(n, -1))
         self.states = hidden.view(n, groups, width, -1)
         valid = valid.view(n, groups, width)
         states = self.states.float()
         if self.policy.settings.pooling == "mean":
-            self.sum = self.sum + (states * valid[..., None]).sum(2)
+            self.sum = self.sum.index_add(1, places, (states * valid[..., None]).sum(2))
         counts = valid.sum(2)
         at_end = states.gather(2, (counts - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, states.shape[-1]))
-        self.last = torch.where((counts > 0)[..., None], at_end.squeeze(2), self.last)
-        self.count = self.count + counts
+        newest = torch.where((counts > 0)[..., None], at_end.squeeze(2), self.last[:, open_])
+        self.last = self.last.index_copy(1, places, newest)
+        self.count = self.count.index_add(1, places, counts)
         return self.last.to(hidden.dtype)
 
     def pooled(self) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from minirec import config, prompts
 from minirec.errors import InputError
-from minirec.progress import progress
-from minirec.tree import PROMPT, Tree, pad
 
 
 @dataclass
@@ -76,6 +73,14 @@ class Policy:
         """The transformer without the LM head."""
         return self._base.get_decoder()
 
+    @cached_property
+    def frozen_layers(self) -> int:
+        """Layers below the lowest one that is trained: what they compute never changes. 0 where that is unknown."""
+        text = self.model.config.get_text_config()
+        if self.settings.lora_layers is None or len(set(getattr(text, "layer_types", None) or ())) > 1:
+            return 0
+        return max(0, text.num_hidden_layers - self.settings.lora_layers)
+
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
@@ -123,36 +128,9 @@ class Policy:
         """User prompts after their shared prefix."""
         return [self.user_prompts.encode(text) for text in texts]
 
-    def item_bodies(self, texts: Sequence[str]) -> list[list[int]]:
-        """Item prompts after their shared prefix."""
-        return [self.item_prompts.encode(text) for text in texts]
-
     def batches(self, prompts: Sequence[Sequence[int]], extra: int = 0) -> Iterator[list[int]]:
         """Row numbers of prompts in batches of `batch_tokens`, `extra` tokens counted on top of each prompt."""
         return batches([len(prompt) + extra for prompt in prompts], self.settings.batch_tokens)
-
-    def embed_items(self, bodies: Sequence[Sequence[int]], what: str | None = None) -> Tensor:
-        """Vectors of items [m, d], float32 and not whitened, from their prompts after the shared prefix.
-
-        `last`: the state at the marker's last token; `mean`: over what follows the instruction. Keeps gradients where
-        they are enabled. `what` names a progress bar.
-        """
-        prefix = self.item_prompts.prefix
-        rows_of, vectors = [], []
-        with progress(what, len(bodies), "items") if what else nullcontext() as bar:
-            for rows in self.batches(bodies):
-                tree = Tree(self.decoder, prefix, len(rows))
-                ids, valid = pad([bodies[r] for r in rows], self.device)
-                positions = len(prefix) + torch.arange(ids.shape[1], device=self.device)[None]
-                hidden = tree.extend(ids, valid, torch.full_like(ids, PROMPT), positions.expand_as(ids)).float()
-                if self.settings.pooling == "mean":
-                    vectors.append((hidden * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
-                else:
-                    vectors.append(hidden[torch.arange(len(rows), device=self.device), valid.sum(1) - 1])
-                rows_of += rows
-                if bar:
-                    bar.add(len(rows))
-        return torch.cat(vectors)[torch.argsort(torch.tensor(rows_of)).to(self.device)]
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

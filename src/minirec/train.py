@@ -24,6 +24,7 @@ from trl import GRPOConfig
 
 from minirec import config, metrics, ranking, schemas, splits, tensors
 from minirec.errors import InputError
+from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import log, progress
 from minirec.schemas import Made
@@ -154,6 +155,7 @@ def run(
     catalogue: Path,
     items: Path,
     whitening: Path,
+    trunk: Path,
     model: Path,
     curriculum: Path | None,
     seed: int,
@@ -185,7 +187,7 @@ def run(
         loaded,
         whiten,
         torch.from_numpy(tensors.read(items, "items")["items"]),
-        loaded.item_bodies(splits.catalogue_texts(catalogue)),
+        Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk)),
         chosen,
         train=train,
         sampling=sampling,

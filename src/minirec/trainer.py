@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 
 from minirec import config, generate, judge, objective
 from minirec.errors import InputError
+from minirec.items import Items
 from minirec.policy import Policy
 from minirec.schemas import replacing
 from minirec.splits import Split
@@ -53,8 +54,8 @@ class RecommenderTrainer(GRPOTrainer):
         self,
         policy: Policy,
         whitening: Whitening,
-        items: Tensor,
-        item_bodies: Sequence[list[int]],
+        item_table: Tensor,
+        items: Items,
         samples: Split,
         *,
         train: config.Train,
@@ -65,7 +66,7 @@ class RecommenderTrainer(GRPOTrainer):
         **trainer: Any,
     ) -> None:
         self.policy, self.whitening, self.samples = policy, whitening, samples
-        self.item_table, self.item_bodies = items.clone().to(policy.device), list(item_bodies)
+        self.item_table, self.items = item_table.clone().to(policy.device), items
         self.settings, self.sampling, self.reward = train, sampling, reward
         self.validate, self.seed = validate, seed
         self.prompts = policy.user_bodies(samples.bodies)
@@ -196,11 +197,11 @@ class RecommenderTrainer(GRPOTrainer):
 
     def _item_vectors(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Whitened vectors of catalogue rows as a leaf [k, d'], and their graph where it fits into one pass."""
-        bodies = [self.item_bodies[row] for row in rows.tolist()]
-        keep = "item" in self.settings.losses and len(list(self.policy.batches(bodies))) == 1
+        wanted = rows.tolist()
+        keep = "item" in self.settings.losses and len(self.items.batches(wanted)) == 1
         self.policy.model.train(keep)
         with torch.set_grad_enabled(keep):
-            graph = self.whitening.item(self.policy.embed_items(bodies))
+            graph = self.whitening.item(self.items.embed(wanted))
         return graph.detach().requires_grad_("item" in self.settings.losses), graph if keep else None
 
     def _backward_items(self, batch: Batch, graph: Tensor | None) -> None:
@@ -211,17 +212,17 @@ class RecommenderTrainer(GRPOTrainer):
         if graph is not None:
             graph.backward(gradient)
             return
-        bodies = [self.item_bodies[row] for row in batch.rows.tolist()]
-        for rows in self.policy.batches(bodies):
-            vectors = self.whitening.item(self.policy.embed_items([bodies[row] for row in rows]))
-            vectors.backward(gradient[rows])
+        wanted = batch.rows.tolist()
+        for places in self.items.batches(wanted):
+            vectors = self.whitening.item(self.items.embed([wanted[place] for place in places]))
+            vectors.backward(gradient[places])
 
     @torch.no_grad()
     def refresh_items(self) -> None:
         """Recompute the whole item table with the current policy."""
         self.policy.model.eval()
         with self._timed("items"):
-            self.item_table = self.whitening.item(self.policy.embed_items(self.item_bodies))
+            self.item_table = self.whitening.item(self.items.embed())
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """NDCG@10 on valid, after a refresh of the item table."""

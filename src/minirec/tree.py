@@ -20,19 +20,20 @@ PROMPT = -1  # branch of tokens that every branch sees
 class Tree:
     """Prompts with a shared prefix, ready to be continued; `rows` prompts in a batch."""
 
-    def __init__(self, decoder: Any, prefix: Sequence[int], rows: int) -> None:
+    def __init__(self, decoder: Any, prefix: Sequence[int] | Tensor, rows: int) -> None:
+        """prefix: token ids, or their states [p, d] below the layers of a `Part`."""
         self.decoder = decoder
         self.cache = DynamicCache(config=decoder.config)
         self.device = next(decoder.parameters()).device
         self.valid = torch.zeros(1, 0, dtype=torch.bool, device=self.device)  # [rows, keys]
         self.branch = torch.zeros(1, 0, dtype=torch.long, device=self.device)  # [rows, keys]
         if len(prefix):
-            ids = torch.tensor([list(prefix)], device=self.device)
-            self.extend(
-                ids,
-                torch.ones_like(ids, dtype=torch.bool),
-                torch.full_like(ids, PROMPT),
-                torch.arange(len(prefix), device=self.device)[None],
+            given = torch.as_tensor(prefix, device=self.device)[None]
+            shape = given.shape[:2]
+            everyone = torch.full(shape, PROMPT, device=self.device)
+            positions = torch.arange(shape[1], device=self.device)[None]
+            self.states = self.extend(
+                given, torch.ones(shape, dtype=torch.bool, device=self.device), everyone, positions
             )
             self.cache.batch_repeat_interleave(rows)
         self.valid = self.valid.expand(rows, -1)
@@ -49,7 +50,7 @@ class Tree:
         return hidden[torch.arange(len(ids), device=self.device), counts - 1]
 
     def extend(self, ids: Tensor, valid: Tensor, branch: Tensor, positions: Tensor) -> Tensor:
-        """Read tokens [rows, t] of the given branches; returns hidden states after the final norm [rows, t, d].
+        """Read tokens [rows, t], or states [rows, t, d], of the given branches; returns the states above [rows, t, d].
 
         A token sees the earlier valid keys of its own branch and of the prompt. Tokens that are not valid are seen by
         none; their hidden states mean nothing.
@@ -63,12 +64,31 @@ class Tree:
         related = (self.branch[:, None, :] == PROMPT) | (self.branch[:, None, :] == branch[:, :, None])
         mask = (related & self.valid[:, None, :] & order) | own
         return self.decoder(
-            input_ids=ids,
+            **{"inputs_embeds" if ids.is_floating_point() else "input_ids": ids},
             attention_mask=mask[:, None],
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
+
+
+class Part:
+    """Some of a decoder's layers, called like the decoder: with `inputs_embeds` the states below them."""
+
+    def __init__(self, decoder: Any, layers: slice) -> None:
+        self.whole, self.layers, self.config = decoder, layers, decoder.config
+        self.parameters = decoder.parameters
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The states after these layers; the final norm belongs to the top one."""
+        layers, norm = self.whole.layers, self.whole.norm
+        self.whole.layers = layers[self.layers]
+        if self.layers.stop is not None and self.layers.stop < len(layers):
+            self.whole.norm = torch.nn.Identity()
+        try:
+            return self.whole(**inputs)
+        finally:
+            self.whole.layers, self.whole.norm = layers, norm
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

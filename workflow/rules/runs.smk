@@ -9,6 +9,7 @@ rule train:
         curriculum="{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/curriculum.parquet",
         item_table="{results}/{dataset}/base/{model}/items.safetensors",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
+        trunk="{results}/{dataset}/base/{model}/trunk.safetensors",
         model="data/models/{model}",
     output:
         adapter=directory("{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter"),
@@ -28,7 +29,7 @@ rule train:
     shell:
         "python -m minirec train {params.settings} --seed {wildcards.seed} --samples {input.samples:q}"
         " --catalogue {input.catalogue:q} --curriculum {input.curriculum:q} --model {input.model:q}"
-        " --items {input.item_table:q} --whitening {input.whitening:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
 
 
 rule evaluate:
@@ -37,6 +38,7 @@ rule evaluate:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
+        trunk="{results}/{dataset}/base/{model}/trunk.safetensors",
         model="data/models/{model}",
         adapter="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter",
     output:
@@ -56,7 +58,7 @@ rule evaluate:
         code=code("evaluate"),
     shell:
         "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.whitening:q}"
+        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.whitening:q} --trunk {input.trunk:q}"
         " --ranks {output.ranks:q} --out {output.metrics:q} --log {log:q}"
 
 

@@ -10,6 +10,7 @@ rule embed_base:
     output:
         item_table="{results}/{dataset}/base/{model}/items.safetensors",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
+        trunk="{results}/{dataset}/base/{model}/trunk.safetensors",
     log:
         "{results}/logs/{dataset}/embed_base/{model}.log",
     benchmark:
@@ -24,7 +25,8 @@ rule embed_base:
         code=code("embed"),
     shell:
         "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --whitening {output.whitening:q} --out {output.item_table:q} --log {log:q}"
+        " --model {input.model:q} --whitening {output.whitening:q}"
+        " --trunk {output.trunk:q} --out {output.item_table:q} --log {log:q}"
 
 
 rule train_proxy:
@@ -34,6 +36,7 @@ rule train_proxy:
         catalogue="{results}/{dataset}/catalogue.parquet",
         item_table="{results}/{dataset}/base/{selector}/items.safetensors",
         whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
+        trunk="{results}/{dataset}/base/{selector}/trunk.safetensors",
         model="data/models/{selector}",
     output:
         adapter=directory("{results}/{dataset}/signals/{selector}/proxy/adapter"),
@@ -54,7 +57,7 @@ rule train_proxy:
     shell:
         "python -m minirec train {params.settings} --seed {params.seed}"
         " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q}"
-        " --items {input.item_table:q} --whitening {input.whitening:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
 
 
 rule embed_proxy:
@@ -63,6 +66,7 @@ rule embed_proxy:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
         whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
+        trunk="{results}/{dataset}/base/{selector}/trunk.safetensors",
         model="data/models/{selector}",
         adapter="{results}/{dataset}/signals/{selector}/proxy/adapter",
     output:
@@ -81,7 +85,7 @@ rule embed_proxy:
         code=code("embed"),
     shell:
         "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.whitening:q}"
+        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.whitening:q} --trunk {input.trunk:q}"
         " --out {output:q} --log {log:q}"
 
 
