@@ -129,7 +129,7 @@ def _stream(url: str, partial: Path) -> None:
         size = int(answer.headers["Content-Length"]) + have if "Content-Length" in answer.headers else 0
         name = PurePosixPath(urlsplit(url).path).name
         with partial.open("ab" if have else "wb") as out, progress(name, size or 1, "bytes", have) as bar:
-            for chunk in answer.iter_bytes(1 << 18):
+            for chunk in answer.iter_raw():
                 out.write(chunk)
                 bar.add(len(chunk))
     if size and partial.stat().st_size != size:
