@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from minirec import amazon, config, download, fetch, models, movielens
+from minirec import amazon, config, download, fetch, models
 from minirec.errors import InputError
 from minirec.schemas import Made
 

@@ -1,0 +1,252 @@
+"""Training keeps its promises, on a tiny random model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minirec import embed, objective, schemas, train
+from minirec.errors import InputError
+from minirec.schemas import Made
+from minirec.trainer import RecommenderTrainer
+
+ITEMS, SAMPLES = 30, 34
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
+    """Samples, a catalogue and what embed makes of them."""
+    folder = tmp_path_factory.mktemp("project")
+    words = ["Blue", "Train", "Kind", "Abbey", "Road", "Red", "Clay"]
+    titles = [f"{words[i % 7]} {words[i // 7]} {i}" for i in range(ITEMS)]
+    catalogue = {
+        "row": pa.array(range(ITEMS), pa.int32()),
+        "item_id": [f"i{i:02d}" for i in range(ITEMS)],
+        "title": titles,
+        "text": [f"Title: {t}" for t in titles],
+        "popularity": pa.array([1] * ITEMS, pa.int64()),
+    }
+    schemas.write("catalogue", pa.table(catalogue), folder / "catalogue.parquet", Made("prepare"))
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(SAMPLES):
+        items = generator.choice(ITEMS, 4, replace=False).tolist()
+        split = "train" if i < 22 else "valid" if i < 28 else "test"
+        rows.append(
+            {
+                "sample_id": i,
+                "split": split,
+                "user_id": f"u{i}",
+                "target": items[3],
+                "history": items[:3],
+                "history_rating": [4.0, None, 5.0],
+                "history_age": [3000, 2000, 1000],
+                "timestamp": 10**12 + i,
+            }
+        )
+    table = pa.Table.from_pylist(rows, schemas.TABLES["samples"].schema())
+    schemas.write("samples", table, folder / "samples.parquet", Made("prepare"))
+    order = [3, 1, 4, 15, 9, 2, 6, 5, 12, 8, 7]
+    curriculum = {
+        "position": pa.array(range(len(order)), pa.int32()),
+        "sample_id": pa.array(order, pa.int64()),
+        "group": pa.array([0] * len(order), pa.int32()),
+        "mean_reward": pa.nulls(len(order), pa.float64()),
+    }
+    schemas.write("curriculum", pa.table(curriculum), folder / "curriculum.parquet", Made("curriculum"))
+    files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue", "curriculum")}
+    files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "trunk", "items")}
+    embed.run(
+        policy=policy(defaults),
+        embed=defaults.embed.model_copy(update={"keep_trunk": True}),
+        samples=files["samples"],
+        catalogue=files["catalogue"],
+        model=tiny_model,
+        adapter=None,
+        whitening=files["whitening"],
+        trunk=files["trunk"],
+        out=files["items"],
+    )
+    return files
+
+
+def policy(defaults):
+    changes = {"pooling": "mean", "whiten_dim": 8, "lora_layers": 1, "lora_alpha": 8}
+    return defaults.policy.model_copy(update=changes)
+
+
+def run(project, tiny_model, defaults, out: Path, **changes) -> tuple[dict, dict]:
+    """Train; returns the adapter's weights and the history's columns."""
+    usual = {
+        "batch_prompts": 4,
+        "micro_batch_prompts": 4,
+        "epochs": 2,
+        "evaluations_per_epoch": 1,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "extra_negatives": 5,
+        "proxy_size": 6,
+    }
+    sampling = defaults.sampling.model_copy(update={"max_new_tokens": 3, "completions": 2})
+    given = {name: path for name, path in project.items() if name != "curriculum"}
+    train.run(
+        policy=policy(defaults),
+        sampling=sampling,
+        reward=defaults.reward,
+        train=defaults.train.model_copy(update=usual | changes),
+        **given,
+        curriculum=None if "proxy_size" in changes else project["curriculum"],
+        model=tiny_model,
+        seed=0,
+        history=out / "history.parquet",
+        out=out / "adapter",
+    )
+    table = schemas.read("history", out / "history.parquet")
+    return load_file(out / "adapter" / "adapter_model.safetensors"), table.to_pydict()
+
+
+@pytest.fixture(scope="module")
+def usual(project, tiny_model, defaults, tmp_path_factory):
+    return run(project, tiny_model, defaults, tmp_path_factory.mktemp("usual"))
+
+
+def same(a, b, tolerance=0.0):
+    assert a.keys() == b.keys()
+    return all((a[name] - b[name]).abs().max() <= tolerance for name in a)
+
+
+def test_every_epoch_visits_the_curriculum_in_order_and_drops_no_sample(usual):
+    _, history = usual
+    assert history["sample_ids"] == [[3, 1, 4, 15], [9, 2, 6, 5], [12, 8, 7]] * 2
+
+
+def test_valid_is_evaluated_as_often_as_asked_and_its_best_policy_is_kept(usual):
+    _, history = usual
+    assert [step for step, value in zip(history["step"], history["valid_ndcg"], strict=True) if value is not None] == [
+        3,
+        6,
+    ]
+
+
+def test_the_weights_move_and_are_the_same_again(usual, project, tiny_model, defaults, tmp_path):
+    weights, _ = usual
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
+    again, _ = run(project, tiny_model, defaults, tmp_path)
+    assert same(weights, again)
+
+
+def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, tiny_model, defaults, tmp_path):
+    run(project, tiny_model, defaults, tmp_path, epochs=1)
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "made.json",
+    ]
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_micro_batch_changes_memory_and_not_the_result(usual, project, tiny_model, defaults, tmp_path, size):
+    weights, _ = usual
+    small, _ = run(project, tiny_model, defaults, tmp_path, micro_batch_prompts=size)
+    assert same(weights, small, tolerance=2e-5)
+
+
+def test_items_in_several_passes_give_the_gradients_of_one(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
+    weights, _ = usual
+    from minirec.items import Items
+
+    whole = Items.batches
+    monkeypatch.setattr(Items, "batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part])
+    split, _ = run(project, tiny_model, defaults, tmp_path)
+    assert same(weights, split, tolerance=2e-5)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
+    usual, project, tiny_model, defaults, tmp_path, monkeypatch, step
+):
+    weights, history = usual
+    whole = RecommenderTrainer.training_step
+
+    def dies(self, *arguments, **named):
+        if self.state.global_step == step:
+            raise Killed
+        return whole(self, *arguments, **named)
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", dies)
+    with pytest.raises(Killed):
+        run(project, tiny_model, defaults, tmp_path)
+    assert not (tmp_path / "adapter").exists()
+    monkeypatch.setattr(RecommenderTrainer, "training_step", whole)
+    resumed, again = run(project, tiny_model, defaults, tmp_path)
+    assert same(weights, resumed)
+    assert again["sample_ids"] == history["sample_ids"]
+    assert again["loss"] == history["loss"]
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
+    whole = RecommenderTrainer.training_step
+
+    def dies(self, *arguments, **named):
+        if self.state.global_step == 4:
+            raise Killed
+        return whole(self, *arguments, **named)
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", dies)
+    with pytest.raises(Killed):
+        run(project, tiny_model, defaults, tmp_path, learning_rate=1e-2)
+    monkeypatch.setattr(RecommenderTrainer, "training_step", whole)
+    resumed, _ = run(project, tiny_model, defaults, tmp_path)
+    assert same(usual[0], resumed)
+
+
+def test_a_loss_that_is_not_finite_stops_with_one_sentence(project, tiny_model, defaults, tmp_path, monkeypatch):
+    monkeypatch.setattr(objective, "item_loss", lambda *_: torch.tensor(torch.nan))
+    with pytest.raises(InputError, match="the loss is nan at step 1"):
+        run(project, tiny_model, defaults, tmp_path)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_early_stopping_waits_for_as_many_evaluations_as_its_patience(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: 0.5)
+    _, history = run(project, tiny_model, defaults, tmp_path, epochs=9, patience=2)
+    assert len(history["step"]) == 3 * 3  # the first is the best, two more are not better
+
+
+def test_the_proxy_trains_on_a_seeded_draw(project, tiny_model, defaults, tmp_path):
+    _, history = run(project, tiny_model, defaults, tmp_path, proxy_size=6, epochs=1)
+    seen = [sample for step in history["sample_ids"] for sample in step]
+    assert len(set(seen)) == 6
+    assert seen == train.proxy_samples(np.arange(22), 6, 0).tolist()
+    with pytest.raises(InputError, match=r"train\.proxy_size is 99, but there are only 22"):
+        run(project, tiny_model, defaults, tmp_path, proxy_size=99)
+
+
+@pytest.mark.parametrize("losses", [["token"], ["item"]])
+def test_each_loss_alone_moves_the_weights(project, tiny_model, defaults, tmp_path, losses):
+    weights, history = run(project, tiny_model, defaults, tmp_path, losses=losses, epochs=1)
+    assert max(history["gradient_norm"]) > 0
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(project, tiny_model, defaults, tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / "checkpoint-3").mkdir(parents=True)
+    (folder / "made.json").write_text("x")
+    assert train.resumable(folder, "x") is None
+    assert not (folder / "checkpoint-3").exists()
+    shutil.rmtree(folder)
+    assert train.resumable(folder, "x") is None
