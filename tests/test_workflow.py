@@ -1,0 +1,242 @@
+"""The plans of the workflow. Stages only pretend here: real rules, real command lines, but empty files as results."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETEND = '''
+def _pretend(stage, given):
+    """Write what the stage would write: every path that no input could be."""
+    names = {"fetch": "out", "prepare": "out", "embed": "out whitening trunk", "rollout": "rollouts hidden",
+             "gather": "rollouts hidden", "gradient": "gradients embeddings", "train": "out history",
+             "evaluate": "out ranks", "references": "out ranks"}.get(stage, "out").split()
+    if stage == "embed" and given["adapter"]:
+        names = ["out"]
+    files = [given[name] for name in names]
+    if stage == "prepare":
+        files = [given["out"] / name for name in ("samples.parquet", "catalogue.parquet", "prepare.json")]
+    elif stage == "fetch" and given["dataset"]:
+        files = [given["out"] / name for name in ("interactions.parquet", "items.parquet")]
+    elif stage in ("fetch", "train"):
+        files[0] = given["out"] / "weights"
+    elif stage == "summarise":
+        files += [given["results"] / "summary.txt", given["results"] / "figures" / "one.png"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{stage} wrote this\\n")
+'''
+CONFIG = """
+datasets: {toy: {source: own}}
+models:
+  tiny: {source: tiny, dataset: toy}
+  other: {source: tiny, dataset: toy, seed: 1}
+main: {model: tiny, selector: tiny, method: minirec, budget: 8, seeds: [0]}
+"""
+TARGET = "results/toy/metrics.json"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the whole workflow has run."""
+    folder = tmp_path_factory.mktemp("project")
+    for part in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(ROOT / "environment.yml", folder)
+    program = folder / "src" / "minirec" / "__main__.py"
+    code = program.read_text(encoding="utf-8")
+    run = 'importlib.import_module(f"minirec.{stage}").run(**given)'
+    assert run in code
+    code = code.replace(run, "_pretend(stage, given)").replace("\ndef main(", PRETEND + "\n\ndef main(")
+    program.write_text(code, encoding="utf-8")
+    (folder / "toy.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "data" / "toy").mkdir(parents=True)
+    for name in ("interactions", "items"):
+        (folder / "data" / "toy" / f"{name}.parquet").write_text("mine\n", encoding="utf-8")
+    done = snakemake(folder, "--cores", "2", TARGET)
+    assert done.returncode == 0, done.stdout
+    assert "summarise wrote this" in done.stdout
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run snakemake in a folder; `configs` are YAML texts laid over the folder's toy.yaml."""
+    files = ["toy.yaml"]
+    for number, text in enumerate(configs):
+        (folder / f"over{number}.yaml").write_text(text, encoding="utf-8")
+        files.append(f"over{number}.yaml")
+    command = [sys.executable, "-m", "snakemake", "--configfile", *files, "--nocolor", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+
+
+def plan(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> dict[str, int]:
+    """The jobs a dry run plans, by rule."""
+    done = snakemake(folder, "-n", "--quiet", "rules", "host", "--nocolor", *arguments, configs=configs)
+    assert done.returncode == 0, done.stdout
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)}
+    jobs.pop("total", None)
+    return jobs
+
+
+def once(*rules: str) -> dict[str, int]:
+    return dict.fromkeys(rules, 1)
+
+
+AFTER_SELECT = ("curriculum", "train", "evaluate", "summarise")
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    done = snakemake(finished, "--cores", "2", TARGET)
+    assert "Nothing to be done" in done.stdout
+
+
+def test_a_change_of_mu_plans_score_and_what_follows_only(finished):
+    jobs = plan(finished, TARGET, configs=("score: {mu: 0.4}",))
+    assert jobs == once("score", "select", *AFTER_SELECT)
+
+
+def test_a_change_of_the_evaluation_trains_nothing(finished):
+    jobs = plan(finished, TARGET, configs=("evaluate: {bootstrap: 200}",))
+    assert jobs == once("evaluate", "evaluate_base", "references", "summarise")
+
+
+def test_a_second_budget_plans_one_select_curriculum_train_and_evaluate(finished):
+    jobs = plan(finished, TARGET, configs=("main: {budget: 16}",))
+    assert jobs == once("select", *AFTER_SELECT)
+
+
+def test_another_seed_plans_one_more_run(finished):
+    jobs = plan(finished, TARGET, configs=("main: {seeds: [0, 1]}",))
+    assert jobs == once("select", *AFTER_SELECT)
+
+
+def test_a_variant_shares_the_signals(finished):
+    jobs = plan(finished, TARGET, configs=("main: {method: no_diversity}",))
+    assert jobs == once("select", *AFTER_SELECT)
+
+
+def test_random_needs_no_signals(finished):
+    jobs = plan(finished, "results/toy/runs/tiny/none/random-8/seed0/metrics.json")
+    assert jobs == once("select_without_signals", "curriculum_without_signals", "train", "evaluate")
+
+
+def test_full_has_no_budget_but_all(finished):
+    assert plan(finished, "results/toy/runs/tiny/none/full-all/seed0/metrics.json")["train"] == 1
+    done = snakemake(finished, "-n", "results/toy/runs/tiny/none/full-8/seed0/metrics.json")
+    assert "No rule to produce" in done.stdout
+
+
+def test_transfer_trains_another_model_on_the_same_selection(finished):
+    jobs = plan(finished, TARGET, configs=("main: {model: other}",))
+    assert jobs == once("fetch_model", "embed_base", "train", "evaluate", "evaluate_base", "summarise")
+
+
+def test_shards_are_gathered(finished):
+    jobs = plan(finished, "results/toy/signals/tiny/rollouts.parquet", configs=("rollout: {shards: 3}",))
+    assert jobs == {"rollout": 3, "gather": 1}
+
+
+def test_an_edit_of_select_plans_select_and_what_follows(finished):
+    with edited(finished / "src" / "minirec" / "select.py", "\nNEW = 1\n"):
+        assert plan(finished, TARGET) == once("select", *AFTER_SELECT)
+
+
+def test_an_edit_of_a_comment_plans_nothing(finished):
+    with edited(finished / "src" / "minirec" / "policy.py", "\n# a comment\n"):
+        assert plan(finished, TARGET) == {}
+
+
+def test_an_edit_of_the_policy_plans_every_stage_that_has_one(finished):
+    with edited(finished / "src" / "minirec" / "policy.py", "\nNEW = 1\n"):
+        jobs = plan(finished, TARGET)
+    assert {"embed_base", "train_proxy", "embed_proxy", "rollout", "train", "evaluate"} <= set(jobs)
+    assert not {"fetch_data", "fetch_model", "prepare"} & set(jobs)
+
+
+def test_until_and_forced_reruns(finished):
+    until = plan(finished, "--until", "score", "--", TARGET)
+    assert until == {}
+    assert plan(finished, "-R", "select", "--", TARGET) == once("select", *AFTER_SELECT)
+    assert plan(finished, "-R", "score", "--until", "score", "--", TARGET) == once("score")
+
+
+def test_a_deleted_intermediate_file_is_made_again_when_something_needs_it(finished):
+    file = finished / "results" / "toy" / "signals" / "tiny" / "scores.parquet"
+    with deleted(file):
+        assert plan(finished, str(file.relative_to(finished))) == once("score")
+        assert plan(finished, TARGET, configs=("main: {budget: 16}",))["score"] == 1
+        assert "rollout" not in plan(finished, TARGET, configs=("main: {budget: 16}",))
+
+
+def test_a_forced_run_of_everything_leaves_own_data_alone(finished):
+    jobs = plan(finished, "-F", TARGET)
+    assert "fetch_data" not in jobs
+    assert jobs["prepare"] == 1
+
+
+def test_missing_own_data_are_named_in_one_sentence(finished):
+    with deleted(finished / "data" / "toy" / "items.parquet"):
+        done = snakemake(finished, "-n", "-F", TARGET)
+    assert done.returncode != 0
+    assert "data/toy/items.parquet is not there; put it there" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_the_published_experiment_is_planned_without_any_data(finished):
+    jobs = plan(
+        finished, "results/cds/metrics.json", configs=("main: {model: gemma, selector: gemma, seeds: [0, 1, 2]}",)
+    )
+    assert jobs["fetch_data"] == 1
+    assert jobs["fetch_model"] == 1
+    assert jobs["train"] == 3
+
+
+def test_an_unknown_key_stops_the_run_with_one_sentence(finished):
+    done = snakemake(finished, "-n", TARGET, configs=("score: {muu: 0.4}",))
+    assert done.returncode != 0
+    assert "score.muu is not a setting (did you mean mu?)" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_path_with_an_unknown_name_has_no_rule(finished):
+    for name in ("gemna", "tiny;true", "$(id)"):
+        done = snakemake(finished, "-n", f"results/toy/signals/{name}/scores.parquet")
+        assert done.returncode != 0
+        assert "No rule to produce" in done.stdout
+
+
+class edited:
+    """A file with text added, as long as the block lasts."""
+
+    def __init__(self, file: Path, text: str) -> None:
+        self.file, self.text = file, text
+
+    def __enter__(self) -> None:
+        self.before = self.file.read_text(encoding="utf-8") if self.file.exists() else None
+        self.file.write_text((self.before or "") + self.text, encoding="utf-8")
+
+    def __exit__(self, *_: object) -> None:
+        self.file.unlink() if self.before is None else self.file.write_text(self.before, encoding="utf-8")
+
+
+class deleted:
+    """A file out of the way, as long as the block lasts."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.away = file, file.with_name("away")
+
+    def __enter__(self) -> None:
+        self.file.rename(self.away)
+
+    def __exit__(self, *_: object) -> None:
+        self.away.rename(self.file)
