@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from minirec.errors import InputError
 
@@ -31,6 +42,16 @@ class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where they would count as 1 and 0."""
+        found = value if isinstance(value, list) else [value]
+        switch = cls.model_fields[info.field_name or ""].annotation is bool
+        if not switch and any(isinstance(part, bool) for part in found):
+            raise PydanticCustomError("switch", "input should not be true or false")
+        return value
 
 
 S = TypeVar("S", bound=Section)
@@ -47,6 +68,12 @@ class Filter(Section):
     core: int = Field(0, ge=0, description="k of the k-core, iterated to a fixed point; 0: off")
     min_items: int | None = Field(None, ge=1, description="while fewer items remain, the window starts earlier")
     step_months: int = Field(3, ge=1, description="by how many months the window then starts earlier")
+
+    @model_validator(mode="after")
+    def _end_after_start(self) -> Filter:
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(f"end is {self.end}, but must be later than start, {self.start}")
+        return self
 
 
 class Dataset(Section):
@@ -294,6 +321,14 @@ class Config(Section):
     def _known_names(self) -> Config:
         if ".." in self.results.split("/"):
             raise ValueError("results must not contain '..'")
+        for where, names, taken in [
+            ("datasets", self.datasets, ("models", "logs", "benchmarks")),  # folders beside those of the data sets
+            ("models", self.models, ("none",)),  # the selector of methods without signals
+            ("variants", self.variants, METHODS),
+        ]:
+            for name in taken:
+                if name in names:
+                    raise ValueError(f"{where}.{name} has a name that minirec uses itself; choose another")
         methods = [*METHODS, *self.variants]
         for where, values, known in [
             ("main.model", [self.main.model], self.models),
@@ -314,11 +349,13 @@ class Config(Section):
                         f"{where} is {value}, which is not among {', '.join(known)}{_nearest(value, known)}"
                     )
         for name, variant in self.variants.items():
-            if name in METHODS:
-                raise ValueError(f"variants.{name} has the name of a method; choose another")
             for section in ("select", "curriculum"):
                 merged = {**getattr(self, section).model_dump(), **getattr(variant, section)}
                 _validate(type(getattr(self, section)), merged, f"variants.{name}.{section}")
+        if self.main.selector == "none" and self.method(self.main.method) not in SIGNAL_FREE:
+            raise ValueError(
+                f"main.selector is none, but {self.main.method} needs one; name one of {', '.join(self.models)}"
+            )
         return self
 
     def method(self, name: str) -> str:
@@ -391,8 +428,14 @@ def flags(config: Config, stage: str, method: str | None = None) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML on one line; text that reads as itself stays bare."""
-    return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
+    """A value as YAML on one line; text that reads as itself, and not as a flag, stays bare."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    try:
+        bare = yaml.safe_load(value) == value and not value.startswith("-")
+    except yaml.YAMLError:
+        bare = False
+    return value if bare else yaml.safe_dump(value, default_style='"', width=math.inf).strip()
 
 
 def flag(name: str) -> str:
@@ -428,10 +471,15 @@ def _validate(kind: type[S], raw: Mapping[str, Any], where: str) -> S:
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "literal["))]
+    found = error.errors(include_url=False)
+    first, path = found[0], _path(found[0]["loc"])
     key = ".".join(([where] if where else []) + path) or "the configuration"
     message = re.sub(r"^Value error, ", "", first["msg"])
+    if path[-1:] == ["[key]"]:
+        return (
+            f"{'.'.join(path[:-2])} has the name {first['input']!r}; a name consists of a-z, 0-9, _ and ., "
+            "does not start with _ or ., and has at most 64 characters"
+        )
     if first["type"] == "extra_forbidden":
         known = _keys(kind, path[:-1])
         return f"{key} is not a setting{_nearest(path[-1], known)}; remove it or correct its name"
@@ -439,7 +487,13 @@ def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
         return f"{key} is missing; set it in the configuration"
     if first["type"] == "value_error":
         return f"{key}: {message}" if path or where else message
-    return f"{key} is {first['input']!r}, but {message[0].lower()}{message[1:]}"
+    reasons = [e["msg"][0].lower() + e["msg"][1:] for e in found if _path(e["loc"]) == path]  # one for each alternative
+    return f"{key} is {first['input']!r}, but {', or '.join(reasons)}"
+
+
+def _path(location: Iterable[int | str]) -> list[str]:
+    """The keys down to a setting, without pydantic's names of alternatives."""
+    return [str(part) for part in location if not str(part).startswith(("constrained-", "literal["))]
 
 
 def _keys(kind: Any, path: list[str]) -> list[str]:
