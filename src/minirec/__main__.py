@@ -213,6 +213,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def sections(stage: str, given: dict[str, Any]) -> dict[str, config.Section]:
+    """The checked sections a stage reads, out of the parsed flags; raises InputError where one is wrong."""
+    values: dict[str, dict[str, Any]] = {}
+    for section, name, _ in config.fields(stage) if stage in config.SECTIONS else ():
+        text = given.pop(name)
+        try:
+            values.setdefault(section, {})[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{config.flag(name)} is {text!r}, which is not YAML; put quotes around it") from error
+    return {section: config.section(section, found) for section, found in values.items()}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command; returns the exit status."""
     given = vars(parser().parse_args(arguments))
@@ -222,10 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         start_log(given.pop("log", None))
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
-        sections: dict[str, dict[str, Any]] = {}
-        for section, name, _ in config.fields(stage) if stage in config.SECTIONS else ():
-            sections.setdefault(section, {})[name] = yaml.safe_load(given.pop(name))
-        given |= {section: config.section(section, values) for section, values in sections.items()}
+        given |= sections(stage, given)
         importlib.import_module(f"minirec.{stage}").run(**given)
     except InputError as error:
         log.error("minirec %s: error: %s", stage, error)
