@@ -321,13 +321,13 @@ class Config(Section):
     def _known_names(self) -> Config:
         if ".." in self.results.split("/"):
             raise ValueError("results must not contain '..'")
-        for where, names, taken in [
-            ("datasets", self.datasets, ("models", "logs", "benchmarks")),  # folders beside those of the data sets
-            ("models", self.models, ("none",)),  # the selector of methods without signals
-            ("variants", self.variants, METHODS),
+        for where, taken in [
+            ("datasets", ("models", "logs", "benchmarks")),  # folders beside those of the data sets
+            ("models", ("none",)),  # the selector of methods without signals
+            ("variants", METHODS),
         ]:
             for name in taken:
-                if name in names:
+                if name in getattr(self, where):
                     raise ValueError(f"{where}.{name} has a name that minirec uses itself; choose another")
         methods = [*METHODS, *self.variants]
         for where, values, known in [
