@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,7 +19,10 @@ def write(tensors: Mapping[str, np.ndarray], path: Path, made: Made) -> None:
     """Write named arrays beside `path`, then rename; a digest of the values goes into the metadata."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     with replacing(path) as partial:
-        save_file(arrays, partial, metadata={"minirec": made.json(), "sha256": _digest(arrays)})
+        record = json.loads(made.json()) | {"sha256": _digest(arrays)}
+        save_file(
+            arrays, partial, metadata={"minirec": json.dumps(record, sort_keys=True)}
+        )  # one key: the order of several is random
 
 
 def read(path: Path, *names: str) -> dict[str, np.ndarray]:
@@ -30,7 +32,7 @@ def read(path: Path, *names: str) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            expected = (file.metadata() or {}).get("sha256")
+            expected = json.loads((file.metadata() or {}).get("minirec", "{}")).get("sha256")
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); make it again") from error
     if expected != _digest(arrays):
@@ -39,15 +41,6 @@ def read(path: Path, *names: str) -> dict[str, np.ndarray]:
     if missing:
         raise InputError(f"{path} has no tensor {missing[0]}; make it again")
     return {name: arrays[name] for name in names or arrays}
-
-
-def read_made(path: Path) -> dict[str, Any]:
-    """What made the file, and the shape of every tensor under the key `tensors`."""
-    with safe_open(path, framework="numpy") as file:
-        made = json.loads((file.metadata() or {}).get("minirec", "{}"))
-        names = list(file.keys())
-        made["tensors"] = {n: (file.get_slice(n).get_dtype(), file.get_slice(n).get_shape()) for n in names}
-    return made
 
 
 def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:
