@@ -308,8 +308,8 @@ def read(name: str, path: Path, columns: list[str] | None = None) -> pa.Table:
     problem = _problem(name, table, str(path), columns)
     if problem:
         raise InputError(problem)
-    fields = [f for f in spec.schema() if f.name in table.column_names]
-    return table.cast(pa.schema(fields))
+    schema = spec.schema()
+    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
 
 
 def read_made(path: Path) -> dict[str, Any]:
