@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,18 +36,28 @@ class Policy:
             raise InputError(f"{folder} has no weights (*.safetensors); fetch the model again")
         disable_progress_bar()  # the package has its own
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with _loading(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is None:
             raise InputError(f"{folder} has no chat template; take an instruction-tuned model")
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, settings.dtype), use_safetensors=True, trust_remote_code=False
-        )
+        with _loading(folder):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, settings.dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        model, report = loaded
+        if report["missing_keys"]:  # they would be random
+            raise InputError(f"{folder} has no weights for {min(report['missing_keys'])}; fetch the model again")
         if adapter is not None:
             from peft import PeftModel
 
             if not (adapter / "adapter_model.safetensors").is_file():
                 raise InputError(f"{adapter} has no adapter_model.safetensors; run train again")
-            model = PeftModel.from_pretrained(model, adapter)
+            with _loading(adapter):
+                model = PeftModel.from_pretrained(model, adapter)
         return cls(model.to(device).eval(), tokenizer, settings)
 
     def add_adapter(self, seed: int) -> None:
@@ -131,6 +142,16 @@ class Policy:
     def batches(self, prompts: Sequence[Sequence[int]], extra: int = 0) -> Iterator[list[int]]:
         """Row numbers of prompts in batches of `batch_tokens`, `extra` tokens counted on top of each prompt."""
         return batches([len(prompt) + extra for prompt in prompts], self.settings.batch_tokens)
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Turn whatever a library raises over a damaged folder into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder} cannot be loaded ({reason}); make or fetch it again") from error
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
