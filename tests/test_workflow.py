@@ -141,6 +141,16 @@ def test_transfer_trains_another_model_on_the_same_selection(finished):
     assert jobs == once("fetch_model", "embed_base", "train", "evaluate", "evaluate_base", "summarise")
 
 
+def test_a_comparison_trains_every_cell_of_the_grid_once(finished):
+    methods = "methods: [minirec, random, full]"
+    grid = f"compare: {{models: [tiny], selectors: [tiny], {methods}, budgets: [8, 16], seeds: [0, 1]}}"
+    jobs = plan(finished, "results/toy/comparison.parquet", configs=(grid,))
+    assert jobs["train"] == 2 * 2 + 2 * 2 + 2 - 1  # minirec, random, full without a budget, less the run there is
+    assert jobs["select"] == 3
+    assert jobs["compare"] == 1
+    assert not {"train_proxy", "rollout", "score"} & set(jobs)
+
+
 def test_shards_are_gathered(finished):
     jobs = plan(finished, "results/toy/signals/tiny/rollouts.parquet", configs=("rollout: {shards: 3}",))
     assert jobs == {"rollout": 3, "gather": 1}

@@ -175,6 +175,14 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             OUT,
         ),
     ),
+    "compare": (
+        "Gather the runs of the configuration's grid in one table and picture.",
+        (
+            Option("results", "folder of the data set's results"),
+            CONFIG,
+            OUT,
+        ),
+    ),
     "show": ("Print an artefact: what made it, its columns, counts and first rows.", ()),
     "plan": ("Say what each stage of a target will roughly need.", ()),
 }
@@ -232,18 +240,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from minirec.progress import log, start_log
 
-        start_log(given.pop("log", None))
+        start_log(stage, given.pop("log", None))
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; the package's own become lines
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
         given |= sections(stage, given)
         importlib.import_module(f"minirec.{stage}").run(**given)
     except InputError as error:
-        log.error("minirec %s: error: %s", stage, error)
+        log.error("error: %s", error)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception:
-        log.exception("minirec %s failed; this is a defect of minirec", stage)
+        log.exception("failed; this is a defect of minirec")
         return 70
     return 0
 

@@ -251,7 +251,6 @@ class Train(Section):
     epsilon_high: float = Field(gt=0, description="upper clip")
     proxy_size: int = Field(ge=2, description="random training samples of the proxy")
     proxy_epochs: int | None = Field(ge=1, description="epochs of the proxy; null: epochs")
-    checkpoint_steps: int = Field(ge=1, description="steps between checkpoints to resume from")
 
 
 class Evaluate(Section):
@@ -380,6 +379,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # the sections a stage reads
     "evaluate": ("policy", "sampling", "evaluate"),
     "references": ("evaluate",),
     "summarise": ("evaluate",),
+    "compare": ("evaluate",),
 }
 SECTION_TYPES: dict[str, type[Section]] = {
     name: field.annotation

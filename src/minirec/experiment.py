@@ -160,6 +160,12 @@ def summary_inputs(given: Config, results: str, dataset: str) -> dict[str, str |
     return files
 
 
+def compared_files(given: Config, results: str, dataset: str) -> list[str]:
+    """The files behind results/DATASET/comparison.parquet."""
+    runs = compared_runs(given)
+    return [f"{results}/{dataset}/runs/{run}/{file}" for run in runs for file in ("metrics.json", "history.parquet")]
+
+
 def config_files(files: Iterable[str | Path]) -> list[str]:
     """The configuration files Snakemake used, the workflow's own first, as paths from here where possible."""
     paths = [os.path.relpath(file) for file in files]
@@ -167,6 +173,6 @@ def config_files(files: Iterable[str | Path]) -> list[str]:
 
 
 def print_summaries(given: Config) -> None:
-    """Print the summary of every data set whose main experiment is there."""
-    for file in sorted(Path(given.results).glob("*/summary.txt")):
+    """Print the summary and the comparison of every data set, where they are there."""
+    for file in sorted(Path(given.results).glob("*/*.txt")):
         sys.stdout.write(file.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from minirec.schemas import numpy, replacing
@@ -36,12 +37,16 @@ def draw(folder: Path, scores: pa.Table | None, selection: pa.Table, curriculum:
         pictures["rewards"] = rewards(scores, picked)
         pictures["scores"] = learnability_and_representativeness(scores, picked)
         pictures["curriculum"] = training_order(curriculum)
-    for name, figure in pictures.items():
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            with replacing(folder / f"{name}.{kind}") as partial:
-                figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
-        plt.close(figure)
-    return [folder / f"{name}.png" for name in pictures]
+    return [save(folder, name, figure) for name, figure in pictures.items()]
+
+
+def save(folder: Path, name: str, figure: Figure) -> Path:
+    """Write a picture as PNG and SVG; returns the PNG file."""
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        with replacing(folder / f"{name}.{kind}") as partial:
+            figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
+    plt.close(figure)
+    return folder / f"{name}.png"
 
 
 def rewards(scores: pa.Table, picked: np.ndarray) -> Figure:
@@ -80,4 +85,19 @@ def training_order(curriculum: pa.Table) -> Figure:
     axes.scatter(position, reward, s=9, color=LINE, linewidths=0)
     axes.set(xlabel="position in training", ylabel="mean reward")
     axes.set_title(f"The curriculum: {group.max() + 1} groups, each from easy to hard", loc="left", fontsize=10)
+    return figure
+
+
+def quality_and_cost(cells: pd.DataFrame, metric: str) -> Figure:
+    """A metric against the seconds of training, a line a method through its budgets; bars: one standard deviation."""
+    figure, axes = plt.subplots()
+    for name, line in cells.groupby(["model", "selector", "method"], sort=False):
+        line = line.sort_values("seconds")
+        label = " ".join(str(part) for part in name if part != "none")
+        axes.errorbar(line["seconds"], line["mean"], line["std"].fillna(0), marker="o", markersize=4, label=label)
+        for _, cell in line.iterrows():
+            axes.annotate(f" {cell['budget']}", (cell["seconds"], cell["mean"]), fontsize=8)
+    axes.set(xlabel="seconds of training", ylabel=metric.upper(), xscale="log")
+    axes.set_title("What the samples are worth: quality against cost, by budget", loc="left", fontsize=10)
+    axes.legend(frameon=False)
     return figure

@@ -337,7 +337,8 @@ def _run(
             bar.add(part.num_rows)
     schemas.write("catalogue", catalogue(engine, codes, count, prepare), out / "catalogue.parquet", made)
     for name, value in report.items():
-        log.info("%s: %s", name.replace("_", " "), value)
+        counts = ", ".join(f"{key} {n}" for key, n in value.items()) if isinstance(value, dict) else value
+        log.info("%s: %s", name.replace("_", " "), counts)
     with schemas.replacing(out / "prepare.json") as partial:
         partial.write_text(json.dumps(report | {"made": json.loads(made.json())}, indent=2) + "\n", encoding="utf-8")
 

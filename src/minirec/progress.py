@@ -15,14 +15,14 @@ log = logging.getLogger("minirec")
 LINE_SECONDS = 15.0  # between two lines where there is no terminal
 
 
-def start_log(file: Path | None) -> None:
-    """Send the package's log to stderr, and to a file where one is named."""
+def start_log(stage: str, file: Path | None) -> None:
+    """Send a stage's log to stderr, and to a file where one is named."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file, mode="w", encoding="utf-8"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {stage:<10} %(message)s", "%H:%M:%S"))
     log.handlers[:] = handlers
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -1,4 +1,4 @@
-"""The main experiment in one file: metrics, costs and pictures."""
+"""What the runs say: the main experiment in one file, and the grid of `compare` in one table."""
 
 
 rule summarise:
@@ -24,3 +24,28 @@ rule summarise:
     shell:
         "python -m minirec summarise {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
         " --config {params.config:q} --out {output.metrics:q} --log {log:q}"
+
+
+rule compare:
+    """Gather the runs of the grid, the main experiment among them."""
+    input:
+        lambda wildcards: experiment.compared_files(CONFIG, wildcards.results, wildcards.dataset),
+    output:
+        "{results}/{dataset}/comparison.parquet",
+    log:
+        "{results}/logs/{dataset}/compare.log",
+    benchmark:
+        "{results}/benchmarks/{dataset}/compare.tsv"
+    conda:
+        "../../environment.yml"
+    threads: cores("compare")
+    resources:
+        **needs("compare"),
+    params:
+        settings=settings("compare"),
+        grid=CONFIG.compare.model_dump_json(),
+        config=experiment.config_files(workflow.configfiles),
+        code=code("compare"),
+    shell:
+        "python -m minirec compare {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
+        " --config {params.config:q} --out {output:q} --log {log:q}"

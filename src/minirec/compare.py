@@ -1,0 +1,78 @@
+"""compare: every run of the configuration's grid in one table, one picture and a text for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from minirec import config, experiment, schemas
+from minirec.progress import log
+from minirec.schemas import Made, replacing
+
+CELL = ["model", "selector", "method", "budget"]
+
+
+def rows(folder: Path, run: str) -> list[dict[str, Any]]:
+    """The metrics of a run, one row a metric; `run` is model/selector/method-budget/seedN below `folder`."""
+    model, selector, trained_on, seed = run.split("/")
+    method, budget = trained_on.rsplit("-", 1)
+    metrics = json.loads((folder / run / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    seconds = float(schemas.numpy(schemas.read("history", folder / run / "history.parquet"), "seconds").sum())
+    place = {
+        "model": model,
+        "selector": selector,
+        "method": method,
+        "budget": budget,
+        "seed": int(seed.removeprefix("seed")),
+    }
+    return [
+        place | {"metric": name, "value": v["mean"], "low": v["low"], "high": v["high"], "train_seconds": seconds}
+        for name, v in metrics.items()
+    ]
+
+
+def over_seeds(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row a cell of the grid: mean and standard deviation over the seeds of a metric, mean seconds of training."""
+    chosen = table[table["metric"] == metric]
+    return (
+        chosen.groupby(CELL, sort=False)
+        .agg(seeds=("seed", "size"), mean=("value", "mean"), std=("value", "std"), seconds=("train_seconds", "mean"))
+        .reset_index()
+    )
+
+
+def text(cells: pd.DataFrame, metric: str, out: Path) -> str:
+    """What the terminal shows at the end."""
+    lines = ["", f"{out}: {metric.upper()} by run, mean and standard deviation over the seeds", ""]
+    lines.append(f"  {'model':<12}{'selector':<12}{'method':<20}{'budget':>8}{'seeds':>7}  {metric:<20}{'train s':>9}")
+    for cell in cells.to_dict("records"):
+        quality = f"{cell['mean']:.4f}" + ("" if pd.isna(cell["std"]) else f" ± {cell['std']:.4f}")
+        lines.append(
+            f"  {cell['model']:<12}{cell['selector']:<12}{cell['method']:<20}{cell['budget']:>8}{cell['seeds']:>7}  "
+            f"{quality:<20}{cell['seconds']:>9.0f}"
+        )
+    return "\n".join([*lines, "", ""])
+
+
+def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Path) -> None:
+    """Write comparison.parquet, comparison.txt and figures/comparison.* of a data set."""
+    runs = experiment.compared_runs(_load(*config))
+    records = [row for run in runs for row in rows(results / "runs", run)]
+    metric = f"ndcg@{10 if 10 in evaluate.cutoffs else evaluate.cutoffs[0]}"
+    cells = over_seeds(pd.DataFrame(records), metric)
+    inputs = {run: results / "runs" / run / "metrics.json" for run in runs}
+    table = pa.Table.from_pylist(records, schemas.TABLES["comparison"].schema())
+    schemas.write("comparison", table, out, Made("compare", evaluate.model_dump(), inputs))
+    from minirec import figures
+
+    figures.save(results / "figures", "comparison", figures.quality_and_cost(cells, metric))
+    with replacing(results / "comparison.txt") as partial:
+        partial.write_text(text(cells, metric, out), encoding="utf-8")
+    log.info("wrote %s with %d runs", out, len(runs))
+
+
+_load = config.load  # `run` has an argument of that name
