@@ -1,0 +1,120 @@
+"""One set of versions everywhere, and make targets that say what they do."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def canonical(name: str) -> str:
+    """A package's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def versions(lines) -> dict[str, str]:
+    """Version by name of lines `name==version`; any other line fails."""
+    pairs = [re.fullmatch(r"([A-Za-z0-9_.-]+)==([A-Za-z0-9_.+!]+)", line).groups() for line in lines]
+    found = {canonical(name): version for name, version in pairs}
+    assert len(found) == len(pairs)
+    return found
+
+
+@pytest.fixture(scope="module")
+def lock() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return versions(line for line in lines if line and not line.startswith("#"))
+
+
+@pytest.fixture(scope="module")
+def conda() -> list:
+    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_conda_environment_has_the_versions_of_the_lock(lock, conda):
+    (pip,) = [part["pip"] for part in conda if isinstance(part, dict)]
+    assert versions(pip) == lock
+
+
+def test_torch_is_the_version_whose_cpu_build_pip_takes(lock):
+    assert lock["torch"] == "2.13.0"
+
+
+def test_the_lock_satisfies_every_range_of_the_package(lock, project):
+    from packaging.requirements import Requirement
+
+    given = [*project["dependencies"], *[line for extra in project["optional-dependencies"].values() for line in extra]]
+    for requirement in map(Requirement, given):
+        name = canonical(requirement.name)
+        assert name in lock, f"{name} is not in requirements.lock"
+        assert requirement.specifier.contains(lock[name]), f"{requirement} but {lock[name]}"
+
+
+def test_conda_has_a_python_that_the_package_accepts(conda, project):
+    from packaging.specifiers import SpecifierSet
+
+    (python,) = [part for part in conda if isinstance(part, str) and part.startswith("python ")]
+    assert SpecifierSet(project["requires-python"]).contains(python.split("=")[1] + ".0")
+
+
+@pytest.fixture(scope="module")
+def targets() -> list[str]:
+    """What the Makefile declares as targets for people."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()
+
+
+def make(*words: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "-C", str(ROOT), "--no-print-directory", *words], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_make_help_lists_every_target_with_a_line_of_its_own(targets):
+    listed = [re.fullmatch(r"make (\S+) +(\S.*)", line).groups() for line in make("help").splitlines()]
+    assert [name for name, _ in listed] == targets
+    assert {"setup", "quickstart", "test", "check", "bench", "report", "clean"} <= set(targets)
+    assert all(len(meaning.split()) > 1 for _, meaning in listed)
+
+
+def test_make_alone_is_help():
+    assert make() == make("help")
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test", "check", "bench", "report"])
+def test_a_target_builds_the_environment_where_it_is_out_of_date(target):
+    commands = make("--dry-run", "--what-if=requirements.lock", target)
+    assert "-m venv .venv" in commands
+    assert commands.index("-m venv .venv") < commands.index("requirements.lock") < commands.index("--editable .")
+
+
+def test_make_installs_torch_exactly_and_first():
+    commands = make("--dry-run", "--what-if=requirements.lock", "setup")
+    assert commands.index("grep '^torch=='") < commands.index("--requirement requirements.lock")
+
+
+def test_clean_never_names_data_or_models():
+    for line in make("--dry-run", "clean").splitlines():
+        assert not re.search(r"\bdata\b", line), line
+
+
+def test_continuous_integration_runs_make_test_and_nothing_else():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    commands = [
+        line for line in script.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "set ", "cd "))
+    ]
+    assert commands == ["make test"]
