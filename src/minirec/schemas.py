@@ -316,7 +316,18 @@ def read_made(path: Path) -> dict[str, Any]:
     """What made a Parquet file; empty where it was not made by this package."""
     with _readable(path) as file:
         raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
-    return json.loads(raw) if raw else {}
+    return record(raw or b"{}", path)
+
+
+def record(raw: bytes | str, path: Path) -> dict[str, Any]:
+    """What a file stores about its making; raises InputError where that is damaged."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} carries a damaged record of what made it; make it again")
+    return found
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from minirec import tensors
+from minirec import schemas, tensors
 from minirec.errors import InputError
 from minirec.schemas import METADATA_KEY, TABLES, Column
 
@@ -84,7 +84,7 @@ def _parquet(path: Path, rows: int) -> str:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a readable Parquet file ({reason}); make or copy it again") from error
     text = f"{path}: {name or 'a table unknown to minirec'}, {count:,} rows\n"
-    text += _made(json.loads(raw) if raw else {}) + "\n" + align(lines)
+    text += _made(schemas.record(raw or b"{}", path)) + "\n" + align(lines)
     if first is not None and rows > 0:
         data = [schema.names, *([_short(v) for v in row.values()] for row in first.slice(0, rows).to_pylist())]
         text += f"\nfirst {len(data) - 1} rows\n{align(data)}"
@@ -114,9 +114,9 @@ def _safetensors(path: Path) -> str:
             metadata = file.metadata() or {}
             names = list(file.keys())
             shapes = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in names}
-        made = json.loads(metadata.get("minirec", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); make it again") from error
+    made = schemas.record(metadata.get("minirec", "{}"), path)
     count = sum(int(np.prod(shape)) for _, shape in shapes.values())
     lines = [["tensor", "type", "shape", "range"]]
     arrays = tensors.read(path) if made else {}  # checks the digest
@@ -149,7 +149,8 @@ def _json(path: Path) -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); make it again") from error
-    made = content.pop("made", {}) if isinstance(content, dict) else {}
+    known = isinstance(content, dict) and isinstance(content.get("made"), dict)
+    made = content.pop("made") if known else {}
     return f"{path}\n{_made(made)}\n" + align(_leaves(content, ""))
 
 
