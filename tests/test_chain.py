@@ -23,7 +23,7 @@ datasets: {shop: {source: own, filter: {core: 2, title: true}}}
 models: {tiny: {source: tiny, dataset: shop, hidden_size: 32, layers: 2, vocabulary: 500}}
 main: {model: tiny, selector: tiny, method: minirec, budget: 20, seeds: [0]}
 policy: {lora_layers: 1, whiten_dim: 16, max_item_tokens: 32}
-prepare: {max_train: 60, max_valid: 20, max_test: 40}
+prepare: {max_train: 60, max_valid: 20, max_test: 20}
 rollout: {shards: 2}
 train: {proxy_size: 16, batch_prompts: 8, extra_negatives: 8, learning_rate: 0.001}
 evaluate: {bootstrap: 100}
@@ -86,7 +86,7 @@ def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
     assert schemas.read("rollouts", top / "signals" / "tiny" / "rollouts.parquet").num_rows == 60 * 4
     assert tensors.read(top / "signals" / "tiny" / "hidden.safetensors", "hidden")["hidden"].shape == (60, 4, 32)
     metrics = json.loads((top / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["samples"] == {"train": 60, "valid": 20, "test": 40}
+    assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
     assert set(metrics["cost"]) >= {"prepare", "embed_base/tiny", f"train/{RUN}", f"evaluate/{RUN}"}
     assert sorted(path.name for path in (top / "figures").glob("*.png")) == [
         "curriculum.png",
