@@ -31,6 +31,7 @@ def convert(interactions: Path, items: Path, out: Path, memory: str, made: Made)
         "temp_directory": str(spill),
     }
     with duckdb.connect(config=settings) as engine:
+        engine.execute("SET enable_progress_bar = false")  # it would go to stdout
         engine.execute("CREATE TEMP TABLE bought (item_id VARCHAR)")
         _write(engine, "interactions", interactions, out, made, _INTERACTIONS, [str(interactions)])
         engine.execute(

@@ -27,7 +27,7 @@ from minirec.errors import InputError
 from minirec.progress import log, progress
 from minirec.schemas import Made
 
-CHUNK = 250_000  # samples a row group
+CHUNK = 250_000  # rows a row group
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Samples:
     """One row a sample, in the order of sample_id; `event` and `start` are rows of the sorted events."""
 
     sample_id: np.ndarray  # [k] int64
-    event: np.ndarray  # [k] the target's row
-    start: np.ndarray  # [k] the first history row; the history is start..event-1
+    event: np.ndarray  # [k] int32, the target's row
+    start: np.ndarray  # [k] int32, the first history row; the history is start..event-1
 
 
 def core(events: Events, k: int) -> np.ndarray:
@@ -111,16 +111,18 @@ def window(events: Events, filter: Filter) -> tuple[np.ndarray, dict[str, Any]]:
 def cut(events: Events, history: int) -> tuple[Samples, int]:
     """Samples of events sorted by (user, time), and how many were dropped as their target is in their history."""
     n = len(events)
-    rows = np.arange(n)
-    first = np.maximum.accumulate(np.where(np.diff(events.user, prepend=-1) != 0, rows, 0))
-    start = np.maximum(first, rows - history)
+    rows = np.arange(n, dtype=np.int32)
+    first = np.maximum.accumulate(np.where(np.diff(events.user, prepend=-1) != 0, rows, np.int32(0)))
+    start = np.maximum(first, rows - np.int32(history))
     repeated = np.zeros(n, dtype=bool)
     for lag in range(1, min(history, n - 1) + 1):
         repeated[lag:] |= (events.item[lag:] == events.item[:-lag]) & (start[lag:] <= rows[:-lag])
     sample = rows > first
+    dropped = int((sample & repeated).sum())
     kept = rows[sample & ~repeated]
+    del rows, first, repeated, sample
     kept = kept[np.lexsort((events.item[kept], events.user[kept], events.timestamp[kept]))]
-    return Samples(np.arange(len(kept)), kept, start[kept]), int((sample & repeated).sum())
+    return Samples(np.arange(len(kept)), kept, start[kept]), dropped
 
 
 def split(count: int, prepare: Prepare) -> dict[str, np.ndarray]:
@@ -139,18 +141,15 @@ def split(count: int, prepare: Prepare) -> dict[str, np.ndarray]:
 
 def popularity(events: Events, train: Samples, items: int) -> np.ndarray:
     """Interactions of each item [items] that are target or history of a training sample, each counted once."""
-    edges = np.zeros(len(events) + 1, dtype=np.int64)
+    edges = np.zeros(len(events) + 1, dtype=np.int32)
     np.add.at(edges, train.start, 1)
     np.add.at(edges, train.event + 1, -1)
-    return np.bincount(events.item[np.cumsum(edges[:-1]) > 0], minlength=items)
+    return np.bincount(events.item[np.cumsum(edges[:-1], dtype=np.int32) > 0], minlength=items)
 
 
 def tables(events: Events, samples: Samples, splits: dict[str, np.ndarray], users: pa.Array) -> Iterator[pa.Table]:
     """samples.parquet in parts; users [u] are the ids by code."""
-    names = np.concatenate([np.full(len(ids), name) for name, ids in splits.items()])
-    ids = np.concatenate(list(splits.values()))
-    for begin in range(0, len(ids), CHUNK):
-        part = ids[begin : begin + CHUNK]
+    for name, part in ((name, ids[i : i + CHUNK]) for name, ids in splits.items() for i in range(0, len(ids), CHUNK)):
         event, start = samples.event[part], samples.start[part]
         length = event - start
         offsets = np.concatenate([[0], np.cumsum(length)])
@@ -161,7 +160,7 @@ def tables(events: Events, samples: Samples, splits: dict[str, np.ndarray], user
         yield pa.table(
             {
                 "sample_id": samples.sample_id[part],
-                "split": pa.array(names[begin : begin + CHUNK], pa.string()),
+                "split": pa.repeat(name, len(part)),
                 "user_id": users.take(pa.array(events.user[event])),
                 "target": events.item[event],
                 "history": pa.ListArray.from_arrays(where, pa.array(events.item[rows])),
@@ -173,17 +172,17 @@ def tables(events: Events, samples: Samples, splits: dict[str, np.ndarray], user
 
 
 def read(engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path) -> tuple[Events, pa.Array, dict[str, int]]:
-    """Check and encode both files; the engine then holds `goods` (code, item_id, …) and `people` (code, user_id)."""
+    """Check and encode both files; the engine then holds `goods` (code, item_id) and a view `listed` of the items."""
     for path, name in ((items, "items"), (interactions, "interactions")):
         _check(engine, path, name)
     have = set(pq.read_schema(items).names)
     optional = ["categories", "store", "description", "price", "average_rating", "rating_number"]
     columns = ", ".join(c if c in have else f"NULL AS {c}" for c in ["item_id", "title", *optional])
     with _asking(items):
+        engine.read_parquet(str(items)).project(columns).create_view("listed")
         engine.execute(
-            "CREATE TABLE goods AS SELECT (row_number() OVER (ORDER BY item_id) - 1)::INTEGER AS code, * "
-            f"FROM (SELECT {columns} FROM read_parquet(?)) ORDER BY code",
-            [str(items)],
+            "CREATE TABLE goods AS SELECT (row_number() OVER (ORDER BY item_id) - 1)::INTEGER AS code, item_id "
+            "FROM listed ORDER BY code"
         )
     again = engine.execute(
         "SELECT item_id FROM goods GROUP BY item_id HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
@@ -210,15 +209,14 @@ def read(engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path) -> 
             "FROM read_parquet(?, file_row_number = true) i JOIN people p USING (user_id) JOIN goods g USING (item_id)",
             [str(interactions)],
         ).fetchnumpy()
-    rating_ = np.ma.filled(np.ma.asarray(found["r"], dtype=np.float32), np.nan)
-    unknown = int((~np.isfinite(rating_)).sum())
+        ids: pa.Table = engine.sql("SELECT user_id FROM people ORDER BY code").to_arrow_table()
+        engine.execute("DROP TABLE people")
+    order = np.lexsort((found.pop("n"), found["t"], found["u"])).astype(np.int32)
+    rating_ = np.ma.filled(np.ma.asarray(found.pop("r"), dtype=np.float32), np.nan)[order]
     rating_[~np.isfinite(rating_)] = np.nan
-    order = np.lexsort((found["n"], found["t"], found["u"]))
-    user, item, time = (np.ma.getdata(found[column])[order] for column in ("u", "i", "t"))
-    events = Events(user, item, time, rating_[order])
-    ids: pa.Table = engine.sql("SELECT user_id FROM people ORDER BY code").to_arrow_table()
-    users = ids["user_id"].combine_chunks()
-    return events, users, {"interactions_without_rating": unknown}
+    user, item, time = (np.ma.getdata(found.pop(column))[order] for column in ("u", "i", "t"))
+    unknown = int(np.isnan(rating_).sum())
+    return Events(user, item, time, rating_), ids["user_id"].combine_chunks(), {"interactions_without_rating": unknown}
 
 
 def refused(engine: duckdb.DuckDBPyConnection, filter: Filter) -> tuple[np.ndarray, dict[str, int]]:
@@ -235,13 +233,17 @@ def refused(engine: duckdb.DuckDBPyConnection, filter: Filter) -> tuple[np.ndarr
     if not case:
         count = engine.execute("SELECT count(*) FROM goods").fetchall()[0][0]
         return np.zeros(count, dtype=bool), {}
-    found = engine.execute(f"SELECT coalesce(CASE {case} END, '') AS why FROM goods ORDER BY code").fetchnumpy()["why"]
+    found = engine.execute(
+        f"SELECT coalesce(CASE {case} END, '') AS why FROM listed JOIN goods USING (item_id) ORDER BY code"
+    ).fetchnumpy()["why"]
     reasons = np.asarray(found, dtype=str)
     return reasons != "", {name: int((reasons == name).sum()) for name, (on, _) in rules.items() if on}
 
 
-def catalogue(engine: duckdb.DuckDBPyConnection, codes: np.ndarray, count: np.ndarray, prepare: Prepare) -> pa.Table:
-    """catalogue.parquet of the items with these codes, ascending; count [m] is their popularity."""
+def catalogue(
+    engine: duckdb.DuckDBPyConnection, codes: np.ndarray, count: np.ndarray, prepare: Prepare
+) -> Iterator[pa.Table]:
+    """catalogue.parquet in parts, of the items with these codes, ascending; count [m] is their popularity."""
     words = prepare.description_words
     lines = {
         "title": _line("Title", "title"),
@@ -252,13 +254,15 @@ def catalogue(engine: duckdb.DuckDBPyConnection, codes: np.ndarray, count: np.nd
         "description": _line("Description", "description", words),
     }
     text = ", ".join(lines[name] for name in prepare.item_fields)
-    engine.register("kept", pa.table({"code": codes.astype(np.int32)}))
-    found: pa.Table = engine.sql(
-        f"SELECT item_id, {_clean('title')} AS title, concat_ws(chr(10), {text}) AS text "
-        "FROM goods JOIN kept USING (code) ORDER BY code"
-    ).to_arrow_table()
-    row = pa.array(np.arange(len(codes), dtype=np.int32))
-    return pa.table({"row": row, **{c: found[c] for c in found.column_names}, "popularity": count.astype(np.int64)})
+    row = np.arange(len(codes), dtype=np.int32)
+    kept = {"row": row, "code": codes.astype(np.int32), "popularity": count.astype(np.int64)}
+    engine.register("kept", pa.table(kept))
+    found = engine.sql(
+        f"SELECT row, item_id, {_clean('title')} AS title, concat_ws(chr(10), {text}) AS text, popularity "
+        "FROM kept JOIN goods USING (code) JOIN listed USING (item_id) ORDER BY row"
+    )
+    for part in found.to_arrow_reader(CHUNK):
+        yield pa.Table.from_batches([part])
 
 
 def run(*, prepare: Prepare, interactions: Path, items: Path, filter: str, out: Path) -> None:
@@ -277,6 +281,7 @@ def run(*, prepare: Prepare, interactions: Path, items: Path, filter: str, out: 
                 "temp_directory": str(spill),
             }
         ) as engine:
+            engine.execute("SET enable_progress_bar = false")  # it would go to stdout
             _run(engine, prepare, rules, interactions, items, out, made)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
@@ -328,6 +333,9 @@ def _run(
         )
     train = Samples(*(column[splits["train"]] for column in (samples.sample_id, samples.event, samples.start)))
     count = popularity(events, train, len(codes))
+    with _asking(items), schemas.writer("catalogue", out / "catalogue.parquet", made) as append:
+        for part in catalogue(engine, codes, count, prepare):
+            append(part)
     with (
         schemas.writer("samples", out / "samples.parquet", made) as append,
         progress("samples", sum(map(len, splits.values())), "samples") as bar,
@@ -335,7 +343,6 @@ def _run(
         for part in tables(events, samples, splits, users):
             append(part)
             bar.add(part.num_rows)
-    schemas.write("catalogue", catalogue(engine, codes, count, prepare), out / "catalogue.parquet", made)
     for name, value in report.items():
         counts = ", ".join(f"{key} {n}" for key, n in value.items()) if isinstance(value, dict) else value
         log.info("%s: %s", name.replace("_", " "), counts)
