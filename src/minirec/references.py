@@ -52,13 +52,21 @@ def transitions(samples: pa.Table, items: int) -> csr_array:
     return csr_array((np.ones(len(events)), (events[:, 2], events[:, 3])), shape=(items, items))
 
 
+def tfidf(texts: list[str]) -> csr_array:
+    """Rows of length 1 whose products are cosines; all zero where no text has a word."""
+    try:
+        return csr_array(TfidfVectorizer(sublinear_tf=True).fit_transform(texts))
+    except ValueError:  # of an empty vocabulary
+        return csr_array((len(texts), 1))
+
+
 def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Path, out: Path) -> None:
     """Write the metrics and ranks of every reference."""
     table = schemas.read("samples", samples)
     test = splits.load(samples, catalogue, "test", 1)
     goods = schemas.read("catalogue", catalogue).sort_by("row")
     popularity = schemas.numpy(goods, "popularity").astype(np.float64)
-    words = TfidfVectorizer(sublinear_tf=True).fit_transform(goods["text"].to_pylist())
+    words = tfidf(goods["text"].to_pylist())
     follows = transitions(table, goods.num_rows)
     tie = popularity / (popularity.max() + 1)  # decides among items never seen to follow
     length = (test.history >= 0).sum(1)
