@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minirec import config, experiment, metrics, schemas
+from minirec.errors import InputError
 from minirec.metrics import Interval
 from minirec.progress import log
 from minirec.schemas import Made, replacing
@@ -104,6 +105,9 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
     split = schemas.read("samples", one["samples"], ["split"])["split"].value_counts().to_pylist()
     ranks = [schemas.read("ranks", path).sort_by("sample_id") for path in several["ranks"]]
     before = schemas.read("ranks", one["base_ranks"]).sort_by("sample_id")
+    for path, rank in zip(several["ranks"], ranks, strict=True):
+        if not rank["sample_id"].equals(before["sample_id"]):
+            raise InputError(f"{path} and {one['base_ranks']} have other test samples; run evaluate again for both")
     summary: dict[str, Any] = {
         "main": given.main.model_dump(),
         "samples": {entry["values"]: entry["counts"] for entry in split},
