@@ -47,7 +47,7 @@ def load(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Spl
     table = table.filter(pc.equal(table["split"], split)).sort_by("sample_id")
     if table.num_rows == 0:
         raise InputError(f"{samples} has no {split} samples; use more interactions")
-    titles = schemas.read("catalogue", catalogue, ["title"])["title"].to_pylist()
+    titles = schemas.read("catalogue", catalogue, ["row", "title"]).sort_by("row")["title"].to_pylist()
     history = padded(table["history"].combine_chunks())
     target = schemas.numpy(table, "target").astype(np.int64)
     if max(target.max(), history.max()) >= len(titles):
