@@ -1,0 +1,239 @@
+"""The summary says what was measured, and says so where a gain may be chance."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from minirec import config, evaluate, schemas, summarise
+from minirec.errors import InputError
+from minirec.schemas import Made
+
+TESTED, TRAINED, ITEMS, PICKED = 40, 12, 30, 4
+BASE = np.arange(TESTED) % ITEMS + 1
+PNG, SVG = b"\x89PNG\r\n\x1a\n", b"<?xml"
+
+
+def write_ranks(folder: Path, rank, settings, first_id: int = 0) -> None:
+    rank = np.asarray(rank, dtype=np.int32)
+    top = np.tile(np.arange(3, dtype=np.int32), (len(rank), 1))
+    files = folder / "ranks.parquet", folder / "metrics.json"
+    evaluate.write(
+        rank, np.full_like(rank, 2), top, np.arange(len(rank)) + first_id, settings, Made("evaluate"), *files
+    )
+
+
+def write_json(file: Path, content) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def write_selection(folder: Path, ids, signals: bool) -> None:
+    n = len(ids)
+    place, signal = pa.array(range(n), pa.int32()), pa.array([0.5] * n) if signals else pa.nulls(n, pa.float64())
+    columns = {"position": place, "sample_id": ids}
+    columns |= {name: signal for name in ("value", "learnability", "representativeness", "diversity")}
+    schemas.write("selection", pa.table(columns), folder / "selection.parquet", Made("select"))
+    groups = pa.array([i // 2 for i in range(n)], pa.int32())
+    columns = {"position": place, "sample_id": ids, "group": groups, "mean_reward": signal}
+    schemas.write("curriculum", pa.table(columns), folder / "curriculum.parquet", Made("curriculum"))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, defaults):
+    """A function that writes every artefact of an experiment, made by hand, and summarises it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "results", ignore_errors=True)
+
+    def made(after, method="minirec", write_only=False):
+        budget = PICKED if method != "full" else "all"
+        main = {"method": method, "budget": PICKED, "seeds": list(range(len(after)))}
+        given = config.validate(config.overlay(json.loads(defaults.model_dump_json()), {"main": main}))
+        Path("mine.yaml").write_text(yaml.safe_dump(json.loads(given.model_dump_json())))
+        top, selector = Path("results/movielens"), "gemma" if method == "minirec" else "none"
+        rows = [
+            {
+                "sample_id": i,
+                "split": "train" if i < TRAINED else "valid" if i < TRAINED + 3 else "test",
+                "user_id": "u",
+                "target": 0,
+                "history": [1],
+                "history_rating": [None],
+                "history_age": [1],
+                "timestamp": i,
+            }
+            for i in range(TRAINED + 3 + TESTED)
+        ]
+        samples = pa.Table.from_pylist(rows, schemas.TABLES["samples"].schema())
+        schemas.write("samples", samples, top / "samples.parquet", Made("prepare"))
+        names = [str(row) for row in range(ITEMS)]
+        catalogue = {"row": pa.array(range(ITEMS), pa.int32()), "item_id": names, "title": names, "text": names}
+        catalogue["popularity"] = pa.array([1] * ITEMS, pa.int64())
+        schemas.write("catalogue", pa.table(catalogue), top / "catalogue.parquet", Made("prepare"))
+        write_json(top / "prepare.json", {"dropped": {"no title": 7}})
+        value = {"mean": 0.125, "low": 0.1, "high": 0.15}
+        write_json(top / "references.json", {"references": {"tfidf_last": {"ndcg@10": value, "hr@10": value}}})
+        write_ranks(top / "base/gemma", BASE, given.evaluate)
+        ids = [1, 3, 5, 7]
+        for seed, rank in enumerate(after):
+            run = f"{method}-{budget}/seed{seed}"
+            write_ranks(top / "runs/gemma" / selector / run, rank, given.evaluate)
+            write_selection(top / "selections" / selector / run, ids, signals=method == "minirec")
+        if selector != "none":
+            scores = {n: np.linspace(0, 1, TRAINED) for n in ("mean_reward", "learnability", "representativeness")}
+            scores |= {"sample_id": np.arange(TRAINED), "reward_std": np.zeros(TRAINED)}
+            scores |= {"gradient_norm": np.ones(TRAINED), "hits": np.array([0] * 3 + [4] * 9, np.int32)}
+            one = {"completion": pa.array([0] * TRAINED, pa.int32()), "rank": pa.array([1] * TRAINED, pa.int32())}
+            one |= {name: pa.array([1.0] * TRAINED, pa.float32()) for name in ("reward", "ndcg", "pi", "advantage")}
+            one |= {"sample_id": np.arange(TRAINED), "hit": [True] * TRAINED, "text": [""] * TRAINED}
+            one["tokens"] = pa.array([[1]] * TRAINED, pa.list_(pa.int32()))
+            schemas.write("rollouts", pa.table(one), top / "signals/gemma/rollouts.parquet", Made("rollout"))
+            schemas.write("scores", pa.table(scores), top / "signals/gemma/scores.parquet", Made("score"))
+        for job, seconds in (("rollout/gemma", 12.5), ("train/gemma/seed0", 30)):
+            file = Path("results/benchmarks/movielens") / f"{job}.tsv"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0\t100.5\n")
+        if not write_only:
+            summarise_it(given)
+        return given
+
+    return made
+
+
+def summarise_it(given) -> None:
+    top = Path("results/movielens")
+    summarise.run(evaluate=given.evaluate, results=top, config=[Path("mine.yaml")], out=top / "metrics.json")
+
+
+def written() -> tuple[dict, str]:
+    """The summary and its text."""
+    top = Path("results/movielens")
+    return json.loads((top / "metrics.json").read_text()), (top / "summary.txt").read_text(encoding="utf-8")
+
+
+def ndcg10(rank) -> float:
+    return float(np.mean([1 / math.log2(1 + r) if r <= 10 else 0 for r in rank]))
+
+
+def test_the_summary_has_the_metrics_of_every_part(project):
+    after = np.maximum(BASE - 3, 1)
+    project([after])
+    summary, text = written()
+    assert summary["metrics"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(after))
+    assert summary["before"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(BASE))
+    assert summary["metrics_without_reasoning"]["ndcg@10"]["mean"] == pytest.approx(1 / math.log2(3))
+    assert summary["metrics"]["hr@10"]["mean"] == np.mean(after <= 10)
+    assert summary["samples"] == {"train": TRAINED, "valid": 3, "test": TESTED}
+    assert (summary["catalogue"], summary["selected"]) == (ITEMS, PICKED)
+    assert summary["zero_hit_share"] == 3 / TRAINED
+    assert summary["prepare"] == {"dropped": {"no title": 7}}
+    assert summary["references"]["tfidf_last"]["ndcg@10"]["mean"] == 0.125
+    assert f"minirec kept {PICKED} of {TRAINED} training samples; {TESTED} test samples, {ITEMS} items" in text
+    for name, value in (("before RL", ndcg10(BASE)), ("after RL", ndcg10(after)), ("tfidf last", 0.125)):
+        assert any(line.strip().startswith(f"{name}  ") and f"{value:.4f} [" in line for line in text.splitlines()), (
+            name
+        )
+
+
+def test_the_cost_of_every_job_is_in_the_summary(project):
+    project([BASE])
+    summary, text = written()
+    assert summary["cost"]["rollout/gemma"] == {"seconds": 12.5, "max_rss_mib": 100.5}
+    assert summary["cost"]["train/gemma/seed0"]["seconds"] == 30
+    assert "train 30" in text
+
+
+def test_a_large_gain_is_called_significant(project):
+    project([np.maximum(BASE - 8, 1)])
+    summary, text = written()
+    assert summary["improvement"]["significant"] is True
+    assert summary["improvement"]["p"] < 0.01
+    assert summary["improvement"]["low"] > 0
+    assert text.count("significant") == 1
+    assert "not significant" not in text
+
+
+def test_a_gain_that_may_be_chance_is_called_not_significant(project):
+    after = BASE.copy()
+    after[4] = 1  # one sample of forty: its sign alone is a coin's
+    project([after])
+    summary, text = written()
+    gain = (1 - 1 / math.log2(6)) / TESTED
+    assert summary["improvement"]["mean"] == pytest.approx(gain)
+    assert summary["improvement"]["p"] == pytest.approx(1)
+    assert summary["improvement"]["significant"] is False
+    assert f"RL changes NDCG@10 by {gain:+.4f}" in text
+    assert "not significant" in text
+
+
+def test_a_loss_is_said_as_a_loss(project):
+    project([np.minimum(BASE + 8, ITEMS)])
+    summary, text = written()
+    assert summary["improvement"]["high"] < 0
+    assert f"by {ndcg10(np.minimum(BASE + 8, ITEMS)) - ndcg10(BASE):+.4f} [-" in text
+
+
+def test_the_same_ranks_are_no_gain(project):
+    project([BASE])
+    summary, _ = written()
+    assert (summary["improvement"]["mean"], summary["improvement"]["p"]) == (0, 1)
+
+
+def test_several_seeds_are_averaged_and_each_is_kept(project):
+    runs = [np.maximum(BASE - 1, 1), np.maximum(BASE - 6, 1), BASE]
+    project(runs)
+    summary, _ = written()
+    each = [ndcg10(rank) for rank in runs]
+    assert summary["metrics"]["ndcg@10"]["mean"] == pytest.approx(np.mean(each))
+    assert summary["improvement"]["mean"] == pytest.approx(np.mean(each) - ndcg10(BASE))
+    found = [summary["runs"][f"seed{seed}"]["metrics"]["ndcg@10"]["mean"] for seed in range(3)]
+    assert found == pytest.approx(each)
+
+
+def test_the_pictures_are_made_as_png_and_svg(project):
+    project([BASE])
+    figures = Path("results/movielens/figures")
+    assert {file.name for file in figures.iterdir()} >= {
+        f"{name}.{kind}" for name in ("rewards", "scores", "curriculum") for kind in ("png", "svg")
+    }
+    for file in figures.iterdir():
+        assert file.read_bytes().startswith(PNG if file.suffix == ".png" else SVG)
+        assert str(figures / f"{file.stem}.png") in written()[1]
+
+
+def test_the_same_artefacts_give_the_same_bytes(project):
+    given = project([BASE])
+    top = Path("results/movielens")
+    files = [top / "metrics.json", top / "summary.txt", *sorted((top / "figures").iterdir())]
+    before = [file.read_bytes() for file in files]
+    summarise_it(given)
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("method", ["random", "full"])
+def test_a_method_without_signals_is_summarised_without_them(project, method):
+    project([np.maximum(BASE - 8, 1)], method=method)
+    summary, text = written()
+    assert "zero_hit_share" not in summary
+    assert f"{method} kept" in text
+
+
+def test_ranks_on_other_test_samples_are_refused(project):
+    given = project([BASE], write_only=True)
+    write_ranks(Path("results/movielens/base/gemma"), BASE, given.evaluate, first_id=1)
+    with pytest.raises(InputError, match="test samples"):
+        summarise_it(given)
+    assert not Path("results/movielens/metrics.json").exists()
+
+
+def test_an_artefact_that_is_missing_is_named_and_nothing_is_written(project):
+    given = project([BASE], write_only=True)
+    Path("results/movielens/signals/gemma/scores.parquet").unlink()
+    with pytest.raises(InputError, match=r"scores\.parquet does not exist"):
+        summarise_it(given)
+    assert not Path("results/movielens/metrics.json").exists()
