@@ -105,7 +105,7 @@ def write_selection(tmp_path) -> None:
 def test_wrong_input_ends_in_one_line_and_status_1(tmp_path, capsys, flags, sentence):
     minirec(*curriculum(tmp_path, **flags), code=1)
     line = complaint(capsys)
-    assert "minirec curriculum: error: " in line
+    assert "curriculum error: " in line
     assert sentence in line
     assert not (tmp_path / "curriculum.parquet").exists()
 

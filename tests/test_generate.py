@@ -8,7 +8,7 @@ from minirec.schemas import Made
 from minirec.tree import Tree
 
 
-@pytest.fixture(params=["last", "mean"])
+@pytest.fixture(params=["last", "mean", "context"])
 def policy(request, tiny_model, defaults) -> Policy:
     return Policy.load(tiny_model, defaults.policy.model_copy(update={"pooling": request.param}))
 
@@ -29,15 +29,20 @@ def plain(policy, ids):
         return policy.decoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
 
 
+def pooled(policy, prompt, completion):
+    """The pooled state by a plain pass over prefix, prompt and completion."""
+    prefix = policy.user_prompts.prefix
+    states = plain(policy, prefix + prompt + completion)
+    first = {"last": -1, "mean": len(prefix) + len(prompt), "context": len(prefix)}[policy.settings.pooling]
+    return states[first:].mean(0)
+
+
 def test_a_branch_gets_the_states_that_a_plain_forward_pass_of_its_own_sequence_gives(policy, prompts):
     written = generate.write(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     for i, prompt in enumerate(prompts):
         for g in range(3):
-            start = policy.user_prompts.prefix + prompt
             text = written.tokens[i][g] + (policy.marker_ids if written.forced[i][g] else [])
-            states = plain(policy, start + text)[len(start) :]
-            expected = states.mean(0) if policy.settings.pooling == "mean" else states[-1]
-            assert torch.allclose(written.hidden[i, g], expected, atol=1e-5)
+            assert torch.allclose(written.hidden[i, g], pooled(policy, prompt, text), atol=1e-5)
 
 
 def test_reading_again_gives_the_same_states_and_the_log_probabilities_of_a_plain_pass(policy, prompts):
@@ -86,9 +91,7 @@ def test_greedy_writing_takes_the_likeliest_token_and_an_empty_branch_only_the_m
         assert token == policy.logits(plain(policy, ids)[-1]).argmax().item()
         ids.append(token)
     assert written.tokens[1][1] == []
-    states = plain(policy, start + policy.marker_ids)[len(start) :]
-    expected = states.mean(0) if policy.settings.pooling == "mean" else states[-1]
-    assert torch.allclose(written.hidden[1, 1], expected, atol=1e-5)
+    assert torch.allclose(written.hidden[1, 1], pooled(policy, prompts[1], policy.marker_ids), atol=1e-5)
 
 
 def scripted(policy, monkeypatch, prompts, script):
@@ -111,10 +114,7 @@ def test_the_first_marker_ends_a_completion_wherever_it_stands(policy, monkeypat
     said = policy.tokenizer.decode(written.tokens[0][0])
     assert said.count("<answer>") == 1
     assert not written.forced[0][0]
-    start = policy.user_prompts.prefix + prompts[0]
-    states = plain(policy, start + written.tokens[0][0])[len(start) :]
-    expected = states.mean(0) if policy.settings.pooling == "mean" else states[-1]
-    assert torch.allclose(written.hidden[0, 0], expected, atol=1e-5)
+    assert torch.allclose(written.hidden[0, 0], pooled(policy, prompts[0], written.tokens[0][0]), atol=1e-5)
 
 
 def test_a_completion_that_ends_early_gets_the_marker_appended(policy, monkeypatch, prompts):

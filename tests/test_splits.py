@@ -68,5 +68,5 @@ def test_a_split_without_samples_is_named(load):
 
 @pytest.mark.parametrize("wrong", [{"target": 4}, {"histories": [(0, 7)]}])
 def test_a_row_beyond_the_catalogue_is_named(load, wrong):
-    with pytest.raises(InputError, match="refers to row [47], beyond"):
+    with pytest.raises(InputError, match=r"refers to row [47], beyond"):
         load(**wrong)

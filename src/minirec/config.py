@@ -134,8 +134,10 @@ class Policy(Section):
     lora_targets: list[str] = Field(min_length=1, description="projections that get an adapter")
     lora_layers: int | None = Field(ge=1, description="only the top n layers get adapters; null: all")
     marker: str = Field(min_length=1, max_length=64, description="text that ends the reasoning")
-    pooling: Literal["last", "mean"] = Field(description="state at the marker, or mean over the completion")
-    whiten_dim: int | None = Field(ge=2, description="PCA dimensions of the whitening; null: no whitening")
+    pooling: Literal["last", "mean", "context"] = Field(
+        description="state at the marker, mean over the completion, or mean over history and completion"
+    )
+    whiten_dim: int | None = Field(ge=2, description="dimensions of the PCA that whitens both sides; null: none")
     tau: float = Field(gt=0, description="temperature of the item softmax")
     prompt_history: int = Field(ge=1, description="history items in the prompt")
     max_item_tokens: int = Field(ge=8, description="item texts are cut to this many tokens")

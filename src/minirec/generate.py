@@ -51,8 +51,8 @@ def write(
     n, groups = len(prompts), len(limits)
     marker = policy.marker_ids
     tree = Tree(policy.decoder, policy.user_prompts.prefix, n)
-    reader = _Reader(policy, tree, groups)
     state = tree.read(prompts)[:, None, :].expand(n, groups, -1)
+    reader = _Reader(policy, tree, groups)
     tokens: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(n)]
     queues: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(n)]  # chosen, not yet read
     forced = [[True] * groups for _ in range(n)]
@@ -117,10 +117,10 @@ def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
 
 
 class _Reader:
-    """Reads tokens of every branch and pools the states."""
+    """Reads tokens of every branch, once the prompts are read, and pools the states."""
 
     def __init__(self, policy: Policy, tree: Tree, groups: int) -> None:
-        self.policy, self.tree, self.groups = policy, tree, groups
+        self.pooling, self.tree, self.groups = policy.settings.pooling, tree, groups
         self.rows = len(tree.length)
         self.count = torch.zeros(self.rows, groups, dtype=torch.long, device=tree.device)
         self.sum = torch.zeros(self.rows, groups, policy.width, device=tree.device)
@@ -140,7 +140,7 @@ class _Reader:
         self.states = hidden.view(n, groups, width, -1)
         valid = valid.view(n, groups, width)
         states = self.states.float()
-        if self.policy.settings.pooling == "mean":
+        if self.pooling != "last":
             self.sum = self.sum.index_add(1, places, (states * valid[..., None]).sum(2))
         counts = valid.sum(2)
         at_end = states.gather(2, (counts - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, states.shape[-1]))
@@ -151,7 +151,12 @@ class _Reader:
 
     def pooled(self) -> Tensor:
         """The state of each branch by the policy's pooling [n, G, d], float32."""
-        return self.sum / self.count[..., None] if self.policy.settings.pooling == "mean" else self.last
+        if self.pooling == "last":
+            return self.last
+        if self.pooling == "mean":
+            return self.sum / self.count[..., None]
+        states, count = self.tree.total
+        return (states[:, None] + self.sum) / (count[:, None] + self.count)[..., None]
 
 
 def _sample(logits: Tensor, noise: Tensor, temperature: float, top_k: int) -> Tensor:

@@ -104,10 +104,10 @@ def _repeated(rows: Tensor) -> Tensor:
 
 
 def through(whitening: Whitening) -> tuple[Tensor | None, Tensor | None]:
-    """(C, C^T C) of the user side's whitening x -> (x - mean) C, or (None, None)."""
+    """(C, C^T C) of the whitening x -> (x - mean) C, or (None, None)."""
     if not whitening.arrays:
         return None, None
-    components = torch.from_numpy(whitening.arrays["user_components"])
+    components = torch.from_numpy(whitening.arrays["components"])
     return components, components.T @ components
 
 

@@ -67,15 +67,15 @@ class Items:
     def embed(self, rows: Sequence[int] | None = None, what: str | None = None) -> Tensor:
         """Vectors [k, d] of catalogue rows, all by default; float32, not whitened.
 
-        `last`: the state at the marker's last token; `mean`: over what follows the instruction. Keeps gradients where
-        they are enabled. `what` names a progress bar.
+        Pooling `last`: the state at the marker's last token; else the mean over what follows the instruction. Keeps
+        gradients where they are enabled. `what` names a progress bar.
         """
         rows = range(len(self)) if rows is None else rows
         places, vectors = [], []
         with progress(what, len(rows), "items") if what else nullcontext() as bar:
             for batch in self.batches(rows):
                 hidden, valid = self._read([rows[place] for place in batch])
-                if self.policy.settings.pooling == "mean":
+                if self.policy.settings.pooling != "last":
                     vectors.append((hidden * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
                 else:
                     vectors.append(hidden[torch.arange(len(batch), device=hidden.device), valid.sum(1) - 1])

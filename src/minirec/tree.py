@@ -41,12 +41,16 @@ class Tree:
         self.length = torch.full((rows,), len(prefix), device=self.device)  # of the prompts
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read the rest of each prompt; returns the hidden state at its last token [rows, d]."""
+        """Read the rest of each prompt; returns the hidden state at its last token [rows, d].
+
+        `total` then holds the sum of the states at these tokens [rows, d], and their number [rows].
+        """
         ids, valid = pad(prompts, self.device)
         positions = self.length[:, None] + torch.arange(ids.shape[1], device=self.device)
         hidden = self.extend(ids, valid, torch.full_like(ids, PROMPT), positions)
         counts = valid.sum(1)
         self.length = self.length + counts
+        self.total = (hidden.float() * valid[..., None]).sum(1), counts
         return hidden[torch.arange(len(ids), device=self.device), counts - 1]
 
     def extend(self, ids: Tensor, valid: Tensor, branch: Tensor, positions: Tensor) -> Tensor:

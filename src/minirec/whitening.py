@@ -1,4 +1,7 @@
-"""Whitening of the user and the item side: a mean and a PCA each, fitted once on the base model (METHOD 2)."""
+"""Whitening of the user and the item side: a mean each and one PCA, fitted once on the base model (METHOD 2).
+
+The axes are shared: two PCAs would leave no relation between the sides, and cosines between them would be noise.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from minirec.schemas import Made
 class Whitening:
     """Two affine maps, (x - mean) @ components, or none."""
 
-    arrays: dict[str, np.ndarray]  # user_mean [d], user_components [d, k], item_mean, item_components; or empty
+    arrays: dict[str, np.ndarray]  # user_mean [d], item_mean [d], components [d, k]; or empty
 
     @classmethod
     def identity(cls) -> Whitening:
@@ -27,14 +30,26 @@ class Whitening:
 
     @classmethod
     def fit(cls, user: np.ndarray, item: np.ndarray, dim: int) -> Whitening:
-        """Fit both sides, [n, d] and [m, d], to `dim` dimensions of unit variance.
+        """Fit both sides, [n, d] and [m, d], to `dim` dimensions in which they together have unit variance.
 
-        Raises InputError where the data has fewer dimensions than that.
+        Each side weighs the same. Raises InputError where the data has fewer dimensions than that.
         """
-        arrays = {}
-        for side, values in (("user", user), ("item", item)):
-            arrays[f"{side}_mean"], arrays[f"{side}_components"] = _fit(side, values.astype(np.float64), dim)
-        return cls(arrays)
+        means, centred = [], []
+        for side in (user, item):
+            values = side.astype(np.float64)
+            means.append(values.mean(0))
+            centred.append((values - means[-1]) / np.sqrt(2 * len(values)))
+        _, spread, directions = np.linalg.svd(np.concatenate(centred), full_matrices=False)
+        rank = int((spread > spread[:1] * 1e-6).sum())
+        if rank < dim:
+            raise InputError(
+                f"policy.whiten_dim is {dim}, but users and items span only {rank} dimensions; lower it or embed more"
+            )
+        directions, spread = directions[:dim], spread[:dim]
+        signs = np.sign(directions[np.arange(dim), np.abs(directions).argmax(1)])  # the largest entry is positive
+        components = (directions * signs[:, None] / spread[:, None]).T
+        arrays = {"user_mean": means[0], "item_mean": means[1], "components": components}
+        return cls({name: array.astype(np.float32) for name, array in arrays.items()})
 
     @classmethod
     def read(cls, path: Path) -> Whitening:
@@ -59,17 +74,4 @@ class Whitening:
         if not self.arrays:
             return x
         mean = torch.as_tensor(self.arrays[f"{side}_mean"], dtype=x.dtype, device=x.device)
-        return (x - mean) @ torch.as_tensor(self.arrays[f"{side}_components"], dtype=x.dtype, device=x.device)
-
-
-def _fit(side: str, values: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    mean = values.mean(0)
-    _, spread, directions = np.linalg.svd(values - mean, full_matrices=False)
-    rank = int((spread > spread[:1] * 1e-6).sum())
-    if rank < dim:
-        raise InputError(
-            f"policy.whiten_dim is {dim}, but the {side} side spans only {rank} dimensions; lower it or embed more"
-        )
-    directions, spread = directions[:dim], spread[:dim] / np.sqrt(len(values))
-    signs = np.sign(directions[np.arange(dim), np.abs(directions).argmax(1)])  # the largest entry is positive
-    return mean.astype(np.float32), (directions * signs[:, None] / spread[:, None]).T.astype(np.float32)
+        return (x - mean) @ torch.as_tensor(self.arrays["components"], dtype=x.dtype, device=x.device)
