@@ -21,7 +21,7 @@ help: ## this list
 setup: $(installed) ## build .venv with the exact versions of requirements.lock
 
 quickstart: $(installed) ## the whole chain on real data with a small real language model
-	@snakemake --cores $(CORES) --configfile $(CONFIG) -- $(target)
+	@snakemake --cores $(CORES) --quiet host reason rules --configfile $(CONFIG) -- $(target)
 	@echo "The results are in $(dir $(target)): start with metrics.json, or: .venv/bin/minirec show $(target)"
 
 test: $(installed) ## every test, the whole workflow with a tiny model among them

@@ -182,6 +182,7 @@ def test_a_tiny_model_must_name_a_data_set_of_the_configuration(raw):
         ("select", {"terms": ["novelty"]}, "variants.v.select.terms.0 is 'novelty', but"),
         ("curriculum", {"group_size": "x"}, "variants.v.curriculum.group_size is 'x', but"),
         ("curriculum", {"seed": True}, "variants.v.curriculum.seed is True, but"),
+        ("train", {"epoch": 2}, "variants.v.train.epoch is not a setting (did you mean epochs?)"),
     ],
 )
 def test_a_variant_is_checked_like_the_section_it_changes(raw, section, values, sentence):

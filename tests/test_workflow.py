@@ -125,6 +125,13 @@ def test_a_variant_shares_the_signals(finished):
     assert jobs == once("select", *AFTER_SELECT)
 
 
+def test_a_variant_of_training_has_flags_of_its_own(finished):
+    done = snakemake(finished, "-n", "-p", "results/toy/runs/tiny/none/item_loss-all/seed0/metrics.json")
+    trained = [line for line in done.stdout.splitlines() if "minirec train" in line]
+    assert len(trained) == 1
+    assert "--losses '[\"item\"]'" in trained[0]
+
+
 def test_random_needs_no_signals(finished):
     jobs = plan(finished, "results/toy/runs/tiny/none/random-8/seed0/metrics.json")
     assert jobs == once("select_without_signals", "curriculum_without_signals", "train", "evaluate")

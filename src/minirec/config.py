@@ -290,9 +290,11 @@ class Variant(Section):
     method: Literal["minirec", "random", "full"] = "minirec"
     select: dict[str, Any] = {}
     curriculum: dict[str, Any] = {}
+    train: dict[str, Any] = {}
 
 
 METHODS = ("minirec", "random", "full")
+VARIED = ("select", "curriculum", "train")  # sections a variant may change
 SIGNAL_FREE = ("random", "full")  # need no selector: their path says `none`
 
 
@@ -350,7 +352,7 @@ class Config(Section):
                         f"{where} is {value}, which is not among {', '.join(known)}{_nearest(value, known)}"
                     )
         for name, variant in self.variants.items():
-            for section in ("select", "curriculum"):
+            for section in VARIED:
                 merged = {**getattr(self, section).model_dump(), **getattr(variant, section)}
                 _validate(type(getattr(self, section)), merged, f"variants.{name}.{section}")
         if self.main.selector == "none" and self.method(self.main.method) not in SIGNAL_FREE:
@@ -423,7 +425,7 @@ def flags(config: Config, stage: str, method: str | None = None) -> str:
     parts = []
     for section in SECTIONS[stage]:
         values = json.loads(getattr(config, section).model_dump_json())
-        if method in config.variants and section in ("select", "curriculum"):
+        if method in config.variants and section in VARIED:
             values |= getattr(config.variants[method], section)
         parts += [f"{flag(name)} {shlex.quote(_scalar(value))}" for name, value in values.items()]
     return " ".join(parts)
