@@ -108,6 +108,12 @@ def test_popularity_ranks_by_counts_and_ties_by_the_lower_row(ranks):
     assert found["popularity", 13] == 5  # 0 and 1 with 3, 4 with 2, 2 with 1, then 3
 
 
+def test_the_cosines_are_those_of_the_textbook():
+    texts = [*TEXTS, "jazz jazz jazz train"]
+    words = references.tfidf(texts)
+    np.testing.assert_allclose((words @ words.T).toarray(), tfidf(texts), atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["tfidf_last", "tfidf_history"])
 def test_tfidf_ranks_by_the_cosine_to_the_last_item_or_to_the_mean_history(ranks, name):
     found, cosine = ranks(), tfidf(TEXTS)
