@@ -172,7 +172,8 @@ def config_files(files: Iterable[str | Path]) -> list[str]:
     return sorted(dict.fromkeys(paths), key=lambda path: path != os.path.join("config", "config.yaml"))
 
 
-def print_summaries(given: Config) -> None:
-    """Print the summary and the comparison of every data set, where they are there."""
+def print_summaries(given: Config, since: float) -> None:
+    """Print the summaries and comparisons written since a time, in seconds since 1970."""
     for file in sorted(Path(given.results).glob("*/*.txt")):
-        sys.stdout.write(file.read_text(encoding="utf-8"))
+        if file.stat().st_mtime >= since:
+            sys.stdout.write(file.read_text(encoding="utf-8"))

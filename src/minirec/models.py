@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from minirec import config, schemas
 from minirec.download import Unreachable, cache, wheel_member
@@ -106,7 +109,11 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
-    """A random Llama and a BPE tokenizer trained on the titles of a data set."""
+    """A random Llama and a BPE tokenizer trained on the titles of a data set.
+
+    Embeddings are scaled by inverse document frequency: pooled states then compare titles by their rare words, which a
+    random model cannot know otherwise.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -124,7 +131,8 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(schemas.read("items", items, ["title"])["title"].to_pylist(), trainer)
+    titles = schemas.read("items", items, ["title"])["title"].to_pylist()
+    tokenizer.train_from_iterator(titles, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(out)
@@ -139,12 +147,20 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
             num_attention_heads=heads,
             num_key_value_heads=heads,
             max_position_embeddings=4096,
-            initializer_range=0.1,
+            initializer_range=0.02,
             eos_token_id=fast.eos_token_id,
             pad_token_id=fast.pad_token_id,
             bos_token_id=None,
             tie_word_embeddings=True,
         )
     )
+    frequency = np.zeros(len(fast))
+    for title in titles:
+        frequency[list(set(tokenizer.encode(title).ids))] += 1
+    frequency[frequency == 0] = frequency.max()  # what no title says, such as the chat template, tells no items apart
+    rarity = torch.from_numpy(np.log((1 + len(titles)) / (1 + frequency)).astype(np.float32))
+    embeddings: Any = model.get_input_embeddings()  # large beside what the random layers add
+    with torch.no_grad():
+        embeddings.weight.mul_(50 * (rarity / rarity.mean())[:, None])
     model.save_pretrained(out)
     (out / "made.json").write_text(json.dumps(source.model_dump(), sort_keys=True), encoding="utf-8")
