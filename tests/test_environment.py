@@ -111,10 +111,18 @@ def test_clean_never_names_data_or_models():
         assert not re.search(r"\bdata\b", line), line
 
 
-def test_continuous_integration_runs_make_test_and_nothing_else():
+def readme_commands() -> list[str]:
+    """Every line of the README's blocks, without prompt and remark."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [line.removeprefix("$ ").split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def test_continuous_integration_runs_the_test_command_of_the_readme():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     commands = [
         line for line in script.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "set ", "cd "))
     ]
     assert commands == ["make test"]
+    assert "make test" in readme_commands()
