@@ -3,9 +3,10 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
-from minirec import curriculum
-from minirec.select import greedy
+from minirec import curriculum, nearest
+from minirec.select import greedy, greedy_with_diversity
 
 
 def brute_force(points, value, budget):
@@ -49,6 +50,81 @@ def test_greedy_equals_a_brute_force_on_random_points():
     for _ in range(200):
         points, value = generator.normal(size=(30, 4)), generator.random(30)
         assert greedy(points, value, 12).tolist() == brute_force(points.tolist(), value.tolist(), 12)
+
+
+def one_by_one(embeddings, value, budget):
+    """METHOD 4.6 with every distance of every row at every pick: (picks, D~)."""
+    rows = np.asarray(embeddings, dtype=np.float64)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    near, left, picks, diversity = np.full(len(rows), np.inf), np.ones(len(rows), dtype=bool), [], []
+    for position in range(budget):
+        largest = near.max()
+        relative = (near / largest if largest > 0 else np.zeros(len(rows))) if position else np.ones(len(rows))
+        gain = np.where(left, relative * value, -np.inf)
+        pick = int(np.flatnonzero(gain >= gain.max() - 1e-12)[0])
+        picks.append(pick)
+        diversity.append(relative[pick])
+        left[pick] = False
+        distance = 1 - unit @ unit[pick]
+        distance[distance < 1e-6] = 0
+        distance[pick] = 0
+        near = np.minimum(near, distance)
+    return np.array(picks), np.array(diversity)
+
+
+def clustered(n, d, seed):
+    """Gaussian clusters with copies, all but copies, zero vectors and zero values in between."""
+    generator = np.random.default_rng(seed)
+    points = generator.normal(size=(12, d))[generator.integers(0, 12, n)]
+    points += generator.choice([0, 1e-4, 0.3, 1], n)[:, None] * generator.normal(size=(n, d))
+    points[generator.choice(n, n // 50)] = 0
+    value = generator.random(n) + generator.random(n)
+    value[generator.choice(n, n // 10)] = 0
+    return points.astype(np.float32), value
+
+
+@pytest.mark.parametrize(("n", "d", "budget"), [(400, 3, 400), (1500, 16, 300), (6000, 24, 200)])
+def test_greedy_and_its_diversity_equal_what_comparing_everything_gives(n, d, budget, monkeypatch):
+    for seed, pool in ((0, 512), (1, 16), (2, 2)):
+        monkeypatch.setattr(nearest, "POOL", pool)
+        monkeypatch.setattr(nearest, "BLOCK_NUMBERS", pool * 1000)
+        points, value = clustered(n, d, seed)
+        picks, diversity = greedy_with_diversity(points, value, budget)
+        expected, relative = one_by_one(points, value, budget)
+        assert picks.tolist() == expected.tolist()
+        assert diversity == pytest.approx(relative, abs=1e-9)
+        assert greedy(points, value, budget).tolist() == expected.tolist()
+
+
+def test_greedy_compares_few_rows_with_few_picks():
+    points, value = clustered(6000, 24, 0)
+    distances = nearest.Nearest(points, 200)
+    best = nearest.Largest(distances, value)
+    distances.pick(int(value.argmax()))
+    for _ in range(199):
+        distances.pick(int(best.find()[1][0]))
+    assert distances.similarities < 0.5 * 6000 * 200
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_greedy_reads_a_mapped_file_and_a_tensor_as_it_reads_an_array(tmp_path, kind):
+    points, value = clustered(1500, 16, 3)
+    mapped = np.memmap(tmp_path / "points", dtype=kind, mode="w+", shape=points.shape)
+    mapped[:] = points
+    expected = one_by_one(mapped, value, 150)[0].tolist()
+    assert (
+        greedy(np.memmap(tmp_path / "points", dtype=kind, mode="r", shape=points.shape), value, 150).tolist()
+        == expected
+    )
+    assert greedy(torch.from_numpy(points.astype(kind)), value, 150).tolist() == expected
+
+
+def test_greedy_refuses_values_below_zero_and_embeddings_that_are_not_numbers():
+    with pytest.raises(ValueError, match="negative"):
+        greedy(np.eye(2), np.array([1.0, -1.0]), 1)
+    with pytest.raises(ValueError, match="not a number"):
+        greedy(np.array([[1.0, 0.0], [np.nan, 1.0], [0.0, 1.0]]), np.ones(3), 2)
 
 
 def test_a_duplicate_is_passed_over_for_a_weaker_but_new_sample():

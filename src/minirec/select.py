@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,53 +11,55 @@ import pyarrow.compute as pc
 
 from minirec import config, schemas, tensors
 from minirec.errors import InputError
+from minirec.nearest import TIE, Largest, Nearest
 from minirec.progress import progress
 from minirec.schemas import Made
 
-SAME = 1e-6  # smaller distances count as none
-TIE = 1e-12  # gains that differ by less are equal but for rounding
-
 
 def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
-    """Row numbers in order of choice, int64 [budget] (METHOD 4.6).
+    """Row numbers in order of choice, int64 [budget] (METHOD 4.6); exact, see `nearest`.
 
-    embeddings [n, d], value [n] = alpha L + R. First argmax value, then argmax D~ value among the rows not yet picked,
-    D~ the cosine distance to the nearest pick over its largest value. Ties: lowest row.
+    embeddings [n, d], value [n] = alpha L + R >= 0. First argmax value, then argmax D~ value among the rows not yet
+    picked, D~ the cosine distance to the nearest pick over its largest value. Ties: lowest row.
     """
-    return greedy_with_diversity(embeddings, value, budget)[0]
+    return _greedy(embeddings, value, budget, lambda: None, None)
 
 
-def greedy_with_diversity(embeddings: np.ndarray, value: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """`greedy` and D~ of each pick when it was picked [budget]; 1 for the first."""
+def greedy_with_diversity(
+    embeddings: np.ndarray, value: np.ndarray, budget: int, picked: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`greedy` and D~ of each pick when it was picked [budget]; 1 for the first. Calls `picked` after every pick."""
+    diversity = np.ones(budget)
+    return _greedy(embeddings, value, budget, picked, diversity), diversity
+
+
+def _greedy(
+    embeddings: np.ndarray, value: np.ndarray, budget: int, picked: Callable[[], None], diversity: np.ndarray | None
+) -> np.ndarray:
+    """As D~ is the distance over what is the same for all rows, the argmax is that of distance x value."""
+    value = np.asarray(value, dtype=np.float64)
     if not 0 <= budget <= len(value):
         raise ValueError(f"budget {budget} is not within 0..{len(value)}")
-    unit = _unit(embeddings)
-    nearest = np.full(len(value), np.inf)
+    if not (value >= 0).all():
+        raise ValueError("a value is negative or not a number")
+    nearest = Nearest(embeddings, budget)
+    best, farthest = Largest(nearest, value), Largest(nearest, np.ones(len(value)))
     open_ = np.ones(len(value), dtype=bool)
-    picks, diversity = np.empty(budget, dtype=np.int64), np.ones(budget)
+    picks = np.empty(budget, dtype=np.int64)
     for position in range(budget):
-        if position:
-            largest = nearest.max()
-            relative = nearest / largest if largest > 0 else np.zeros(len(value))
-            gain = relative * value
+        if position == 0:
+            ties = np.flatnonzero(value >= value.max() - TIE)
         else:
-            relative, gain = np.ones(len(value)), np.asarray(value, dtype=np.float64)
-        gain = np.where(open_, gain, -np.inf)
-        pick = int(np.argmax(gain >= gain.max() - TIE))  # the first of them
-        picks[position], diversity[position] = pick, relative[pick]
-        open_[pick] = False
-        distance = 1.0 - unit @ unit[pick]
-        distance[distance < SAME] = 0.0
-        distance[pick] = 0.0
-        np.minimum(nearest, distance, out=nearest)
-    return picks, diversity
-
-
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    """Rows of unit length; zero rows stay zero, at distance 1 from everything else."""
-    rows = np.asarray(embeddings, dtype=np.float64)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+            _, ties = best.find()
+        pick = int(ties[0] if len(ties) else np.argmax(open_))  # all gains are 0: the first row left
+        if position and diversity is not None:
+            largest, _ = farthest.find()
+            nearest.update(np.array([pick]))
+            diversity[position] = nearest.distance[pick] / largest if largest else 0.0
+        picks[position], open_[pick] = pick, False
+        nearest.pick(pick)
+        picked()
+    return picks
 
 
 def _budget(budget: str, available: int, what: str) -> int:
@@ -101,10 +104,10 @@ def run(
         worth = _worth(select, learnable, typical)
         with progress("select", count, "picks") as bar:
             if "diversity" in select.terms:
-                picks, diversity = greedy_with_diversity(points, worth, count)
+                picks, diversity = greedy_with_diversity(points, worth, count, bar.add)
             else:
                 picks, diversity = np.argsort(-worth, kind="stable")[:count], np.ones(count)
-            bar.add(count)
+                bar.add(count)
         sample_id = train[picks]
         columns = {
             "value": diversity * worth[picks],
