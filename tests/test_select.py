@@ -87,7 +87,7 @@ def clustered(n, d, seed):
 @pytest.mark.parametrize(("n", "d", "budget"), [(400, 3, 400), (1500, 16, 300), (6000, 24, 200)])
 def test_greedy_and_its_diversity_equal_what_comparing_everything_gives(n, d, budget, monkeypatch):
     for seed, pool in ((0, 512), (1, 16), (2, 2)):
-        monkeypatch.setattr(nearest, "POOL", pool)
+        monkeypatch.setattr(nearest, "POOL_NUMBERS", pool * d)
         monkeypatch.setattr(nearest, "BLOCK_NUMBERS", pool * 1000)
         points, value = clustered(n, d, seed)
         picks, diversity = greedy_with_diversity(points, value, budget)
@@ -97,7 +97,8 @@ def test_greedy_and_its_diversity_equal_what_comparing_everything_gives(n, d, bu
         assert greedy(points, value, budget).tolist() == expected.tolist()
 
 
-def test_greedy_compares_few_rows_with_few_picks():
+def test_greedy_compares_few_rows_with_few_picks(monkeypatch):
+    monkeypatch.setattr(nearest, "POOL_NUMBERS", 24 * 256)
     points, value = clustered(6000, 24, 0)
     distances = nearest.Nearest(points, 200)
     best = nearest.Largest(distances, value)

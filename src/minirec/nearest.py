@@ -13,8 +13,8 @@ import numpy as np
 
 SAME = 1e-6  # smaller distances count as none
 TIE = 1e-12  # values that differ by less are equal but for rounding
-BLOCK_NUMBERS = 1_000_000  # numbers in a block of rows or of similarities: bounds memory and stays in the cache
-POOL = 512  # most rows that are updated at every pick
+BLOCK_NUMBERS = 500_000  # numbers in a block of rows or of similarities: bounds memory
+POOL_NUMBERS = 260_000  # numbers in the rows that are updated at every pick: they stay in the cache
 
 
 class Nearest:
@@ -39,8 +39,12 @@ class Nearest:
     def unit(self, rows: np.ndarray) -> Any:
         """These rows in float64, of unit length."""
         block = self.embeddings[rows]
-        block = block.astype(np.float64) if isinstance(block, np.ndarray) else block.double()
-        length = (block * block).sum(1) ** 0.5
+        if isinstance(block, np.ndarray):
+            block = block.astype(np.float64)
+            length = np.sqrt(np.einsum("ij,ij->i", block, block))
+        else:
+            block = block.double()
+            length = block.norm(dim=1)
         length[length == 0] = 1.0
         block /= length[:, None]
         return block
@@ -89,7 +93,8 @@ class Largest:
         self.bound: np.ndarray | None = None
         self.pool, self.unit = np.empty(0, dtype=np.int64), None
         self.outside = np.inf  # no row outside the pool exceeds it
-        self.block, self.served = 2 * POOL, 0
+        self.room = max(POOL_NUMBERS // nearest.embeddings.shape[1], 2)
+        self.block, self.served = 2 * self.room, 0
 
     def find(self) -> tuple[float, np.ndarray]:
         """(largest, the rows that reach it up to TIE, ascending); (0, no rows) where it is no more than TIE."""
@@ -113,7 +118,7 @@ class Largest:
     def _refill(self, bound: np.ndarray) -> tuple[float, np.ndarray]:
         if self.served < 8:  # a larger block serves longer
             self.block *= 2
-        elif self.served > 64 and self.block > POOL // 8:
+        elif self.served > 64 and self.block > self.room // 8:
             self.block //= 2
         self.served, size = 0, self.block
         while True:
@@ -128,7 +133,7 @@ class Largest:
         if top <= TIE:
             self.pool, self.unit = self.pool[:0], None
             return 0.0, self.pool
-        best, beyond = _highest(value, POOL)
+        best, beyond = _highest(value, self.room)
         self.outside = max(self.outside, beyond)
         self.pool = rows[best[value[best] >= self.outside]]
         self.unit = self.nearest.unit(self.pool)
