@@ -13,10 +13,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 installed := .venv/.installed
 target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml)/$(DATASET)/metrics.json
 
-.PHONY: help setup quickstart test check bench report clean
+.PHONY: help setup quickstart test check bench bench-learning report clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-15s %s\n", $$1, $$2}'
 
 setup: $(installed) ## build .venv with the exact versions of requirements.lock
 
@@ -37,6 +37,9 @@ check: $(installed) ## format, lint, types and the fast tests
 
 bench: $(installed) ## measure speed and memory of the stages, on data made for it
 	@for script in benchmarks/*.py; do echo "== $$script"; python "$$script"; done
+
+bench-learning: $(installed) ## measure what RL teaches, by loss, data set and seed (hours; goes on where it stopped)
+	python benchmarks/long/learning.py
 
 report: $(installed) ## one HTML page about a finished run: pictures, tables, settings, times
 	@snakemake --configfile $(CONFIG) --report $(dir $(target))report.html -- $(target)

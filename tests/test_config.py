@@ -219,7 +219,7 @@ def test_our_own_configurations_load(files):
 def test_the_quickstart_lies_over_the_paper_and_leaves_the_rest():
     paper, quickstart = config.load(PAPER), config.load(PAPER, QUICKSTART)
     assert (paper.sampling.max_new_tokens, quickstart.sampling.max_new_tokens) == (256, 8)
-    assert paper.score == quickstart.score
+    assert paper.gradient == quickstart.gradient
     assert set(paper.models) == set(quickstart.models)
 
 

@@ -1,0 +1,112 @@
+"""What RL teaches a small recommender: before and after, by loss, on several data sets and seeds.
+
+Every run is a target of the workflow, so an interrupted benchmark goes on where it stopped. Each finished run is a row
+of docs/results/learning.csv. MovieLens is fetched; `cds` and `toys` take part where data/NAME holds their two files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from minirec import config, metrics, schemas
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "docs" / "results" / "learning.csv"
+ARMS = ("full", "item_loss", "token_loss")
+K = 10
+NAMES = ("dataset", "model", "arm", "seed", "samples", "steps", "train_seconds")
+VALUES = ("before", "after", "low", "high", "p", "before_without_reasoning", "after_without_reasoning")
+REFERENCES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
+
+
+def row(top: Path, model: str, arm: str, seed: int) -> dict[str, object]:
+    """What one finished run says, NDCG@10 on test."""
+    run = top / "runs" / model / "none" / f"{arm}-all" / f"seed{seed}"
+    after, before = (
+        schemas.read("ranks", path / "ranks.parquet").sort_by("sample_id") for path in (run, top / "base" / model)
+    )
+    history = schemas.read("history", run / "history.parquet")
+    quality = {
+        f"{when}{suffix}": metrics.ndcg(schemas.numpy(table, column), K)
+        for when, table in (("before", before), ("after", after))
+        for suffix, column in (("", "rank"), ("_without_reasoning", "rank_without_reasoning"))
+    }
+    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["metrics"][f"ndcg@{K}"]
+    references = json.loads((top / "references.json").read_text(encoding="utf-8"))["references"]
+    return {
+        "dataset": top.name,
+        "model": model.split("_")[0],
+        "arm": arm,
+        "seed": seed,
+        "samples": sum(map(len, history["sample_ids"].to_pylist())),
+        "steps": history.num_rows,
+        "train_seconds": round(float(np.sum(schemas.numpy(history, "seconds")))),
+        **{name: round(float(values.mean()), 4) for name, values in quality.items()},
+        "low": round(found["low"], 4),
+        "high": round(found["high"], 4),
+        "p": float(f"{metrics.paired_p(quality['after'], quality['before'], 0):.2g}"),
+        **{name: round(references[name][f"ndcg@{K}"]["mean"], 4) for name in REFERENCES},
+    }
+
+
+def keep(new: dict[str, object]) -> None:
+    """Put a row into the CSV, in place of an older one of the same run."""
+    rows = []
+    if OUT.is_file():
+        with OUT.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    key = [str(new[name]) for name in NAMES[:4]]
+    rows = [r for r in rows if [r[name] for name in NAMES[:4]] != key] + [{k: str(v) for k, v in new.items()}]
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    with schemas.replacing(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [*NAMES, *VALUES, *REFERENCES], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda r: [r[name] for name in NAMES[:4]]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["tiny", "smollm"], choices=["tiny", "smollm"])
+    parser.add_argument("--datasets", nargs="+", default=["movielens", "cds", "toys"])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--cores", type=int, default=2)
+    given = parser.parse_args()
+    for model in given.models:
+        files = [ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", f"learning_{model}")]
+        settings = config.load(ROOT / "config" / "config.yaml", *files)
+        for dataset in given.datasets:
+            own = settings.datasets[dataset].source == "own"
+            if own and not (ROOT / "data" / dataset / "interactions.parquet").is_file():
+                sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
+                continue
+            name = f"tiny_{dataset}" if model == "tiny" else model
+            top = Path(settings.results) / dataset
+            for seed in given.seeds:
+                for arm in given.arms:
+                    run = top / "runs" / name / "none" / f"{arm}-all" / f"seed{seed}" / "metrics.json"
+                    base = top / "base" / name / "metrics.json"
+                    command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
+                    command += [
+                        "--configfile",
+                        *map(str, files),
+                        "--",
+                        str(run),
+                        str(base),
+                        str(top / "references.json"),
+                    ]
+                    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+                    found = row(ROOT / top, name, arm, seed)
+                    keep(found)
+                    sys.stdout.write(f"{found}\n")
+
+
+if __name__ == "__main__":
+    main()
