@@ -124,3 +124,18 @@ def test_the_same_seed_gives_the_same_bytes_in_another_folder(project):
     ):
         first, second = (folder / top / "shop" / name for top in ("results", "again"))
         assert first.read_bytes() == second.read_bytes(), name
+
+
+def test_status_says_what_is_done_and_what_a_change_makes_stale(project):
+    folder, _ = project
+    (folder / "mu.yaml").write_text("score: {mu: 0.4}\n", encoding="utf-8")
+    told = {}
+    for name, more in (("done", []), ("stale", ["mu.yaml"])):
+        command = [sys.executable, "-m", "minirec", "status", "results/shop", "--config", "config/quickstart.yaml"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        told[name] = subprocess.run(
+            [*command, "shop.yaml", *more], cwd=folder, env=environment, text=True, capture_output=True, check=True
+        ).stdout
+    assert "nothing is left to do" in told["done"]
+    assert "left: 6 jobs, about" in told["stale"]  # score select curriculum train evaluate summarise
+    assert "stale score: Params have changed" in told["stale"]

@@ -6,8 +6,11 @@ A stage's module is imported only when it runs, so `--help` needs neither torch 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
 import os
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -18,6 +21,15 @@ import yaml
 
 from minirec import __version__, config
 from minirec.errors import InputError
+
+MACHINE = {  # errors of the machine, not of minirec, and what to do about them
+    errno.ENOSPC: "free some space and start again",
+    errno.EDQUOT: "free some space and start again",
+    errno.EACCES: "give yourself the right to read and write there and start again",
+    errno.EPERM: "give yourself the right to read and write there and start again",
+    errno.EROFS: "the results need a folder that can be written; set results in the configuration",
+    errno.EIO: "the disk or its network failed; start again",
+}
 
 
 @dataclass(frozen=True)
@@ -185,6 +197,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
     ),
     "show": ("Print an artefact: what made it, its columns, counts and first rows.", ()),
     "plan": ("Say what each stage of a target will roughly need.", ()),
+    "status": ("Say what is done, running, failed or stale, and what the rest will take.", ()),
 }
 
 
@@ -200,6 +213,9 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--rows", type=int, default=5, help="rows to print")
         elif stage == "plan":
             command.add_argument("target", help="e.g. results/cds/metrics.json")
+            command.add_argument("--config", type=Path, nargs="+", default=[Path("config/config.yaml")])
+        elif stage == "status":
+            command.add_argument("folder", type=Path, help="results of a data set, e.g. results/cds")
             command.add_argument("--config", type=Path, nargs="+", default=[Path("config/config.yaml")])
         for option in options:
             command.add_argument(
@@ -233,14 +249,50 @@ def sections(stage: str, given: dict[str, Any]) -> dict[str, config.Section]:
     return {section: config.section(section, found) for section, found in values.items()}
 
 
+class Terminated(BaseException):
+    """Somebody asked the job to end; not an Exception, so that nothing catches it on the way out."""
+
+
+def _terminate(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command; returns the exit status."""
     given = vars(parser().parse_args(arguments))
     stage = given.pop("stage")
-    try:
-        from minirec.progress import log, start_log
+    from minirec.progress import Job, log, start_log
 
-        start_log(stage, given.pop("log", None))
+    file = given.pop("log", None)
+    try:
+        start_log(stage, file)
+        job = Job(stage, file)
+    except OSError as error:
+        sys.stderr.write(f"error: the log {file} cannot be written ({error.strerror})\n")
+        return 1
+    former = signal.signal(signal.SIGTERM, _terminate)  # so that half-written files are removed
+    status, reason = 70, "failed"
+    try:
+        status, reason = _run(stage, given)
+    except Terminated:
+        log.error("terminated")
+        status, reason = 128 + signal.SIGTERM, "terminated"
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        status, reason = 128 + signal.SIGINT, "interrupted"
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        with contextlib.suppress(OSError):  # a full disk
+            job.end(reason)
+    return status
+
+
+def _run(stage: str, given: dict[str, Any]) -> tuple[int, str]:
+    """Run a stage; returns the exit status and the reason of the end."""
+    from minirec.progress import log
+
+    try:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; the package's own become lines
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
@@ -248,14 +300,24 @@ def main(arguments: list[str] | None = None) -> int:
         importlib.import_module(f"minirec.{stage}").run(**given)
     except InputError as error:
         log.error("error: %s", error)
-        return 1
+        return 1, f"error: {error}"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception:
+        return 1, "the reader of its output went away"
+    except OSError as error:
+        if error.errno not in MACHINE:
+            log.exception("failed; this is a defect of minirec")
+            return 70, f"defect: {error!r}"
+        where = f" ({error.filename})" if error.filename else ""
+        log.error("error: %s%s; %s", os.strerror(error.errno), where, MACHINE[error.errno])
+        return 1, f"error: {os.strerror(error.errno)}{where}"
+    except MemoryError:
+        log.error("error: out of memory; give the stage more in workflow/resources.yaml")
+        return 1, "error: out of memory"
+    except Exception as error:
         log.exception("failed; this is a defect of minirec")
-        return 70
-    return 0
+        return 70, f"defect: {error!r}"
+    return 0, "done"
 
 
 if __name__ == "__main__":

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import resource
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 log = logging.getLogger("minirec")
 LINE_SECONDS = 15.0  # between two lines where there is no terminal
+_counted: dict[str, tuple[int, float]] = {}  # units and seconds of every loop so far, by "what unit"
 
 
 def start_log(stage: str, file: Path | None) -> None:
@@ -20,12 +26,43 @@ def start_log(stage: str, file: Path | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, mode="w", encoding="utf-8"))
+        file.write_text("", encoding="utf-8")
+        handlers.append(logging.FileHandler(file, mode="a", encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {stage:<10} %(message)s", "%H:%M:%S"))
     log.handlers[:] = handlers
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+class Job:
+    """The two structured lines of a job's log: one when it starts, one when it ends, each a JSON object on its own.
+
+    They go to the file only. A log that has the first but not the second is of a job that runs, or that was killed.
+    """
+
+    def __init__(self, stage: str, file: Path | None) -> None:
+        self.stage, self.file, self.started = stage, file, time.monotonic()
+        _counted.clear()
+        self._append(event="start", stage=stage, host=socket.gethostname(), pid=os.getpid())
+
+    def end(self, reason: str) -> None:
+        """Note how the job ended: `done`, or why not."""
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        self._append(
+            event="end",
+            stage=self.stage,
+            log=str(self.file),  # its path holds the wildcards
+            reason=reason,
+            seconds=round(time.monotonic() - self.started, 3),
+            peak_mib=round(peak / (1024 if sys.platform != "darwin" else 2**20), 1),
+            per_second={what: float(f"{n / max(s, 1e-9):.4g}") for what, (n, s) in _counted.items()},
+        )
+
+    def _append(self, **line: Any) -> None:
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
 
 
 class Progress:
@@ -53,6 +90,8 @@ class Progress:
         self.bar.close()
         seconds = time.monotonic() - self.started
         count = self.done - self.first
+        before = _counted.get(f"{self.what} {self.unit}", (0, 0.0))
+        _counted[f"{self.what} {self.unit}"] = before[0] + count, before[1] + seconds
         log.info("%s: %d %s in %.1f s (%.3g/s)", self.what, count, self.unit, seconds, count / max(seconds, 1e-9))
 
 
