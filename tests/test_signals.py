@@ -114,6 +114,17 @@ def test_derivatives_pass_through_the_whitening_by_the_chain_rule(case):
         assert torch.allclose(hv[i] @ components.T, product, atol=1e-10)
 
 
+def test_float32_keeps_its_digits_where_the_target_is_almost_certain():
+    torch.manual_seed(2)
+    items, target = torch.randn(300, 64), torch.arange(40)
+    h = items[target] + 0.3 * torch.randn(40, 64)
+    found = gradient_and_hvp(h, items, target, temperature=0.05)
+    for i in range(40):
+        x, mask = h[i].double(), torch.ones(300, dtype=torch.bool)
+        for one, exact in zip(found, by_autograd(x, items.double(), target[i], 0.05, 1.0, mask), strict=True):
+            assert (one[i] - exact).norm() <= 3e-5 * exact.norm()
+
+
 def test_a_zero_hidden_state_has_zero_derivatives():
     g, hv = gradient_and_hvp(torch.zeros(1, 3), torch.eye(3), torch.tensor([0]), temperature=0.1)
     assert not g.any()

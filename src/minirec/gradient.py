@@ -66,9 +66,11 @@ def _derivatives(
     length = x.norm(dim=-1, keepdim=True)
     direction = x / length.clamp(min=torch.finfo(x.dtype).tiny)
     cosine = _dot(unit, direction)
-    p = rewards.mask(cosine / tau, masked, column).softmax(1)
+    p = rewards.mask(cosine / tau, masked, column).softmax(1).scatter(1, column[:, None], 0)
+    own = unit[column] if unit.dim() == 2 else unit[torch.arange(len(x)), column]
     scale = 1 / (tau * length)
-    rise = (unit[column] if unit.dim() == 2 else unit[torch.arange(len(x)), column]) - _mean(p, unit)
+    # the target's own weight is minus the sum of the others': said so, nothing cancels where pi is close to 1
+    rise = p.sum(1, keepdim=True) * own - _mean(p, unit)
     slope = (rise * direction).sum(-1, keepdim=True)
     up = scale * (rise - slope * direction)  # gradient of log pi
     g = -amount[:, None] * up
@@ -79,12 +81,18 @@ def _derivatives(
         / length
         * (direction * (rise * v).sum(-1, keepdim=True) + rise * along + slope * v - 3 * slope * along * direction)
     )
-    change = scale * (_dot(unit, v) - cosine * along)
+    change = _from(scale * (_dot(unit, v) - cosine * along), column)
     weight = p * (change - (p * change).sum(1, keepdim=True))
-    spread = scale * (_mean(weight, unit) - (weight * cosine).sum(1, keepdim=True) * direction)
+    turn = (weight * _from(cosine, column)).sum(1, keepdim=True)
+    spread = scale * (_mean(weight, unit) - weight.sum(1, keepdim=True) * own - turn * direction)
     hv = -amount[:, None] * (bend - spread + up * (up * v).sum(-1, keepdim=True))
     zero = length == 0
     return g.masked_fill(zero, 0), hv.masked_fill(zero, 0)
+
+
+def _from(values: Tensor, column: Tensor) -> Tensor:
+    """Values [n, m] less the target's own."""
+    return values - values.gather(1, column[:, None])
 
 
 def _dot(unit: Tensor, x: Tensor) -> Tensor:
