@@ -93,7 +93,7 @@ def peak(call: Callable[[], Pair]) -> float:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--plot", type=Path, default=ROOT / "docs" / "gradient.png")
+    options.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "gradient.png")
     given = options.parse_args()
     closed_form(*case(64))  # warm up
     double_backward(*case(64))

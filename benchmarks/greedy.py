@@ -106,7 +106,7 @@ def real() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--large", action="store_true", help="a million rows, too: some minutes more")
-    options.add_argument("--plot", type=Path, default=ROOT / "docs" / "greedy.png")
+    options.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "greedy.png")
     given = options.parse_args()
     print("| data      |          matrix | budget | greedy s | brute force s | ratio | compared | memory | shortfall |")
     print("|-----------|----------------:|-------:|--------:|-------------:|------:|---------:|-------:|----------:|")
