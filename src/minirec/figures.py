@@ -71,7 +71,7 @@ def learnability_and_representativeness(scores: pa.Table, picked: np.ndarray) ->
     axes.scatter(x[picked], y[picked], s=14, color=PICKED, linewidths=0, label="picked")
     axes.set(xlabel="representativeness", ylabel="learnability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title("What the picks are made of", loc="left", fontsize=10)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
 
