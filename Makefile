@@ -36,6 +36,7 @@ check: $(installed) ## format, lint, types and the fast tests
 	python -m pytest -m "not slow"
 
 bench: $(installed) ## measure speed and memory of the stages, on data made for it
+	@snakemake --cores $(CORES) --quiet host reason rules --configfile $(CONFIG) -- data/models/smollm
 	@for script in benchmarks/*.py; do echo "== $$script"; python "$$script"; done
 
 bench-learning: $(installed) ## measure what RL teaches, by loss, data set and seed (hours; goes on where it stopped)
