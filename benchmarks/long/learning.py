@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minirec import config, metrics, schemas
+from minirec import config, experiment, metrics, schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
@@ -26,9 +26,8 @@ VALUES = ("before", "after", "low", "high", "p", "before_without_reasoning", "af
 REFERENCES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
 
 
-def row(top: Path, model: str, arm: str, seed: int) -> dict[str, object]:
+def row(top: Path, run: Path, model: str, arm: str, seed: int) -> dict[str, object]:
     """What one finished run says, NDCG@10 on test."""
-    run = top / "runs" / model / "none" / f"{arm}-all" / f"seed{seed}"
     after, before = (
         schemas.read("ranks", path / "ranks.parquet").sort_by("sample_id") for path in (run, top / "base" / model)
     )
@@ -91,19 +90,12 @@ def main() -> None:
             top = Path(settings.results) / dataset
             for seed in given.seeds:
                 for arm in given.arms:
-                    run = top / "runs" / name / "none" / f"{arm}-all" / f"seed{seed}" / "metrics.json"
-                    base = top / "base" / name / "metrics.json"
+                    run = top / "runs" / experiment.run_path(settings, name, "none", arm, "all", seed)
+                    wanted = [run / "metrics.json", top / "base" / name / "metrics.json", top / "references.json"]
                     command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
-                    command += [
-                        "--configfile",
-                        *map(str, files),
-                        "--",
-                        str(run),
-                        str(base),
-                        str(top / "references.json"),
-                    ]
+                    command += ["--configfile", *map(str, files), "--", *map(str, wanted)]
                     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-                    found = row(ROOT / top, name, arm, seed)
+                    found = row(ROOT / top, ROOT / run, name, arm, seed)
                     keep(found)
                     sys.stdout.write(f"{found}\n")
 
