@@ -46,9 +46,8 @@ report: $(installed) ## one HTML page about a finished run: pictures, tables, se
 	@snakemake --configfile $(CONFIG) --report $(dir $(target))report.html -- $(target)
 
 clean: ## remove results and caches; data and models stay
-	@if [ -d results ]; then find results -mindepth 1 ! -path results/README.md -delete; fi
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
-	@rm -rf .snakemake .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf results .snakemake .mypy_cache .pytest_cache .ruff_cache
 
 # torch comes first and exact: asked for together with the rest, pip may choose a build of several gigabytes.
 $(installed): pyproject.toml requirements.lock
