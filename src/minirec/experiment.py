@@ -172,6 +172,14 @@ def config_files(files: Iterable[str | Path]) -> list[str]:
     return sorted(dict.fromkeys(paths), key=lambda path: path != os.path.join("config", "config.yaml"))
 
 
+def recorded(benchmark: Path) -> float | None:
+    """Seconds of a job that has run, from its benchmark file; None where it has not."""
+    try:
+        return float(benchmark.read_text(encoding="utf-8").splitlines()[-1].split("\t")[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def print_summaries(given: Config, since: float) -> None:
     """Print the summaries and comparisons written since a time, in seconds since 1970."""
     for file in sorted(Path(given.results).glob("*/*.txt")):

@@ -182,7 +182,8 @@ def _recorded(folder: Path) -> dict[str, float]:
     }
     found = {}
     for stage, name in names.items():
-        files = sorted((folder / name).rglob("*.tsv"))
-        if files:
-            found[stage] = sum(float(file.read_text().splitlines()[-1].split("\t")[0]) for file in files)
+        seconds = [experiment.recorded(file) for file in sorted((folder / name).rglob("*.tsv"))]
+        known = [s for s in seconds if s is not None]
+        if known:
+            found[stage] = sum(known)
     return found

@@ -20,6 +20,7 @@ from typing import Any
 
 from minirec.config import load
 from minirec.errors import InputError
+from minirec.experiment import recorded
 
 STATES = ("done", "running", "failed", "stale", "planned")
 SILENCE = 120.0  # seconds after which a job on another machine counts as dead; progress logs every 15 s
@@ -121,14 +122,6 @@ def states(everything: Iterable[Planned], planned: Iterable[Planned], benchmarks
             else:
                 found.append(State(job, "stale", why, expected))
     return found
-
-
-def recorded(benchmark: Path) -> float | None:
-    """Seconds of a job that has run."""
-    try:
-        return float(benchmark.read_text(encoding="utf-8").splitlines()[-1].split("\t")[0])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _expected(job: Planned, measured: dict[str, list[float]], benchmarks: Path) -> float | None:
