@@ -58,6 +58,26 @@ def test_reading_again_gives_the_same_states_and_the_log_probabilities_of_a_plai
             assert torch.allclose(log_p[i, g][real[i, g]], expected, atol=1e-5)
 
 
+def test_reading_again_from_the_states_below_the_trained_layers_gives_what_reading_the_tokens_gives(policy, prompts):
+    policy.settings = policy.settings.model_copy(update={"lora_layers": 1})
+    policy.add_adapter(0)
+    given = {"limits": [6, 0, 3], "noise": noise([0, 1, 2], 3, 6), "temperature": 1.5}
+    parts = [generate.write(policy, prompts[rows], **given, keep_below=True) for rows in (slice(2), slice(2, 3))]
+    kept = generate.Completions.together(parts).take([2, 0, 1])
+    forgotten = generate.Completions(kept.tokens, kept.forced, kept.hidden, [])
+    again = [prompts[2], prompts[0], prompts[1]]
+    gradients = []
+    for written in (kept, forgotten):
+        log_p, real, hidden = generate.reread(policy, again, written)
+        (log_p[real].sum() + hidden.square().sum()).backward()
+        gradients.append([w.grad.clone() for w in policy.model.parameters() if w.grad is not None])
+        policy.model.zero_grad()
+        gradients[-1] += [log_p, hidden]
+    assert len(kept.below) == 3
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-5 * float(b.detach().abs().max()))
+
+
 def test_completions_do_not_depend_on_the_batch_they_are_written_in(policy, prompts):
     together = generate.write(policy, prompts, [6] * 2, noise([4, 5, 6], 2, 6), temperature=1.5)
     alone = [

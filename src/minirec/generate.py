@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minirec.policy import Policy
-from minirec.tree import Tree, pad
+from minirec.tree import Part, Tree, pad
 
 
 def uniforms(seed: int, sample_id: int, completion: int, count: int, epoch: int = 0) -> np.ndarray:
@@ -31,6 +31,32 @@ class Completions:
     tokens: list[list[list[int]]]  # [n][G]: sampled ids, forced marker not included
     forced: list[list[bool]]  # [n][G]: whether the marker had to be appended
     hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened
+    below: list[Below]  # [n]: what the frozen layers made of them; empty where it was not kept
+
+    def take(self, rows: Sequence[int]) -> Completions:
+        """The completions of these prompts, in this order."""
+        below = [self.below[row] for row in rows] if self.below else []
+        tokens, forced = [self.tokens[row] for row in rows], [self.forced[row] for row in rows]
+        return Completions(tokens, forced, self.hidden[list(rows)], below)
+
+    @classmethod
+    def together(cls, parts: Sequence[Completions]) -> Completions:
+        """The completions of several batches, one after another."""
+        return cls(
+            [row for part in parts for row in part.tokens],
+            [row for part in parts for row in part.forced],
+            torch.cat([part.hidden for part in parts]),
+            [row for part in parts for row in part.below],
+        )
+
+
+@dataclass(frozen=True)
+class Below:
+    """States under the lowest trained layer: they never change, so reading again starts from them."""
+
+    prefix: Tensor  # [p, d], shared by all prompts
+    prompt: Tensor  # [t, d]
+    completions: list[Tensor]  # [G] of [t, d], a forced marker included
 
 
 @torch.no_grad()
@@ -41,17 +67,21 @@ def write(
     noise: Tensor | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
+    keep_below: bool = False,
 ) -> Completions:
     """Write completions of one batch of prompts (without their shared prefix); greedy where `noise` is None.
 
     limits [G]: longest completion of each branch, in tokens; 0 is the empty completion, the bare marker.
     noise [n, G, max(limits)]: numbers in [0, 1) that choose the tokens, by the inverse of the distribution function
     over tokens from likely to unlikely. The state at the marker comes from the decoding step that reads it.
+    keep_below: keep what the frozen layers made of every token, for `reread`; nothing where all layers are trained.
     """
     n, groups = len(prompts), len(limits)
     marker = policy.marker_ids
-    tree = Tree(policy.decoder, policy.user_prompts.prefix, n)
+    tree = Tree(policy.decoder, policy.user_prompts.prefix, n, policy.frozen_layers if keep_below else 0)
+    prefix = tree.below[0] if tree.depth else None
     state = tree.read(prompts)[:, None, :].expand(n, groups, -1)
+    prompt = tree.below if tree.depth else None
     reader = _Reader(policy, tree, groups)
     tokens: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(n)]
     queues: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(n)]  # chosen, not yet read
@@ -80,25 +110,39 @@ def write(
             state = reader.read([[queue[:1] for queue in row] for row in queues])
             queues = [[queue[1:] for queue in row] for row in queues]
     reader.read(queues)
-    return Completions(tokens, forced, reader.pooled())
+    below = []
+    if prefix is not None and prompt is not None:
+        texts = reader.below()
+        below = [Below(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
+    return Completions(tokens, forced, reader.pooled(), below)
 
 
 def reread(policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions) -> tuple[Tensor, Tensor, Tensor]:
     """Read prompts with their completions once more, keeping gradients where they are enabled.
 
+    Where the states below the trained layers were kept, only the layers above them run.
+
     Returns the log-probabilities of the sampled tokens at temperature 1 [n, G, T], which of them are real [n, G, T],
     and the pooled states [n, G, d].
     """
     n, groups = len(prompts), len(completions.tokens[0])
-    tree = Tree(policy.decoder, policy.user_prompts.prefix, n)
-    first = tree.read(prompts)
-    reader = _Reader(policy, tree, groups)
-    marker = policy.marker_ids
-    texts = [
-        [tokens + (marker if forced else []) for tokens, forced in zip(*row, strict=True)]
-        for row in zip(completions.tokens, completions.forced, strict=True)
-    ]
-    reader.read(texts)
+    below = completions.below
+    if below:
+        tree = Tree(Part(policy.decoder, slice(policy.frozen_layers, None)), below[0].prefix, n)
+        first = tree.read([row.prompt for row in below])
+        reader = _Reader(policy, tree, groups)
+        reader.read([row.completions for row in below])
+    else:
+        tree = Tree(policy.decoder, policy.user_prompts.prefix, n)
+        first = tree.read(prompts)
+        reader = _Reader(policy, tree, groups)
+        marker = policy.marker_ids
+        reader.read(
+            [
+                [tokens + (marker if forced else []) for tokens, forced in zip(*row, strict=True)]
+                for row in zip(completions.tokens, completions.forced, strict=True)
+            ]
+        )
     longest = max(len(tokens) for row in completions.tokens for tokens in row)
     flat = [tokens for row in completions.tokens for tokens in row]
     ids, real = pad(flat, policy.device)
@@ -125,20 +169,25 @@ class _Reader:
         self.count = torch.zeros(self.rows, groups, dtype=torch.long, device=tree.device)
         self.sum = torch.zeros(self.rows, groups, policy.width, device=tree.device)
         self.last = torch.zeros(self.rows, groups, policy.width, device=tree.device)
+        self.kept: list[tuple[list[int], Tensor, Tensor]] = []  # of every read: branches, states below, validity
 
-    def read(self, chunk: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        """Read a list of tokens a branch; returns the state after each branch's last token [n, G, d]."""
+    def read(self, chunk: Sequence[Sequence[Sequence[int]]] | Sequence[Sequence[Tensor]]) -> Tensor:
+        """Read tokens, or states, of each branch; returns the state after each branch's last token [n, G, d]."""
         n = self.rows
-        open_ = [g for g in range(self.groups) if any(row[g] for row in chunk)]  # the others cost nothing
+        open_ = [g for g in range(self.groups) if any(len(row[g]) for row in chunk)]  # the others cost nothing
         ids, valid = pad([row[g] for row in chunk for g in open_], self.tree.device)
         groups, width = len(open_), ids.shape[1]
         places = torch.tensor(open_, device=self.tree.device)
         branch = places.repeat_interleave(width).expand(n, -1)
         start = self.tree.length[:, None] + self.count[:, open_]
         positions = start[:, :, None] + torch.arange(width, device=self.tree.device)
-        hidden = self.tree.extend(ids.view(n, -1), valid.view(n, -1), branch, positions.view(n, -1))
+        hidden = self.tree.extend(
+            ids.reshape(n, groups * width, *ids.shape[2:]), valid.view(n, -1), branch, positions.view(n, -1)
+        )
         self.states = hidden.view(n, groups, width, -1)
         valid = valid.view(n, groups, width)
+        if self.tree.depth:
+            self.kept.append((open_, self.tree.below.view(n, groups, width, -1), valid))
         states = self.states.float()
         if self.pooling != "last":
             self.sum = self.sum.index_add(1, places, (states * valid[..., None]).sum(2))
@@ -148,6 +197,15 @@ class _Reader:
         self.last = self.last.index_copy(1, places, newest)
         self.count = self.count.index_add(1, places, counts)
         return self.last.to(hidden.dtype)
+
+    def below(self) -> list[list[Tensor]]:
+        """The states [t, d] below the trained layers, of all that each branch has read [n][G]."""
+        found: list[list[list[Tensor]]] = [[[] for _ in range(self.groups)] for _ in range(self.rows)]
+        for open_, states, valid in self.kept:
+            for place, g in enumerate(open_):
+                for i in range(self.rows):
+                    found[i][g].append(states[i, place][valid[i, place]])
+        return [[torch.cat(parts) for parts in row] for row in found]
 
     def pooled(self) -> Tensor:
         """The state of each branch by the policy's pooling [n, G, d], float32."""

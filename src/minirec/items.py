@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from minirec import tensors
 from minirec.errors import InputError
@@ -117,11 +116,11 @@ class Items:
         self, decoder: object, prefix: Sequence[int] | Tensor, rows: Sequence[int]
     ) -> tuple[Tree, Tensor, Tensor]:
         tree = Tree(decoder, prefix, len(rows))
-        given, valid = pad([self.bodies[row] for row in rows], tree.device)
-        branch = torch.full_like(given, PROMPT)
-        positions = (len(prefix) + torch.arange(given.shape[1], device=tree.device)).expand_as(given)
         if isinstance(prefix, Tensor):
             assert self.trunk is not None
-            states = pad_sequence([self.trunk.states[row] for row in rows], batch_first=True)
-            given = states.to(tree.device, prefix.dtype)
+            given, valid = pad([self.trunk.states[row].to(prefix.dtype) for row in rows], tree.device)
+        else:
+            given, valid = pad([self.bodies[row] for row in rows], tree.device)
+        branch = torch.full_like(valid, PROMPT, dtype=torch.long)
+        positions = (len(prefix) + torch.arange(given.shape[1], device=tree.device)).expand_as(branch)
         return tree, tree.extend(given, valid, branch, positions), valid

@@ -133,9 +133,7 @@ class RecommenderTrainer(GRPOTrainer):
             batches.append(
                 Batch(
                     prompts[start:stop],
-                    generate.Completions(
-                        written.tokens[start:stop], written.forced[start:stop], written.hidden[start:stop]
-                    ),
+                    written.take(range(start, stop)),
                     judged["advantage"][start:stop],
                     torch.as_tensor(part.history[start:stop], device=self.policy.device),
                     torch.searchsorted(rows[: len(target.unique())], target[start:stop]).to(self.policy.device),
@@ -151,8 +149,8 @@ class RecommenderTrainer(GRPOTrainer):
         s, epoch = self.sampling, int(self.state.epoch or 0) + 1
         stream = generate.noise(self.seed, sample_id.tolist(), s.completions, s.max_new_tokens, epoch)
         self.policy.model.eval()
-        parts: dict[int, tuple[list[list[int]], list[bool], Tensor]] = {}
         extra = s.completions * (s.max_new_tokens + len(self.policy.marker_ids))
+        parts, places = [], []
         for rows in self.policy.batches(prompts, extra):
             written = generate.write(
                 self.policy,
@@ -161,12 +159,11 @@ class RecommenderTrainer(GRPOTrainer):
                 stream[rows].to(self.policy.device),
                 s.temperature,
                 s.top_k,
+                keep_below=True,
             )
-            parts |= dict(zip(rows, zip(written.tokens, written.forced, written.hidden, strict=True), strict=True))
-        ordered = [parts[row] for row in range(len(prompts))]
-        return generate.Completions(
-            [p[0] for p in ordered], [p[1] for p in ordered], torch.stack([p[2] for p in ordered])
-        )
+            parts.append(written)
+            places += rows
+        return generate.Completions.together(parts).take(np.argsort(places).tolist())
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """Token loss + item loss of a micro-batch, as its share of the optimiser batch."""

@@ -7,11 +7,13 @@ training (whole completions at once, with gradients).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 PROMPT = -1  # branch of tokens that every branch sees
@@ -20,9 +22,12 @@ PROMPT = -1  # branch of tokens that every branch sees
 class Tree:
     """Prompts with a shared prefix, ready to be continued; `rows` prompts in a batch."""
 
-    def __init__(self, decoder: Any, prefix: Sequence[int] | Tensor, rows: int) -> None:
-        """prefix: token ids, or their states [p, d] below the layers of a `Part`."""
-        self.decoder = decoder
+    def __init__(self, decoder: Any, prefix: Sequence[int] | Tensor, rows: int, depth: int = 0) -> None:
+        """prefix: token ids, or their states [p, d] below the layers of a `Part`.
+
+        With a depth, `below` holds the states [rows, t, d] under the layer of that number after every call of `extend`.
+        """
+        self.decoder, self.depth = decoder, depth
         self.cache = DynamicCache(config=decoder.config)
         self.device = next(decoder.parameters()).device
         self.valid = torch.zeros(1, 0, dtype=torch.bool, device=self.device)  # [rows, keys]
@@ -40,14 +45,14 @@ class Tree:
         self.branch = self.branch.expand(rows, -1)
         self.length = torch.full((rows,), len(prefix), device=self.device)  # of the prompts
 
-    def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read the rest of each prompt; returns the hidden state at its last token [rows, d].
+    def read(self, prompts: Sequence[Sequence[int]] | Sequence[Tensor]) -> Tensor:
+        """Read the rest of each prompt, ids or states; returns the hidden state at its last token [rows, d].
 
         `total` then holds the sum of the states at these tokens [rows, d], and their number [rows].
         """
         ids, valid = pad(prompts, self.device)
         positions = self.length[:, None] + torch.arange(ids.shape[1], device=self.device)
-        hidden = self.extend(ids, valid, torch.full_like(ids, PROMPT), positions)
+        hidden = self.extend(ids, valid, torch.full_like(valid, PROMPT, dtype=torch.long), positions)
         counts = valid.sum(1)
         self.length = self.length + counts
         self.total = (hidden.float() * valid[..., None]).sum(1), counts
@@ -67,13 +72,25 @@ class Tree:
         own = torch.eye(width, past + width, dtype=torch.bool, device=self.device).roll(past, 1)  # no row without keys
         related = (self.branch[:, None, :] == PROMPT) | (self.branch[:, None, :] == branch[:, :, None])
         mask = (related & self.valid[:, None, :] & order) | own
-        return self.decoder(
-            **{"inputs_embeds" if ids.is_floating_point() else "input_ids": ids},
-            attention_mask=mask[:, None],
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        with self._keeping_below() if self.depth else nullcontext():
+            return self.decoder(
+                **{"inputs_embeds" if ids.is_floating_point() else "input_ids": ids},
+                attention_mask=mask[:, None],
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
+
+    @contextmanager
+    def _keeping_below(self) -> Iterator[None]:
+        def keep(_: Any, positional: Any, named: Any) -> None:
+            self.below = positional[0] if positional else named["hidden_states"]
+
+        hook = self.decoder.layers[self.depth].register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 class Part:
@@ -95,9 +112,15 @@ class Part:
             self.whole.layers, self.whole.norm = layers, norm
 
 
-def pad(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Lists of ids as one tensor, padded right with 0, and which entries are real."""
+def pad(
+    rows: Sequence[Sequence[int]] | Sequence[Tensor], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Lists of ids [t], or states [t, d], as one tensor padded right with 0, and which entries are real."""
     width = max((len(row) for row in rows), default=0)
+    if rows and isinstance(rows[0], Tensor):
+        length = torch.tensor([len(row) for row in rows])
+        states = pad_sequence([row.to(device) for row in rows if isinstance(row, Tensor)], batch_first=True)
+        return states, (torch.arange(width) < length[:, None]).to(device)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     valid = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
