@@ -171,7 +171,7 @@ class _Reader:
         self.last = torch.zeros(self.rows, groups, policy.width, device=tree.device)
         self.kept: list[tuple[list[int], Tensor, Tensor]] = []  # of every read: branches, states below, validity
 
-    def read(self, chunk: Sequence[Sequence[Sequence[int]]] | Sequence[Sequence[Tensor]]) -> Tensor:
+    def read(self, chunk: Sequence[Sequence[Sequence[int] | Tensor]]) -> Tensor:
         """Read tokens, or states, of each branch; returns the state after each branch's last token [n, G, d]."""
         n = self.rows
         open_ = [g for g in range(self.groups) if any(len(row[g]) for row in chunk)]  # the others cost nothing

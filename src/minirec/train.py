@@ -22,7 +22,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
-from minirec import config, metrics, ranking, schemas, splits, tensors
+from minirec import config, metrics, processes, ranking, schemas, splits, tensors
 from minirec.errors import InputError
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
@@ -116,8 +116,8 @@ def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schemas.TABLES["history"].schema())
 
 
-def resumable(folder: Path, made: str) -> str | None:
-    """The last complete checkpoint of a run with the same inputs and settings; others are deleted."""
+def resumable(folder: Path, made: str) -> None:
+    """Keep in a folder only the complete checkpoints of a run with the same inputs and settings."""
     note = folder / "made.json"
     if folder.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != made):
         shutil.rmtree(folder)
@@ -127,7 +127,6 @@ def resumable(folder: Path, made: str) -> str | None:
             shutil.rmtree(checkpoint)
     with schemas.replacing(note) as partial:
         partial.write_text(made, encoding="utf-8")
-    return get_last_checkpoint(str(folder))
 
 
 def save_adapter(trainer: RecommenderTrainer, out: Path, made: Made) -> None:
@@ -179,7 +178,10 @@ def run(
     validated = train.evaluations_per_epoch > 0
     valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
     checkpoints = out.parent / "checkpoints"
-    last = resumable(checkpoints, made.json())
+    with processes.first_alone() as first:
+        if first:
+            resumable(checkpoints, made.json())
+    last = get_last_checkpoint(str(checkpoints))
     if last:
         log.info("going on from %s", last)
     chosen = split.take(split.rows_of(order).tolist())
@@ -201,15 +203,20 @@ def run(
     )
     trainer.remove_callback(PrinterCallback)  # the log has its own lines
     trainer.train(resume_from_checkpoint=last)
-    save_adapter(trainer, out, made)
-    schemas.write("history", history_table(trainer.state.log_history), history, made)
-    shutil.rmtree(checkpoints)
+    with processes.first_alone() as first:
+        if first:
+            save_adapter(trainer, out, made)
+            schemas.write("history", history_table(trainer.state.log_history), history, made)
+            shutil.rmtree(checkpoints)
 
 
 def _validator(policy: Policy, whitening: Whitening, valid: Split, max_new_tokens: int) -> Any:
+    own = valid.take(processes.share(len(valid)))
+
     def validate(items: Tensor) -> float:
         policy.model.eval()
-        ranked = ranking.rank(policy, whitening, items, valid, max_new_tokens, 0, "valid")
-        return float(metrics.ndcg(ranked.rank, 10).mean())
+        ranked = ranking.rank(policy, whitening, items, own, max_new_tokens, 0, "valid")
+        total = torch.tensor(metrics.ndcg(ranked.rank, 10).sum(), device=policy.device)
+        return processes.add_up(total).item() / len(valid)
 
     return validate

@@ -1,7 +1,8 @@
 """GRPO with an item loss (METHOD 3), on TRL's GRPOTrainer.
 
 One call of `training_step` is one optimiser step: the policy writes, the item table rewards, the losses are
-accumulated over micro-batches. A batch holds prompts, each once; its completions never leave their prompt.
+accumulated over micro-batches. A batch holds prompts, each once; its completions never leave their prompt. Several
+processes share the prompts and items of every step, and end it with the same gradients.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from trl import GRPOTrainer
 
-from minirec import config, generate, judge, objective
+from minirec import config, generate, judge, objective, processes
 from minirec.errors import InputError
 from minirec.items import Items
 from minirec.policy import Policy
@@ -33,6 +34,16 @@ ITEMS = "items.safetensors"  # the item table inside a checkpoint; written last,
 
 
 @dataclass
+class BatchItems:
+    """The items of an optimiser batch's softmax, the same in every process."""
+
+    rows: Tensor  # [k], catalogue rows: the distinct targets, ascending, then the extra negatives
+    vectors: Tensor  # [k, d'], whitened; a leaf that collects the gradient
+    own: list[int]  # which of them this process embeds
+    graph: Tensor | None  # their vectors with what leads to them, where it fits into one pass
+
+
+@dataclass
 class Batch:
     """What one micro-batch trains on."""
 
@@ -40,9 +51,8 @@ class Batch:
     completions: generate.Completions
     advantage: Tensor  # [n, G]
     history: Tensor  # [n, w]
-    column: Tensor  # [n], the target's place in `rows`
-    rows: Tensor  # [k], catalogue rows of the item softmax
-    vectors: Tensor  # [k, d'], their whitened vectors; a leaf that collects the gradient
+    column: Tensor  # [n], the target's place in `items.rows`
+    items: BatchItems
     token_share: float  # 1 / sampled tokens of the optimiser batch
     prompt_share: float  # 1 / prompts of the optimiser batch
 
@@ -71,79 +81,83 @@ class RecommenderTrainer(GRPOTrainer):
         self.validate, self.seed = validate, seed
         self.prompts = policy.user_bodies(samples.bodies)
         self.times = {"generate": 0.0, "items": 0.0, "loss": 0.0}
+        self.sums = {"token_loss": 0.0, "item_loss": 0.0, "reward": 0.0, "reward_std": 0.0}
         super().__init__(policy.model, reward_funcs=_rewarded_inside, processing_class=policy.tokenizer, **trainer)
 
-    def _get_train_sampler(self, dataset: Any = None) -> SequentialSampler:
-        """The curriculum's order, each prompt once."""
-        return SequentialSampler(self.samples.bodies)
-
-    def get_train_dataloader(self) -> Any:
-        """Batches of `batch_prompts` prompts; the last one may be smaller."""
-        return Trainer.get_train_dataloader(self)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of `batch_prompts` prompts, the last one may be smaller. Every process sees them whole."""
+        return DataLoader(cast(Any, range(len(self.samples))), self.settings.batch_prompts, collate_fn=list)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One optimiser step's gradients; returns the loss."""
         started = time.perf_counter()
-        self.times = dict.fromkeys(self.times, 0.0)
+        self.times, self.sums = dict.fromkeys(self.times, 0.0), dict.fromkeys(self.sums, 0.0)
         if self.state.global_step and self.state.global_step % self.settings.item_refresh_steps == 0:
             self.refresh_items()
-        micro_batches, graph = self._generate_and_score_completions(inputs)
+        micro_batches, items = self._generate_and_score_completions(inputs)
         model.train()
         total = torch.zeros((), device=self.policy.device)
         with self._timed("loss"):
             for batch in micro_batches:
                 loss = self.compute_loss(model, batch)
-                if not math.isfinite(loss.item()):
-                    raise InputError(
-                        f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower train.learning_rate, "
-                        "the last checkpoint is kept"
-                    )
-                self.accelerator.backward(loss)
+                loss.backward()
                 total += loss.detach()
+        processes.add_up(total)
+        if not math.isfinite(total.item()):
+            raise InputError(
+                f"the loss is {total.item()} at step {self.state.global_step + 1}; lower train.learning_rate, "
+                "the last checkpoint is kept"
+            )
         with self._timed("items"):
-            self._backward_items(micro_batches[0], graph)
-        self._note("seconds", time.perf_counter() - started)
-        for part, seconds in self.times.items():
-            self._note(f"seconds_{part}", seconds)
+            self._backward_items(items)
+        processes.add_up_gradients(self.policy.model.parameters())
+        sums = processes.add_up(torch.tensor(list(self.sums.values()), device=self.policy.device)).tolist()
+        noted = dict(zip(self.sums, sums, strict=True)) | {f"seconds_{part}": s for part, s in self.times.items()}
+        for name, value in (noted | {"seconds": time.perf_counter() - started}).items():
+            self._metrics["train"][name].append(value)
         return total
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        """Completions, rewards and advantages as micro-batches (list[Batch]), and the item vectors' graph or None."""
-        index = [int(row["row"]) for row in inputs]
-        part = self.samples.take(index)
-        self.sample_ids = part.sample_id.tolist()
-        prompts = [self.prompts[row] for row in index]
+        """This process's share of the optimiser batch as micro-batches (list[Batch]), and the BatchItems."""
+        batch = self.samples.take(inputs)
+        self.sample_ids = batch.sample_id.tolist()
+        target = torch.as_tensor(batch.target)
         with self._timed("items"):
-            target = torch.as_tensor(part.target)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.state.global_step)
             rows = objective.batch_items(target, len(self.item_table), self.settings.extra_negatives, generator)
-            vectors, graph = self._item_vectors(rows)
-            self.item_table[rows.to(self.policy.device)] = vectors.detach()
-        with self._timed("generate"):
-            written = self._write(prompts, part.sample_id)
-        judged = judge.judge(
-            written.hidden, self.item_table, part, self.whitening, self.policy.settings.tau, self.reward
-        )
-        self._note("reward", judged["reward"].mean().item())
-        self._note("reward_std", judged["reward"].std(1).mean().item() if judged["reward"].shape[1] > 1 else 0.0)
-        tokens = sum(len(t) for group in written.tokens for t in group)
+            items = self._embed(rows.to(self.policy.device))
+            self.item_table[items.rows] = items.vectors.detach()
+        own = processes.share(len(inputs))
+        part, prompts = batch.take(own), [self.prompts[inputs[place]] for place in own]
+        tokens = torch.zeros((), device=self.policy.device)
+        if own:
+            with self._timed("generate"):
+                written = self._write(prompts, part.sample_id)
+            tau = self.policy.settings.tau
+            judged = judge.judge(written.hidden, self.item_table, part, self.whitening, tau, self.reward)
+            tokens += sum(len(t) for group in written.tokens for t in group)
+            spread = judged["reward"].std(1).sum().item() if judged["reward"].shape[1] > 1 else 0.0
+            self.sums["reward"] = judged["reward"].mean(1).sum().item() / len(inputs)
+            self.sums["reward_std"] = spread / len(inputs)
+        token_share = 1 / max(int(processes.add_up(tokens)), 1)
+        column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(part.target))
         batches = []
-        for start in range(0, len(prompts), self.settings.micro_batch_prompts):
-            stop = min(start + self.settings.micro_batch_prompts, len(prompts))
+        by_length = sorted(range(len(own)), key=lambda place: len(prompts[place]))  # little padding
+        for start in range(0, len(own), self.settings.micro_batch_prompts):
+            places = by_length[start : start + self.settings.micro_batch_prompts]
             batches.append(
                 Batch(
-                    prompts[start:stop],
-                    written.take(range(start, stop)),
-                    judged["advantage"][start:stop],
-                    torch.as_tensor(part.history[start:stop], device=self.policy.device),
-                    torch.searchsorted(rows[: len(target.unique())], target[start:stop]).to(self.policy.device),
-                    rows.to(self.policy.device),
-                    vectors,
-                    1 / max(tokens, 1),
-                    1 / len(prompts),
+                    [prompts[place] for place in places],
+                    written.take(places),
+                    judged["advantage"][places],
+                    torch.as_tensor(part.history[places], device=self.policy.device),
+                    column[places].to(self.policy.device),
+                    items,
+                    token_share,
+                    1 / len(inputs),
                 )
             )
-        return batches, graph
+        return batches, items
 
     def _write(self, prompts: list[list[int]], sample_id: np.ndarray) -> generate.Completions:
         s, epoch = self.sampling, int(self.state.epoch or 0) + 1
@@ -173,14 +187,14 @@ class RecommenderTrainer(GRPOTrainer):
         if "token" in s.losses:
             token = objective.token_loss(log_p, log_p.detach(), real, b.advantage, s.epsilon_low, s.epsilon_high)
             loss = loss + token * b.token_share
-            self._add("token_loss", token.item() * b.token_share)
+            self.sums["token_loss"] += token.item() * b.token_share
         if "item" in s.losses:
             best = objective.best_completions(b.advantage, s.relabel_topk)
             h = self.whitening.user(hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1))
-            masked = (b.rows[None, :, None] == b.history[:, None, :]).any(-1)
+            masked = (b.items.rows[None, :, None] == b.history[:, None, :]).any(-1)
             item = objective.item_loss(
                 h,
-                b.vectors,
+                b.items.vectors,
                 b.column.repeat_interleave(best.shape[1]),
                 masked.repeat_interleave(best.shape[1], 0),
                 b.advantage.gather(1, best).flatten(),
@@ -189,37 +203,45 @@ class RecommenderTrainer(GRPOTrainer):
                 s.epsilon_high,
             )
             loss = loss + item * b.prompt_share / best.shape[1]
-            self._add("item_loss", item.item() * b.prompt_share / best.shape[1])
+            self.sums["item_loss"] += item.item() * b.prompt_share / best.shape[1]
         return loss
 
-    def _item_vectors(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Whitened vectors of catalogue rows as a leaf [k, d'], and their graph where it fits into one pass."""
+    def _embed(self, rows: Tensor) -> BatchItems:
+        """Embed the items of a batch with gradients; where that needs several passes, they are run again for these."""
         wanted = rows.tolist()
-        keep = "item" in self.settings.losses and len(self.items.batches(wanted)) == 1
+        own = processes.share(len(wanted))
+        learned = "item" in self.settings.losses
+        keep = learned and len(self.items.batches([wanted[place] for place in own])) == 1
         self.policy.model.train(keep)
         with torch.set_grad_enabled(keep):
-            graph = self.whitening.item(self.items.embed(wanted))
-        return graph.detach().requires_grad_("item" in self.settings.losses), graph if keep else None
+            mine = self._vectors([wanted[place] for place in own])
+        whole = processes.gathered(mine.detach(), len(wanted))
+        return BatchItems(rows, whole.requires_grad_(learned), own, mine if keep else None)
 
-    def _backward_items(self, batch: Batch, graph: Tensor | None) -> None:
+    def _backward_items(self, items: BatchItems) -> None:
         """Carry the gradient collected at the item vectors on to the adapter, a pass of `batch_tokens` at a time."""
-        gradient = batch.vectors.grad
-        if gradient is None:
+        if not items.vectors.requires_grad:
             return
-        if graph is not None:
-            graph.backward(gradient)
+        collected = torch.zeros_like(items.vectors) if items.vectors.grad is None else items.vectors.grad
+        gradient = processes.add_up(collected)[items.own]
+        if items.graph is not None:
+            items.graph.backward(gradient)
             return
-        wanted = batch.rows.tolist()
+        wanted = items.rows[items.own].tolist()
         for places in self.items.batches(wanted):
-            vectors = self.whitening.item(self.items.embed([wanted[place] for place in places]))
-            vectors.backward(gradient[places])
+            self._vectors([wanted[place] for place in places]).backward(gradient[places])
+
+    def _vectors(self, rows: list[int]) -> Tensor:
+        """Whitened vectors [k, d'] of catalogue rows."""
+        return self.whitening.item(self.items.embed(rows))
 
     @torch.no_grad()
     def refresh_items(self) -> None:
         """Recompute the whole item table with the current policy."""
         self.policy.model.eval()
         with self._timed("items"):
-            self.item_table = self.whitening.item(self.items.embed())
+            own = self._vectors(processes.share(len(self.items)))
+            self.item_table = processes.gathered(own, len(self.items))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """NDCG@10 on valid, after a refresh of the item table."""
@@ -241,19 +263,14 @@ class RecommenderTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with replacing(folder / ITEMS) as partial:
-            save_file({"items": self.item_table.contiguous()}, partial)
+        with processes.first_alone() as first:
+            if first:
+                with replacing(folder / ITEMS) as partial:
+                    save_file({"items": self.item_table.contiguous()}, partial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.item_table = load_file(Path(resume_from_checkpoint) / ITEMS)["items"].to(self.policy.device)
-
-    def _note(self, name: str, value: float) -> None:
-        self._metrics["train"][name].append(value)
-
-    def _add(self, name: str, value: float) -> None:
-        noted = self._metrics["train"][name]
-        noted[:] = [sum(noted) + value]
 
     def _timed(self, part: str) -> _Timer:
         return _Timer(self.times, part)

@@ -45,7 +45,7 @@ class Tree:
         self.branch = self.branch.expand(rows, -1)
         self.length = torch.full((rows,), len(prefix), device=self.device)  # of the prompts
 
-    def read(self, prompts: Sequence[Sequence[int]] | Sequence[Tensor]) -> Tensor:
+    def read(self, prompts: Sequence[Sequence[int] | Tensor]) -> Tensor:
         """Read the rest of each prompt, ids or states; returns the hidden state at its last token [rows, d].
 
         `total` then holds the sum of the states at these tokens [rows, d], and their number [rows].
@@ -112,9 +112,7 @@ class Part:
             self.whole.layers, self.whole.norm = layers, norm
 
 
-def pad(
-    rows: Sequence[Sequence[int]] | Sequence[Tensor], device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int] | Tensor], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Lists of ids [t], or states [t, d], as one tensor padded right with 0, and which entries are real."""
     width = max((len(row) for row in rows), default=0)
     if rows and isinstance(rows[0], Tensor):
