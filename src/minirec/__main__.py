@@ -157,6 +157,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             MODEL,
             Option("curriculum", "curriculum.parquet; without it: a proxy on random samples", required=False),
             SEED,
+            Option("processes", "processes of this machine that share every step, one a GPU", int, required=False),
             Option("history", "history.parquet to write"),
             Option("out", "folder of the adapter to write"),
         ),
@@ -258,15 +259,29 @@ def _terminate(*_: Any) -> None:
     raise Terminated
 
 
+def launcher(processes: int, arguments: list[str]) -> list[str]:
+    """The command that runs the same sub-command in several processes of this machine."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *several, "-m", "--", "minirec", *arguments]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     given = vars(parser().parse_args(arguments))
     stage = given.pop("stage")
+    processes = given.pop("processes", None) or 1
+    if processes > 1 and "RANK" not in os.environ:
+        command = launcher(processes, arguments)
+        os.execv(command[0], command)
     from minirec.progress import Job, log, start_log
 
     file = given.pop("log", None)
+    if (rank := int(os.environ.get("RANK", "0"))) > 0:  # one process speaks for all
+        file = None
     try:
         start_log(stage, file)
+        log.setLevel("ERROR" if rank else "INFO")
         job = Job(stage, file)
     except OSError as error:
         sys.stderr.write(f"error: the log {file} cannot be written ({error.strerror})\n")

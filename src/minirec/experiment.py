@@ -118,6 +118,8 @@ def resources(file: Path) -> Callable[[str], dict[str, Any]]:
         asked = table["default"] | table.get(stage, {})
         memory = asked.pop("mem_mb")
         asked.pop("threads")
+        if stage == "train":
+            asked.setdefault("processes", max(1, asked.get("gpu", 1)))
         return {"mem_mb": lambda wildcards, attempt: memory * attempt, **asked}
 
     return needs

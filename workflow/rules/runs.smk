@@ -30,6 +30,7 @@ rule train:
         "python -m minirec train {params.settings} --seed {wildcards.seed} --samples {input.samples:q}"
         " --catalogue {input.catalogue:q} --curriculum {input.curriculum:q} --model {input.model:q}"
         " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+        " --processes {resources.processes}"
 
 
 rule evaluate:

@@ -58,6 +58,7 @@ rule train_proxy:
         "python -m minirec train {params.settings} --seed {params.seed}"
         " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q}"
         " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+        " --processes {resources.processes}"
 
 
 rule embed_proxy:
