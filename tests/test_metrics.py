@@ -3,15 +3,15 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from minirec import metrics
-from minirec.references import ranks
+from minirec.references import rank
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
 def test_ndcg_equals_scikit_learn(k):
-    for rank in range(1, 13):
+    for place in range(1, 13):
         relevance, scores = np.zeros((1, 12)), -np.arange(12.0)[None]
-        relevance[0, rank - 1] = 1
-        assert metrics.ndcg(np.array([rank]), k)[0] == pytest.approx(ndcg_score(relevance, scores, k=k))
+        relevance[0, place - 1] = 1
+        assert metrics.ndcg(np.array([place]), k)[0] == pytest.approx(ndcg_score(relevance, scores, k=k))
 
 
 def test_hit_counts_ranks_up_to_k():
@@ -42,6 +42,6 @@ def test_references_rank_like_a_full_sort():
     target = generator.integers(0, 9, 50)
     history = generator.integers(-1, 9, (50, 2))
     history[history == target[:, None]] = -1
-    for row, found in enumerate(ranks(scores, target, history)):
+    for row, found in enumerate(rank(scores, target, history)[0]):
         left = [v for v in range(9) if v not in history[row]]
         assert found == sorted(left, key=lambda v: (-scores[row, v], v)).index(target[row]) + 1

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from minirec import config, evaluate, schemas, summarise
+from minirec.breakdown import Examined
 from minirec.errors import InputError
 from minirec.schemas import Made
 
@@ -23,9 +24,9 @@ def write_ranks(folder: Path, rank, settings, first_id: int = 0) -> None:
     rank = np.asarray(rank, dtype=np.int32)
     top = np.tile(np.arange(3, dtype=np.int32), (len(rank), 1))
     files = folder / "ranks.parquet", folder / "metrics.json"
-    evaluate.write(
-        rank, np.full_like(rank, 2), top, np.arange(len(rank)) + first_id, settings, Made("evaluate"), *files
-    )
+    ids = np.arange(len(rank)) + first_id
+    tested = Examined(np.arange(len(rank)) % 3 + 1, np.zeros_like(ids), np.arange(ITEMS))
+    evaluate.write(rank, np.full_like(rank, 2), top, ids, tested, settings, Made("evaluate"), *files)
 
 
 def write_json(file: Path, content) -> None:
@@ -77,7 +78,8 @@ def project(tmp_path, monkeypatch, defaults):
         schemas.write("catalogue", pa.table(catalogue), top / "catalogue.parquet", Made("prepare"))
         write_json(top / "prepare.json", {"dropped": {"no title": 7}})
         value = {"mean": 0.125, "low": 0.1, "high": 0.15}
-        write_json(top / "references.json", {"references": {"tfidf_last": {"ndcg@10": value, "hr@10": value}}})
+        references = {"tfidf_last": {"ndcg@10": value, "hr@10": value}}
+        write_json(top / "references.json", {"references": references, "breakdown": {"tfidf_last": {}}})
         write_ranks(top / "base/gemma", BASE, given.evaluate)
         ids = [1, 3, 5, 7]
         for seed, rank in enumerate(after):
@@ -132,6 +134,9 @@ def test_the_summary_has_the_metrics_of_every_part(project):
     assert (summary["catalogue"], summary["selected"]) == (ITEMS, PICKED)
     assert summary["zero_hit_share"] == 3 / TRAINED
     assert summary["prepare"] == {"dropped": {"no title": 7}}
+    assert summary["breakdown"]["after"]["recommended"]["popularity@10"] == 1.0  # the rows 0, 1 and 2
+    assert summary["breakdown"]["before"]["by_history_length"]["1"]["samples"] == 14
+    assert "10% -> 10% of the catalogue, an item has 1.0 -> 1.0 training interactions (targets 0.0)" in text
     assert summary["references"]["tfidf_last"]["ndcg@10"]["mean"] == 0.125
     assert f"minirec kept {PICKED} of {TRAINED} training samples; {TESTED} test samples, {ITEMS} items" in text
     for name, value in (("before RL", ndcg10(BASE)), ("after RL", ndcg10(after)), ("tfidf last", 0.125)):

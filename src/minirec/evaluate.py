@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from minirec import config, metrics, ranking, schemas, splits, tensors
+from minirec.breakdown import Examined, K
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import log
@@ -26,6 +27,7 @@ def write(
     without: np.ndarray,
     top: np.ndarray,
     sample_id: np.ndarray,
+    tested: Examined,
     settings: config.Evaluate,
     made: Made,
     ranks: Path,
@@ -43,6 +45,7 @@ def write(
         "samples": len(rank),
         "metrics": metrics.summary(rank, settings),
         "metrics_without_reasoning": metrics.summary(without, settings),
+        "breakdown": tested.describe(rank, top),
         "made": json.loads(made.json()),
     }
     with schemas.replacing(out) as partial:
@@ -76,8 +79,9 @@ def run(
     else:
         goods = Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk) if trunk else None)
         table = whiten.item(goods.embed(what="items"))
-    ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, max(evaluate.cutoffs), "evaluate")
+    ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, max(K, *evaluate.cutoffs), "evaluate")
     settings = policy.model_dump() | sampling.model_dump() | evaluate.model_dump()
     inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     made = Made("evaluate", settings, inputs)
-    write(ranked.rank, ranked.rank_without_reasoning, ranked.top, test.sample_id, evaluate, made, ranks, out)
+    tested = splits.tested(test, catalogue)
+    write(ranked.rank, ranked.rank_without_reasoning, ranked.top, test.sample_id, tested, evaluate, made, ranks, out)

@@ -16,20 +16,22 @@ from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec import config, metrics, schemas, splits
+from minirec.breakdown import K
 from minirec.progress import log
 from minirec.schemas import Made
 
 CHUNK = 1024  # test samples ranked at a time
 
 
-def ranks(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> np.ndarray:
-    """Rank of each target [n] in scores [n, m]; history [n, w] masked, ties to the lower row (METHOD 3)."""
+def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each target [n] in scores [n, m], and the best K rows; history [n, w] masked, ties to the lower row."""
     scores = scores.astype(np.float64)
     row, slot = np.nonzero(history >= 0)
     scores[row, history[row, slot]] = -np.inf
     own = scores[np.arange(len(target)), target][:, None]
     lower = np.arange(scores.shape[1]) < target[:, None]
-    return (1 + (scores > own).sum(1) + ((scores == own) & lower).sum(1)).astype(np.int32)
+    ranks = 1 + (scores > own).sum(1) + ((scores == own) & lower).sum(1)
+    return ranks.astype(np.int32), np.argsort(-scores, axis=1, kind="stable")[:, :K]
 
 
 def transitions(samples: pa.Table, items: int) -> csr_array:
@@ -77,21 +79,22 @@ def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Pat
         "tfidf_history": lambda part: _mean_rows(words, test.history[part]) @ words.T.toarray(),
         "transitions": lambda part: follows[last[part]].toarray() + tie,
     }
-    summary, parts = {}, []
+    tested = splits.tested(test, catalogue)
+    summary, breakdown, parts = {}, {}, []
     for name, scores in methods.items():
         chunks = [slice(start, start + CHUNK) for start in range(0, len(test), CHUNK)]
-        found = np.concatenate([_ranks(scores(part), test.target[part], test.history[part]) for part in chunks])
+        pieces = [rank(scores(part), test.target[part], test.history[part]) for part in chunks]
+        found, top = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
+        breakdown[name] = tested.describe(found, top)
         summary[name] = metrics.summary(found, evaluate)
         parts.append(pa.table({"reference": [name] * len(found), "sample_id": test.sample_id, "rank": found}))
         log.info("%s: NDCG@10 %.4f", name, float(metrics.ndcg(found, 10).mean()))
     made = Made("references", evaluate.model_dump(), {"samples": samples, "catalogue": catalogue})
     schemas.write("references", pa.concat_tables(parts), ranks, made)
     with schemas.replacing(out) as partial:
-        content = {"samples": len(test), "references": summary, "made": json.loads(made.json())}
+        content = {"samples": len(test), "references": summary, "breakdown": breakdown}
+        content["made"] = json.loads(made.json())
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-_ranks = ranks  # `run` has an argument of that name
 
 
 def _mean_rows(words: csr_array, history: np.ndarray) -> np.ndarray:

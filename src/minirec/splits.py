@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from minirec import schemas
+from minirec.breakdown import Examined
 from minirec.errors import InputError
 from minirec.prompts import history_lines
 
@@ -56,6 +57,12 @@ def load(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Spl
         )
     bodies = list(_bodies(table, titles, prompt_history))
     return Split(schemas.numpy(table, "sample_id"), target, history, bodies)
+
+
+def tested(split: Split, catalogue: Path) -> Examined:
+    """What a breakdown of results needs to know of the samples and the catalogue."""
+    goods = schemas.read("catalogue", catalogue, ["row", "popularity"]).sort_by("row")
+    return Examined((split.history >= 0).sum(1), split.target, schemas.numpy(goods, "popularity"))
 
 
 def catalogue_texts(catalogue: Path) -> list[str]:

@@ -58,6 +58,13 @@ def over_runs(runs: Sequence[dict[str, Any]], name: str) -> dict[str, Interval]:
     }
 
 
+def mean_of(runs: Sequence[Any]) -> Any:
+    """Numbers of the same place in every run's nest of dictionaries, averaged."""
+    if isinstance(runs[0], dict):
+        return {key: mean_of([run[key] for run in runs]) for key in runs[0]}
+    return float(np.mean(runs))
+
+
 def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
     """What the terminal shows at the end."""
     main, change = summary["main"], summary["improvement"]
@@ -77,11 +84,17 @@ def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
     for name, values in rows:
         cells = [f"{v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]" for v in (values["ndcg@10"], values["hr@10"])]
         lines.append(f"  {name:<28}{cells[0]:<26}{cells[1]}")
+    lists = {when: summary["breakdown"][when]["recommended"] for when in ("before", "after")}
     verdict = "significant" if change["significant"] else "not significant"
     lines += [
         "",
         f"  RL changes NDCG@10 by {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}], "
         f"paired permutation test p = {change['p']:.3g}: {verdict}",
+        "  top 10 before -> after: "
+        + " -> ".join(f"{values['coverage@10']:.0%}" for values in lists.values())
+        + " of the catalogue, an item has "
+        + " -> ".join(f"{values['popularity@10']:.1f}" for values in lists.values())
+        + f" training interactions (targets {lists['after']['popularity_of_targets']:.1f})",
         "",
         "  seconds by stage: "
         + ", ".join(f"{name.split('/')[0]} {cost['seconds']:.0f}" for name, cost in summary["cost"].items()),
@@ -100,6 +113,7 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
     one = {name: Path(value) for name, value in files.items() if isinstance(value, str)}
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in several["metrics"]]
     base = json.loads(one["base"].read_text(encoding="utf-8"))
+    references = json.loads(one["references"].read_text(encoding="utf-8"))
     scores = schemas.read("scores", one["scores"]) if "scores" in one else None
     selection = schemas.read("selection", several["selection"][0])
     split = schemas.read("samples", one["samples"], ["split"])["split"].value_counts().to_pylist()
@@ -120,7 +134,12 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
         "improvement": improvement(
             schemas.numpy(before, "rank"), [schemas.numpy(rank, "rank") for rank in ranks], evaluate
         ),
-        "references": json.loads(one["references"].read_text(encoding="utf-8"))["references"],
+        "references": references["references"],
+        "breakdown": {
+            "before": base["breakdown"],
+            "after": mean_of([run["breakdown"] for run in runs]),
+            **references["breakdown"],
+        },
         "runs": {
             f"seed{seed}": {"metrics": run["metrics"], "metrics_without_reasoning": run["metrics_without_reasoning"]}
             for seed, run in zip(given.main.seeds, runs, strict=True)

@@ -1,0 +1,58 @@
+"""Where a recommender is right, and what it recommends: so that a gain can be understood (METHOD 5).
+
+A mean hides who gains. The groups are those of a sample's history and of its target's popularity; coverage and
+popularity of the top 10 tell a recommender of favourites from one that knows the catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minirec import metrics
+
+K = 10
+HISTORY = (1, 2, 5, 10)  # groups start at these numbers of items
+POPULARITY = (0, 1, 5, 20)  # and at these numbers of training interactions with the target
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of the test samples and of the catalogue."""
+
+    history_length: np.ndarray  # [n] items
+    target: np.ndarray  # [n] catalogue rows
+    popularity: np.ndarray  # [m] training interactions of each item
+
+    def describe(self, rank: np.ndarray, top: np.ndarray) -> dict[str, Any]:
+        """The breakdown of ranks [n] and of recommended catalogue rows [n, k], best first, k >= 10 where possible."""
+        quality = metrics.ndcg(rank, K)
+        return {
+            "recommended": self.recommended(top[:, :K]),
+            "by_history_length": by_group(quality, self.history_length, HISTORY),
+            "by_target_popularity": by_group(quality, self.popularity[self.target], POPULARITY),
+        }
+
+    def recommended(self, top: np.ndarray) -> dict[str, float]:
+        """Of the lists `top` [n, k]: the share of the catalogue in any of them, and how popular their items are.
+
+        `popularity` is the mean number of training interactions, to be held against that of the targets.
+        """
+        return {
+            "coverage@10": len(np.unique(top)) / len(self.popularity),
+            "popularity@10": float(self.popularity[top].mean()),
+            "popularity_of_targets": float(self.popularity[self.target].mean()),
+        }
+
+
+def by_group(quality: np.ndarray, amount: np.ndarray, starts: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Samples and mean NDCG@10 of each group of samples whose amount [n] lies from one start to the next."""
+    found = {}
+    for start, stop in zip(starts, [*starts[1:], None], strict=True):
+        inside = (amount >= start) & (True if stop is None else amount < stop)
+        name = f"{start}+" if stop is None else str(start) if stop == start + 1 else f"{start}-{stop - 1}"
+        if inside.any():
+            found[name] = {"samples": int(inside.sum()), "ndcg@10": float(quality[inside].mean())}
+    return found
