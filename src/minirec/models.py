@@ -151,7 +151,7 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
             eos_token_id=fast.eos_token_id,
             pad_token_id=fast.pad_token_id,
             bos_token_id=None,
-            tie_word_embeddings=True,
+            tie_word_embeddings=False,  # with the large embeddings as head, all completions would be the same
         )
     )
     frequency = np.zeros(len(fast))

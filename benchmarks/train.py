@@ -1,0 +1,258 @@
+"""Seconds a training step: minirec's trainer against TRL's GRPOTrainer as it comes.
+
+Both train the same adapter (LoRA on the top layers) with the same batch of prompts, lengths, group size and reward: the
+rank of a target by the state at the marker. TRL's reward reads prompt, completion and marker in a forward pass of its
+own. The last row also trains with the item loss, which TRL has not. Each runs in a process of its own, so peak memory
+is its own. Beforehand the token loss and its gradient are compared, for the completions that TRL's trainer wrote; that
+is at temperature 1, as TRL scales log-probabilities by the temperature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from minirec import config, generate, objective, rewards, train
+from minirec.items import Items
+from minirec.policy import Policy
+from minirec.splits import Split
+from minirec.trainer import RecommenderTrainer
+from minirec.whitening import Whitening
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, WARM = 4, 1  # steps, and how many of them are not counted
+CATALOGUE = 2_000
+PARTS = ("generate", "loss", "items")
+
+
+def settings(given: argparse.Namespace, losses: list[str]) -> config.Config:
+    """The quickstart's settings, with these sizes; pooling and whitening off, as TRL's reward knows neither."""
+    whole = config.load(ROOT / "config" / "config.yaml", ROOT / "config" / "quickstart.yaml")
+    policy = whole.policy.model_copy(update={"pooling": "last", "whiten_dim": None, "lora_layers": given.layers})
+    update = {"batch_prompts": given.prompts, "losses": losses, "evaluations_per_epoch": 0, "extra_negatives": 48}
+    sampling = {"completions": given.groups, "max_new_tokens": given.new, "temperature": 1.0}
+    return whole.model_copy(
+        update={
+            "policy": policy,
+            "train": whole.train.model_copy(update=update),
+            "sampling": whole.sampling.model_copy(update=sampling),
+        }
+    )
+
+
+def case(policy: Policy, given: argparse.Namespace) -> tuple[list[list[int]], Split, Tensor, list[str]]:
+    """Prompts of given.length tokens after the shared prefix, their samples, an item table and the items' texts."""
+    generator = torch.Generator().manual_seed(0)
+    count = given.prompts * STEPS
+    words = policy.model.config.vocab_size
+    body = torch.randint(
+        words // 8, words // 2, (count, given.length - len(policy.user_prompts.prefix)), generator=generator
+    )
+    table = torch.randn(CATALOGUE, policy.width, generator=generator)
+    ids = np.arange(count)
+    split = Split(ids, ids % CATALOGUE, np.full((count, 1), -1), [""] * count)
+    return body.tolist(), split, table, [f"Title: item number {row} of a catalogue" for row in range(CATALOGUE)]
+
+
+def loaded(given: argparse.Namespace, losses: list[str]) -> tuple[Policy, config.Config]:
+    chosen = settings(given, losses)
+    policy = Policy.load(given.model, chosen.policy)
+    policy.add_adapter(0)
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in policy.model.named_parameters():
+        if "lora_B" in name:  # zero at the start, and with it the gradients of lora_A
+            weight.data.normal_(0, 1e-3, generator=generator)
+    policy.__dict__["eos_ids"] = set()  # nobody stops early
+    return policy, chosen
+
+
+def ours(given: argparse.Namespace, losses: list[str], folder: str) -> tuple[list[float], dict[str, float]]:
+    policy, chosen = loaded(given, losses)
+    prompts, split, table, texts = case(policy, given)
+    policy.user_bodies = lambda _: prompts  # type: ignore[method-assign]
+    trainer = RecommenderTrainer(
+        policy,
+        Whitening.identity(),
+        table,
+        Items(policy, texts),
+        split,
+        train=chosen.train,
+        sampling=chosen.sampling,
+        reward=chosen.reward,
+        validate=None,
+        seed=0,
+        args=train.arguments(chosen.train, given.groups, len(split), 0, Path(folder), validated=False),
+        train_dataset=Dataset.from_dict({"prompt": [""] * len(split)}),
+    )
+    trainer._save_checkpoint = lambda *_: None
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "seconds" in entry][WARM:]
+    parts = {part: float(np.mean([entry[f"seconds_{part}"] for entry in steps])) for part in PARTS}
+    return [entry["seconds"] for entry in steps], parts
+
+
+class Stock(GRPOTrainer):
+    """TRL's trainer, given token ids as prompts; it notes how long its steps take."""
+
+    ids: list[list[int]]
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [self.ids[int(prompt)] for prompt in prompts], None, {}
+
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        started = time.perf_counter()
+        loss = super().training_step(*arguments, **named)
+        self.seconds.append(time.perf_counter() - started)
+        return loss
+
+
+def stock(given: argparse.Namespace, folder: str) -> Stock:
+    policy, chosen = loaded(given, ["token"])
+    prompts, split, table, _ = case(policy, given)
+    prefix, marker = policy.user_prompts.prefix, torch.tensor([policy.marker_ids])
+
+    @torch.no_grad()
+    def reward(prompt_ids: Any = None, completion_ids: Any = None, row: Any = None, **_: Any) -> list[float]:
+        texts = [prefix + prompts[r] + list(ids) for r, ids in zip(row, completion_ids, strict=True)]
+        read = torch.cat([torch.tensor(texts), marker.expand(len(texts), -1)], 1)
+        h = policy.decoder(input_ids=read).last_hidden_state[:, -1].float()
+        scores = rewards.scores(h, table, chosen.policy.tau)
+        target = torch.as_tensor(split.target[row])
+        rank = rewards.ranks(scores, target, torch.full((len(row), 1), -1))
+        pi = rewards.log_pi(scores, target, torch.full((len(row), 1), -1)).exp()
+        return rewards.reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
+
+    batch = given.prompts * given.groups
+    arguments = GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=batch,
+        num_generations=given.groups,
+        steps_per_generation=1,
+        max_completion_length=given.new,
+        generation_kwargs={"min_new_tokens": given.new},
+        temperature=1.0,
+        top_k=chosen.sampling.top_k,
+        max_steps=STEPS,
+        learning_rate=chosen.train.learning_rate,
+        epsilon=chosen.train.epsilon_low,
+        epsilon_high=chosen.train.epsilon_high,
+        beta=0.0,
+        loss_type="dapo",
+        bf16=False,
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+    )
+    rows = {"prompt": [str(row) for row in range(len(prompts))], "row": list(range(len(prompts)))}
+    trainer = Stock(
+        policy.model,
+        reward_funcs=reward,
+        processing_class=policy.tokenizer,
+        args=arguments,
+        train_dataset=Dataset.from_dict(rows),
+    )
+    trainer.seconds, trainer.policy, trainer.bodies = [], policy, prompts
+    trainer.ids = [prefix + prompt for prompt in prompts]
+    return trainer
+
+
+def compare(given: argparse.Namespace, folder: str) -> dict[str, float]:
+    """How far our token loss and its gradient are from TRL's, on completions that TRL's trainer wrote."""
+    trainer = stock(given, folder)
+    policy, chosen = trainer.policy, settings(given, ["token"])
+    repeated = [row for row in range(given.prompts) for _ in range(given.groups)]
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": str(row), "row": row} for row in repeated])
+    trainer.current_gradient_accumulation_steps = 1
+    found = []
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    found.append((loss.item(), gradient(policy)))
+    tokens = batch["completion_ids"].view(given.prompts, given.groups, -1)
+    written = generate.Completions(tokens.tolist(), [[True] * given.groups] * given.prompts, torch.empty(0), [])
+    log_p, real, _ = generate.reread(policy, trainer.bodies[: given.prompts], written)
+    advantage = batch["advantages"].view(given.prompts, given.groups)
+    low, high = chosen.train.epsilon_low, chosen.train.epsilon_high
+    loss = objective.token_loss(log_p, log_p.detach(), real, advantage, low, high) / real.sum()
+    loss.backward()
+    found.append((loss.item(), gradient(policy)))
+    (theirs, g), (mine, h) = found
+    return {"loss": theirs, "difference": abs(mine - theirs), "gradient": float((g - h).norm() / g.norm())}
+
+
+def gradient(policy: Policy) -> Tensor:
+    """The gradient of all adapters, which is then forgotten."""
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    policy.model.zero_grad()
+    return flat
+
+
+def measure(way: str, given: argparse.Namespace, results: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        if way == "compare":
+            results.put(compare(given, folder))
+            return
+        if way == "TRL":
+            trainer = stock(given, folder)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+            seconds, parts = trainer.seconds[WARM:], {}
+        else:
+            seconds, parts = ours(given, ["token", "item"] if "item" in way else ["token"], folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    results.put((min(seconds), parts, peak))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "data" / "models" / "smollm")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts a step")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a prompt")
+    parser.add_argument("--layers", type=int, default=4, help="top layers with an adapter")
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--new", type=int, default=16, help="tokens of a completion")
+    given = parser.parse_args()
+    if not (given.model / "config.json").is_file():
+        sys.exit(f"{given.model} is not there; make it with: snakemake --cores 2 data/models/smollm")
+    context = multiprocessing.get_context("spawn")
+    found = {}
+    for way in ("compare", "TRL", "minirec", "minirec with the item loss"):
+        results = context.Queue()
+        process = context.Process(target=measure, args=(way, given, results))
+        process.start()
+        found[way] = results.get()
+        process.join()
+    same = found.pop("compare")
+    print(f"{given.prompts} prompts of {given.length} tokens, {given.groups} completions of {given.new} tokens")
+    print(
+        f"token loss of TRL {same['loss']:.3g}, ours differs by {same['difference']:.1g}; "
+        f"|gradient difference| / |gradient| = {same['gradient']:.1g}"
+    )
+    print(f"| trainer | seconds a step | against TRL | {' | '.join(PARTS)} | peak GiB |")
+    print("|---|--:|--:|" + "--:|" * (len(PARTS) + 1))
+    for way, (seconds, parts, peak) in found.items():
+        spent = " | ".join(f"{parts[part]:.2f}" if parts else "" for part in PARTS)
+        print(f"| {way} | {seconds:.2f} | {found['TRL'][0] / seconds:.2f}x | {spent} | {peak:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
