@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 installed := .venv/.installed
 target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml)/$(DATASET)/metrics.json
 
-.PHONY: help setup quickstart test check bench bench-learning report clean
+.PHONY: help setup quickstart test test-slurm check bench bench-learning report clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -27,13 +27,16 @@ quickstart: $(installed) ## the whole chain on real data with a small real langu
 test: $(installed) ## every test, the whole workflow with a tiny model among them
 	python -m pytest
 
+test-slurm: $(installed) ## the workflow on a real one-node Slurm, and faults it survives (Debian, root)
+	python -m pytest -m slurm -rs --verbose tests/slurm
+
 check: $(installed) ## format, lint, types and the fast tests
 	ruff format --check .
 	ruff check .
 	mypy src/minirec
 	snakefmt --check workflow
 	snakemake --lint
-	python -m pytest -m "not slow"
+	python -m pytest -m "not slow and not slurm"
 
 bench: $(installed) ## measure speed and memory of the stages, on data made for it
 	@snakemake --cores $(CORES) --quiet host reason rules --configfile $(CONFIG) -- data/models/smollm

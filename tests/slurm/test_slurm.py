@@ -1,0 +1,263 @@
+"""The workflow on a real Slurm of one node: `make test-slurm`. Without root or packages the tests say why they skip."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cluster
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from test_chain import CONFIG, shop
+
+pytestmark = pytest.mark.slurm
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = "results/shop/metrics.json"
+STEP = 'importlib.import_module(f"minirec.{stage}").run(**given)'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slurm() -> Iterator[Path]:
+    """A cluster of our own, as long as these tests run; yields the folder of its logs."""
+    try:
+        with cluster.running() as logs:
+            yield logs
+    except cluster.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(autouse=True)
+def _no_job_is_left(slurm):
+    yield
+    cluster.cancel_all()
+
+
+def project(folder: Path, **changes: dict) -> Path:
+    """A folder with data, the workflow and its profile; every stage asks for one thread, and for what `changes` say."""
+    for part in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(ROOT / "environment.yml", folder)
+    (folder / "shop.yaml").write_text(CONFIG, encoding="utf-8")
+    shop(folder / "data" / "shop")
+    table = folder / "workflow" / "resources.yaml"
+    asked = yaml.safe_load(table.read_text(encoding="utf-8"))
+    asked = {stage: line | {"threads": 1} | changes.get(stage, {}) for stage, line in asked.items()}
+    table.write_text(yaml.safe_dump(asked), encoding="utf-8")
+    return folder
+
+
+def pretend(folder: Path, code: str) -> None:
+    """Let every stage of a project run this code instead; it finds `stage` and `given`."""
+    program = folder / "src" / "minirec" / "__main__.py"
+    text = program.read_text(encoding="utf-8")
+    assert STEP in text
+    call = '__import__("runpy").run_path("stage.py", {"stage": stage, "given": given})'
+    program.write_text(text.replace(STEP, call), encoding="utf-8")
+    (folder / "stage.py").write_text(code, encoding="utf-8")
+
+
+WRITE = """
+for name in ("samples.parquet", "catalogue.parquet", "prepare.json"):
+    (given["out"] / name).write_text("written")
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start snakemake with the profile, asking Slurm more often than a real cluster would like."""
+    command = [sys.executable, "-m", "snakemake", "--workflow-profile", "workflow/profiles/slurm", "--nocolor"]
+    command += ["--slurm-init-seconds-before-status-checks", "3", "--configfile", "config/quickstart.yaml", "shop.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status and output of a started snakemake."""
+    said, _ = process.communicate()
+    return process.returncode, said
+
+
+def jobs(states: str = "all") -> list[dict[str, str]]:
+    """Slurm's own record of the jobs in some states: id, state, rule, start, end, GPUs asked for."""
+    columns = {"id": "JobID", "state": "State", "rule": "Comment", "start": "StartTime", "end": "EndTime"}
+    columns |= {"gpus": "tres-per-job", "folder": "WorkDir"}
+    form = ",".join(f"{column}:200" for column in columns.values())
+    lines = cluster.said("squeue", "--noheader", "--states", states, "--Format", form).splitlines()
+    found = [dict(zip(columns, re.findall("(.{200})", line), strict=True)) for line in lines]
+    return [{name: value.strip() for name, value in job.items()} for job in found]
+
+
+def await_that(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until something holds; fails where snakemake ends first."""
+    while not holds():
+        assert process.poll() is None, finish(process)[1]
+        time.sleep(0.3)
+
+
+def running(rule: str) -> list[str]:
+    """The ids of the running jobs of a rule."""
+    return [job["id"] for job in jobs("running") if job["rule"].startswith(f"rule_{rule}_")]
+
+
+def complaint(said: str, rule: str) -> str:
+    """What snakemake said of the failure of a rule, its logs included."""
+    (block,) = re.findall(rf"Error in rule {rule}:.*?(?=\n\[|\Z)", said, re.DOTALL)
+    return block
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
+    """A project in which the whole workflow ran on Slurm, and Slurm's record of its jobs."""
+    folder = project(tmp_path_factory.mktemp("slurm") / "undisturbed")
+    status, said = finish(start(folder, "--", TARGET))
+    assert status == 0, said
+    return folder, [job for job in jobs() if job["folder"] == str(folder)]
+
+
+def test_the_whole_workflow_runs_as_jobs_of_slurm(undisturbed):
+    folder, ran = undisturbed
+    metrics = json.loads((folder / TARGET).read_text(encoding="utf-8"))
+    assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
+    rules = {line for line in (folder / "workflow" / "rules").rglob("*.smk")}
+    assert rules
+    assert {job["state"] for job in ran} == {"COMPLETED"}
+    assert len(ran) == 17
+
+
+def test_the_shards_of_a_rollout_run_side_by_side(undisturbed):
+    first, second = (job for job in undisturbed[1] if job["rule"].startswith("rule_rollout_"))
+    assert first["start"] < second["end"]
+    assert second["start"] < first["end"]
+
+
+def test_slurm_is_asked_for_gpus_by_the_stages_that_want_one_and_no_others(undisturbed):
+    wanted = yaml.safe_load((ROOT / "workflow" / "resources.yaml").read_text(encoding="utf-8"))
+    with_gpu = {stage for stage, line in wanted.items() if line.get("gpu")}
+    assert with_gpu
+    for job in undisturbed[1]:
+        stage = re.match(r"rule_([a-z]+)", job["rule"])[1]
+        assert job["gpus"] == ("gres:gpu:1" if stage in with_gpu else "N/A"), job
+
+
+def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(tmp_path):
+    folder = project(tmp_path / "project", prepare={"mem_mb": 900})
+    pretend(
+        folder,
+        """
+import os, pathlib, time
+with pathlib.Path("tries").open("a") as tries:
+    print(os.environ["SLURM_MEM_PER_NODE"], file=tries)
+hog = b"x" * 1_000_000_000
+time.sleep(15)
+"""
+        + WRITE,
+    )
+    status, said = finish(start(folder, "--", "results/shop/samples.parquet"))
+    assert status == 0, said
+    assert (folder / "tries").read_text(encoding="utf-8").split() == ["900", "1800"]
+    assert "exceeded memory limit" in said
+
+
+def test_a_timeout_and_a_cancelled_job_are_reported_by_name_with_the_end_of_their_logs(tmp_path):
+    folder = project(tmp_path / "project", prepare={"runtime": 1})
+    pretend(
+        folder,
+        """
+import logging, time
+for step in range(6000):
+    logging.getLogger("minirec").info("%s is at step %d", stage, step)
+    time.sleep(0.5)
+""",
+    )
+    process = start(folder, "--retries", "0", "--", "results/shop/samples.parquet", "data/models/tiny")
+    log = folder / "results" / "logs" / "models" / "tiny.log"
+    await_that(lambda: running("fetch_model") and log.exists() and "is at step 3" in log.read_text(), process)
+    subprocess.run(["scancel", *running("fetch_model")], check=True)
+    status, said = finish(process)
+    assert status != 0
+    timeout, cancelled = complaint(said, "prepare"), complaint(said, "fetch_model")
+    assert "TIMEOUT" in timeout
+    assert "prepare is at step 20" in timeout
+    assert "DUE TO TIME LIMIT" in timeout
+    assert "CANCELLED" in cancelled
+    assert "fetch is at step 3" in cancelled
+
+
+def test_more_gpus_than_there_are_fail_at_once_and_say_so(tmp_path):
+    folder = project(tmp_path / "project", prepare={"gpu": cluster.GPUS + 1})
+    status, said = finish(start(folder, "--", "results/shop/samples.parquet"))
+    assert status != 0
+    assert "Requested node configuration is not available" in complaint(said, "prepare")
+    assert not [job for job in jobs() if job["folder"] == str(folder)]
+
+
+def test_a_job_with_all_gpus_of_a_node_starts_one_launcher_in_the_partition_it_names(tmp_path):
+    folder = project(tmp_path / "project", prepare={"gpu": cluster.GPUS, "threads": 2, "slurm_partition": "gpu"})
+    pretend(
+        folder,
+        """
+import os, pathlib
+with pathlib.Path("launched").open("a") as launched:
+    print(*map(os.environ.get, ("SLURM_GPUS_ON_NODE", "SLURM_NTASKS", "SLURM_JOB_PARTITION")), file=launched)
+"""
+        + WRITE,
+    )
+    status, said = finish(start(folder, "--", "results/shop/samples.parquet"))
+    assert status == 0, said
+    assert (folder / "launched").read_text(encoding="utf-8").splitlines() == [f"{cluster.GPUS} 1 gpu"]
+
+
+def recovery() -> str:
+    """The README's command that cancels what a dead snakemake left running."""
+    return next(
+        line.split("  #")[0]
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("squeue --me") and "scancel" in line
+    )
+
+
+def untimed(file: Path) -> object:
+    """What a result says, but for the times it recorded."""
+    if file.name == "history.parquet":
+        table = pq.read_table(file)
+        return table.drop_columns([name for name in table.column_names if "seconds" in name])
+    if file.name == "metrics.json" and "cost" in (found := json.loads(file.read_bytes())):
+        return found | {"cost": sorted(found["cost"])}
+    return file.read_bytes()
+
+
+def test_after_two_deaths_of_the_main_process_the_results_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
+    folder = project(tmp_path / "project")
+    for rule, others, tidy in (("rollout", 2, False), ("train", 1, True)):
+        process = start(folder, "--", TARGET)
+        await_that(lambda rule=rule, others=others: len(running(rule)) == others, process)
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+        assert running(rule)
+        if tidy:
+            subprocess.run(recovery(), shell=True, cwd=folder, check=True)
+            assert not jobs("pending,running")
+        assert finish(start(folder, "--unlock"))[0] == 0
+    status, said = finish(start(folder, "--", TARGET))
+    assert status == 0, said
+    expected, found = (
+        {str(file.relative_to(top)): untimed(file) for file in sorted(top.rglob("*")) if file.is_file()}
+        for top in (undisturbed[0] / "results" / "shop", folder / "results" / "shop")
+    )
+    assert list(found) == list(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []

@@ -1,0 +1,108 @@
+"""What a cluster is asked for: the profile for Slurm and workflow/resources.yaml, without a Slurm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from minirec import __main__, experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "workflow" / "resources.yaml"
+
+
+def profile(name: str) -> dict:
+    return yaml.safe_load((ROOT / "workflow" / "profiles" / name / "config.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, dict]:
+    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+
+
+def test_every_line_of_the_resources_is_a_stage_and_asks_in_units_of_slurm(table):
+    assert set(table) - {"default"} <= set(__main__.STAGES)
+    for stage, line in table.items():
+        assert set(line) - {"gpu", "slurm_partition"} == {"threads", "mem_mb", "runtime"}, stage
+        assert all(isinstance(line[name], int) and line[name] > 0 for name in line if name != "slurm_partition"), stage
+        assert line["mem_mb"] >= 600, f"{stage}: the step that Slurm starts takes 300 MB itself"
+
+
+def test_memory_grows_with_every_attempt_and_nothing_else_does(table):
+    asked = experiment.resources(TABLE)("train")
+    assert [asked["mem_mb"](None, attempt) for attempt in (1, 2, 3)] == [
+        attempt * table["train"]["mem_mb"] for attempt in (1, 2, 3)
+    ]
+    assert {name: value for name, value in asked.items() if name != "mem_mb"} == {"runtime": 2880, "gpu": 1}
+
+
+def test_a_partition_in_the_resources_reaches_its_stage_alone(tmp_path, table):
+    changed = table | {"train": table["train"] | {"slurm_partition": "a100"}}
+    (tmp_path / "resources.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+    needs = experiment.resources(tmp_path / "resources.yaml")
+    assert needs("train")["slurm_partition"] == "a100"
+    assert "slurm_partition" not in needs("evaluate")
+
+
+def test_the_profiles_differ_in_where_jobs_run_and_in_nothing_a_result_depends_on():
+    slurm, default = profile("slurm"), profile("default")
+    assert default.pop("resources") == ["gpu=1"]
+    assert "resources" not in slurm  # a cap here would keep GPUs of the cluster idle
+    assert default.items() <= slurm.items()
+
+
+def test_the_profile_asks_squeue_and_often_enough_for_a_cluster_that_forgets_after_two_minutes():
+    assert profile("slurm")["slurm-status-command"] == "squeue"
+    assert 3 * profile("slurm")["slurm-init-seconds-before-status-checks"] <= 120
+
+
+def submission(stage: str, **more: object) -> list[str]:
+    """The words of the sbatch line for a job of a stage, first attempt."""
+    submit = pytest.importorskip("snakemake_executor_plugin_slurm.submit_string")
+    gres = pytest.importorskip("snakemake_executor_plugin_slurm.utils")
+
+    class Resources(dict):
+        __getattr__ = dict.__getitem__
+
+    asked = Resources(experiment.resources(TABLE)(stage) | more)
+    asked["mem_mb"] = asked["mem_mb"](None, 1)
+    job = SimpleNamespace(resources=asked, threads=experiment.threads(TABLE)(stage))
+    names = {"run_uuid": "u", "slurm_logfile": "l", "comment_str": "c", "account": "", "partition": "", "workdir": "."}
+    return (submit.get_submit_command(job, names) + gres.set_gres_string(job)).split()
+
+
+def test_a_job_asks_slurm_for_what_the_resources_say():
+    words = submission("train")
+    assert {"--gpus=1", "--cpus-per-task=8"} <= set(words)
+    assert words[words.index("--mem") + 1] == "48000"
+    assert words[words.index("-t") + 1] == "2880"
+    assert not [word for word in submission("score") if word.startswith(("--gpus", "--gres"))]
+
+
+def test_a_job_with_four_gpus_is_one_task_and_not_four():
+    assert not [word for word in submission("train", gpu=4) if word.startswith("--ntasks")]
+
+
+def test_snakemake_takes_every_option_of_the_profile(tmp_path):
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    for part in ("workflow", "config"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    shutil.copy(ROOT / "environment.yml", tmp_path)
+    command = [sys.executable, "-m", "snakemake", "-n", "--workflow-profile", "workflow/profiles/slurm", "--nocolor"]
+    done = subprocess.run(
+        [*command, "results/cds/metrics.json"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gpu=1" in done.stdout + done.stderr
