@@ -58,9 +58,9 @@ def test_the_profiles_differ_in_where_jobs_run_and_in_nothing_a_result_depends_o
     assert default.items() <= slurm.items()
 
 
-def test_the_profile_asks_squeue_and_often_enough_for_a_cluster_that_forgets_after_two_minutes():
+def test_the_profile_asks_squeue_and_before_slurm_has_forgotten_a_job():
     assert profile("slurm")["slurm-status-command"] == "squeue"
-    assert 3 * profile("slurm")["slurm-init-seconds-before-status-checks"] <= 120
+    assert 3 * profile("slurm")["slurm-init-seconds-before-status-checks"] <= 300  # MinJobAge where nobody set it
 
 
 def submission(stage: str, **more: object) -> list[str]:
