@@ -30,8 +30,8 @@ def table() -> dict[str, dict]:
 def test_every_line_of_the_resources_is_a_stage_and_asks_in_units_of_slurm(table):
     assert set(table) - {"default"} <= set(__main__.STAGES)
     for stage, line in table.items():
-        assert set(line) - {"gpu", "slurm_partition"} == {"threads", "mem_mb", "runtime"}, stage
-        assert all(isinstance(line[name], int) and line[name] > 0 for name in line if name != "slurm_partition"), stage
+        assert set(line) - {"gpu", "processes"} == {"threads", "mem_mb", "runtime"}, stage
+        assert all(isinstance(value, int) and value > 0 for value in line.values()), stage
         assert line["mem_mb"] >= 600, f"{stage}: the step that Slurm starts takes 300 MB itself"
 
 
@@ -40,7 +40,7 @@ def test_memory_grows_with_every_attempt_and_nothing_else_does(table):
     assert [asked["mem_mb"](None, attempt) for attempt in (1, 2, 3)] == [
         attempt * table["train"]["mem_mb"] for attempt in (1, 2, 3)
     ]
-    assert {name: value for name, value in asked.items() if name != "mem_mb"} == {"runtime": 2880, "gpu": 1}
+    assert (asked["runtime"], asked["gpu"]) == (table["train"]["runtime"], table["train"]["gpu"])
 
 
 def test_a_partition_in_the_resources_reaches_its_stage_alone(tmp_path, table):
