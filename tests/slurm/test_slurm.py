@@ -22,7 +22,7 @@ from test_chain import CONFIG, RUN, shop
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "results/shop/metrics.json"
-LONGER = CONFIG.replace("train: {", "train: {epochs: 8, proxy_epochs: 1, patience: 100, ")  # time to be interrupted
+LONGER = CONFIG.replace("train: {", "train: {epochs: 20, proxy_epochs: 1, patience: 100, ")  # time to be interrupted
 STEP = 'importlib.import_module(f"minirec.{stage}").run(**given)'
 
 
@@ -222,16 +222,6 @@ with pathlib.Path("launched").open("a") as launched:
     assert (folder / "launched").read_text(encoding="utf-8").splitlines() == [f"{cluster.GPUS} 1 gpu"]
 
 
-def kill(folder: Path, moment: Callable[[], object]) -> None:
-    """Start the workflow, kill snakemake with -9 when the moment has come, and unlock the folder; its jobs go on."""
-    process = start(folder, "--", TARGET)
-    await_that(moment, process)
-    process.kill()
-    finish(process)
-    assert jobs(folder, "running")
-    assert finish(start(folder, "--unlock"))[0] == 0
-
-
 def recovery() -> str:
     """The README's command that cancels what a dead snakemake left running."""
     return next(
@@ -239,6 +229,19 @@ def recovery() -> str:
         for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
         if line.startswith("squeue --me") and "scancel" in line
     )
+
+
+def kill(folder: Path, moment: Callable[[], object], cancel: bool) -> None:
+    """Start the workflow, kill snakemake with -9 when the moment has come, and unlock; its jobs go on or are cancelled."""
+    process = start(folder, "--", TARGET)
+    await_that(moment, process)
+    process.kill()
+    finish(process)
+    assert jobs(folder, "running")
+    if cancel:
+        subprocess.run(recovery(), shell=True, cwd=folder, check=True)
+        await_that(lambda: not jobs(folder, "pending,running,completing"))
+    assert finish(start(folder, "--unlock"))[0] == 0
 
 
 def untimed(file: Path) -> object:
@@ -255,11 +258,9 @@ def untimed(file: Path) -> object:
 
 def test_after_two_deaths_of_the_main_process_the_results_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
     folder = project(tmp_path / "project")
-    kill(folder, lambda: len(running(folder, "rollout")) == 2)  # and the two go on beside those of the next start
+    kill(folder, lambda: len(running(folder, "rollout")) == 2, cancel=False)
     checkpoints = folder / "results" / "shop" / "runs" / RUN / "checkpoints"
-    kill(folder, lambda: any(checkpoints.glob("checkpoint-*/items.safetensors")))
-    subprocess.run(recovery(), shell=True, cwd=folder, check=True)
-    await_that(lambda: not jobs(folder, "pending,running,completing"))
+    kill(folder, lambda: any(checkpoints.glob("checkpoint-*/items.safetensors")), cancel=True)
     log = folder / "results" / "logs" / "shop" / "train" / f"{RUN}.log"
     status, said = finish(start(folder, "--", TARGET))
     assert status == 0, said
