@@ -232,7 +232,7 @@ def recovery() -> str:
 
 
 def kill(folder: Path, moment: Callable[[], object], cancel: bool) -> None:
-    """Start the workflow, kill snakemake with -9 when the moment has come, and unlock; its jobs go on or are cancelled."""
+    """Start the workflow and kill snakemake with -9 when the moment has come, then unlock; its jobs may go on."""
     process = start(folder, "--", TARGET)
     await_that(moment, process)
     process.kill()
