@@ -230,9 +230,14 @@ class Made:
         """From what an artefact stores."""
         return cls(stored["stage"], stored["settings"], stored["inputs"])
 
+    def digested(self) -> Made:
+        """The same with the digests of its inputs, for many files."""
+        inputs = {name: digest(i) if isinstance(i, Path) else i for name, i in self.inputs.items()}
+        return Made(self.stage, self.settings, inputs)
+
     def json(self) -> str:
         """As stored in the artefact."""
-        inputs = {name: digest(i) if isinstance(i, Path) else i for name, i in self.inputs.items()}
+        inputs = self.digested().inputs
         content = {"version": __version__, "stage": self.stage, "settings": self.settings, "inputs": inputs}
         return json.dumps(content, sort_keys=True, default=str)
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from minirec import schemas
 from minirec.breakdown import Examined
 from minirec.errors import InputError
 from minirec.prompts import history_lines
+
+WINDOW = 8_192  # samples held at a time where all of a split are visited
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,33 @@ def load(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Spl
     table = table.filter(pc.equal(table["split"], split)).sort_by("sample_id")
     if table.num_rows == 0:
         raise InputError(f"{samples} has no {split} samples; use more interactions")
-    titles = schemas.read("catalogue", catalogue, ["row", "title"]).sort_by("row")["title"].to_pylist()
+    return _split(table, _titles(catalogue), prompt_history, samples, catalogue)
+
+
+def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Iterator[Split]:
+    """The same, WINDOW samples at a time, so that memory does not depend on their number."""
+    titles = _titles(catalogue)
+    stream = schemas.Stream("samples", samples, list(schemas.TABLES["samples"].columns), split)
+    while (table := stream.take(WINDOW)).num_rows:
+        yield _split(table, titles, prompt_history, samples, catalogue)
+
+
+def count(samples: Path, split: str) -> int:
+    """Number of samples in a split; raises InputError where there are none."""
+    stream = schemas.Stream("samples", samples, ["sample_id", "split"], split)
+    found = 0
+    while rows := stream.take(WINDOW).num_rows:
+        found += rows
+    if not found:
+        raise InputError(f"{samples} has no {split} samples; use more interactions")
+    return found
+
+
+def _titles(catalogue: Path) -> list[str]:
+    return schemas.read("catalogue", catalogue, ["row", "title"]).sort_by("row")["title"].to_pylist()
+
+
+def _split(table: pa.Table, titles: list[str], prompt_history: int, samples: Path, catalogue: Path) -> Split:
     history = padded(table["history"].combine_chunks())
     target = schemas.numpy(table, "target").astype(np.int64)
     if max(target.max(), history.max()) >= len(titles):

@@ -76,8 +76,8 @@ def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, made: Made) -> Ite
                 raise ValueError(f"{path.name} got {done} rows, not {count}")
             file.truncate(start + ends[names[-1]])
         sha256 = _digest_of_file(partial)
-        with partial.open("r+b") as file:
-            file.write(header(sha256))
+        with partial.open("r+b") as written:
+            written.write(header(sha256))
 
 
 def read(path: Path, *names: str) -> dict[str, np.ndarray]:
