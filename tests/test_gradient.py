@@ -52,7 +52,7 @@ def case(tmp_path):
 def run(folder, defaults, **changes):
     names = ("samples.parquet", "rollouts.parquet", "items.safetensors", "whitening.safetensors", "hidden.safetensors")
     out = {"gradients": folder / "gradients.safetensors", "embeddings": folder / "embeddings.safetensors"}
-    given = {name.split(".")[0]: folder / name for name in names}
+    given = {name.split(".")[0]: folder / name for name in names} | dict.fromkeys(("catalogue", "model", "adapter"))
     gradient.run(policy=defaults.policy, gradient=defaults.gradient.model_copy(update=changes), **given, **out)
     return [tensors.read(file) for file in out.values()], [file.read_bytes() for file in out.values()]
 

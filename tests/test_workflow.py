@@ -158,6 +158,19 @@ def test_a_comparison_trains_every_cell_of_the_grid_once(finished):
     assert not {"train_proxy", "rollout", "score"} & set(jobs)
 
 
+def test_only_derivatives_by_the_adapter_need_the_policy(finished):
+    file = "results/toy/signals/tiny/gradients.safetensors"
+    told = {}
+    for space in ("hidden", "lora"):
+        config = f"gradient: {{space: {space}}}"
+        done = snakemake(finished, "-n", "-p", "-R", "gradient", "--", file, configs=(config,))
+        (told[space],) = [line for line in done.stdout.splitlines() if "minirec gradient" in line]
+    assert not {"--model", "--adapter", "--catalogue"} & set(told["hidden"].split())
+    assert "--adapter results/toy/signals/tiny/proxy/adapter" in told["lora"]
+    assert "--model data/models/tiny" in told["lora"]
+    assert "--catalogue results/toy/catalogue.parquet" in told["lora"]
+
+
 def test_shards_are_gathered(finished):
     jobs = plan(finished, "results/toy/signals/tiny/rollouts.parquet", configs=("rollout: {shards: 3}",))
     assert jobs == {"rollout": 3, "gather": 1}

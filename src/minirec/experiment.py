@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -57,6 +58,23 @@ def prepare_inputs(given: Config, dataset: str) -> dict[str, str]:
             f"{'is' if len(missing) == 1 else 'are'} not there; put {'it' if len(missing) == 1 else 'them'} there"
         )
     return files
+
+
+def gradient_inputs(given: Config) -> Callable[[Any], dict[str, str]]:
+    """What `gradient.space: lora` reads besides the kept hidden states: the policy and what it read."""
+
+    def inputs(wildcards: Any) -> dict[str, str]:
+        top = f"{wildcards.results}/{wildcards.dataset}"
+        proxy = f"{top}/signals/{wildcards.selector}/proxy/adapter"
+        return {"catalogue": f"{top}/catalogue.parquet", "model": f"data/models/{wildcards.selector}", "adapter": proxy}
+
+    return inputs if given.gradient.space == "lora" else lambda wildcards: {}
+
+
+def gradient_flags(wildcards: Any, input: Mapping[str, Any]) -> str:
+    """These inputs as flags."""
+    names = ("catalogue", "model", "adapter")
+    return " ".join(f"--{name} {shlex.quote(str(input[name]))}" for name in names if input.get(name))
 
 
 def constraints(given: Config) -> dict[str, str]:

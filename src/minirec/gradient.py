@@ -6,7 +6,7 @@ products and no pass through the language model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -189,30 +189,39 @@ class HiddenSpace:
         components, metric = through(self.whitening)
         candidates = sampled_candidates(chunk.sample_id, len(self.items), self.settings.candidates, self.settings.seed)
         found = []
-        for first in range(chunk.begin // self.size * self.size, chunk.begin + len(chunk), self.size):
-            rows = slice(max(first - chunk.begin, 0), min(first + self.size - chunk.begin, len(chunk)))
-            before = chunk.begin + rows.start - first
-            place = partial(_placed, rows=rows, before=before, length=min(self.size, self.count - first))
-            x = [self.whitening.user(place(chunk.hidden[:, c])) for c in range(chunk.hidden.shape[1])]
+        for kept, place, states in self._blocks(chunk):
             by_x = [
                 gradient_and_hvp(
-                    states,
+                    x,
                     self.items,
                     place(chunk.target),
                     temperature=self.temperature,
-                    advantage=place(chunk.advantage[:, c]),
+                    advantage=place(chunk.advantage[:, completion]),
                     exclude=place(chunk.history, fill=-1),
                     candidates=None if candidates is None else place(candidates),
                     metric=metric,
                 )
-                for c, states in enumerate(x)
+                for completion, x in enumerate(states)
             ]
             g, hv = (torch.stack(part).mean(0) for part in zip(*by_x, strict=True))
             if components is not None:
                 g, hv = g @ components.T, hv @ components.T
-            found.append([value[before : before + rows.stop - rows.start] for value in (g, hv, torch.stack(x).mean(0))])
+            found.append([value[kept] for value in (g, hv, states.mean(0))])
         g, hv, z = (torch.cat(part) for part in zip(*found, strict=True))
         return g, hv, z
+
+    def embedding(self, chunk: Chunk) -> Tensor:
+        """z [k, d'] alone."""
+        return torch.cat([states.mean(0)[kept] for kept, _, states in self._blocks(chunk)])
+
+    def _blocks(self, chunk: Chunk) -> Iterator[tuple[slice, Callable[..., Tensor], Tensor]]:
+        """Of each block: which of its rows are the chunk's, what puts the chunk's values there, whitened states."""
+        for first in range(chunk.begin // self.size * self.size, chunk.begin + len(chunk), self.size):
+            rows = slice(max(first - chunk.begin, 0), min(first + self.size - chunk.begin, len(chunk)))
+            before = chunk.begin + rows.start - first
+            place = partial(_placed, rows=rows, before=before, length=min(self.size, self.count - first))
+            states = torch.stack([self.whitening.user(place(h)) for h in chunk.hidden.unbind(1)])
+            yield slice(before, before + rows.stop - rows.start), place, states
 
 
 def _placed(values: Tensor, rows: slice, before: int, length: int, fill: float = 0) -> Tensor:
@@ -231,33 +240,50 @@ def run(
     whitening: Path,
     rollouts: Path,
     hidden: Path,
+    catalogue: Path | None,
+    model: Path | None,
+    adapter: Path | None,
     gradients: Path,
     embeddings: Path,
 ) -> None:
-    """Write g and Hv by the hidden state before whitening, and the embeddings z, each averaged over the completions."""
+    """Write g and Hv by the hidden state before whitening or by the adapter, and the embeddings z, of every sample."""
     shape = tensors.shapes(hidden, "sample_id", "hidden")["hidden"]
     n, groups, width = shape
     whiten = Whitening.read(whitening)
     goods = torch.from_numpy(tensors.read(items, "items")["items"])
     scores = len(goods) if gradient.candidates is None else (gradient.candidates + 1) * goods.shape[1]
     size = max(1, min(n, CHUNK_SCORES // max(scores, groups * width)))
-    derive = HiddenSpace(goods, whiten, policy.tau, gradient, n, size)
-    step = max(1, CHUNK_STATES // (groups * width))
-    made = Made(
-        "gradient",
-        {"tau": policy.tau} | gradient.model_dump(),
-        {"samples": samples, "items": items, "whitening": whitening, "rollouts": rollouts, "hidden": hidden},
-    )
+    step = 64 if gradient.space == "lora" else max(1, CHUNK_STATES // (groups * width))
+    inputs = {"samples": samples, "items": items, "whitening": whitening, "rollouts": rollouts, "hidden": hidden}
+    space = HiddenSpace(goods, whiten, policy.tau, gradient, n, size)
+    derive: Callable[[Chunk], tuple[Tensor, Tensor, Tensor]] = space
+    if gradient.space == "lora":
+        if catalogue is None or model is None or adapter is None:
+            raise InputError("gradient --space lora needs --catalogue, --model and --adapter")
+        from minirec.lora import LoraSpace
+        from minirec.policy import Policy
+
+        inputs |= {"catalogue": catalogue, "model": model, "adapter": adapter}
+        by_adapter = LoraSpace(
+            Policy.load(model, policy, adapter), goods, whiten, gradient, samples, catalogue, rollouts
+        )
+        width = gradient.dimensions
+
+        def derive(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+            candidates = sampled_candidates(chunk.sample_id, len(goods), gradient.candidates, gradient.seed)
+            return *by_adapter(chunk.sample_id, chunk.advantage, candidates), space.embedding(chunk)
+
+    made = Made("gradient", {"tau": policy.tau} | gradient.model_dump(), inputs)
     with (
         tensors.writer({"gradient": (n, width), "hvp": (n, width)}, gradients, made) as append,
         tensors.writer({"embedding": (n, goods.shape[1])}, embeddings, made) as append_embedding,
-        progress("gradient", n * groups, "completions") as bar,
+        progress("gradient", n, "samples") as bar,
     ):
         for chunk in chunks(samples, rollouts, hidden, shape, gradient.advantage, step - step % min(size, step)):
             g, hv, z = derive(chunk)
             append(sample_id=chunk.sample_id, gradient=g.numpy(), hvp=hv.numpy())
             append_embedding(sample_id=chunk.sample_id, embedding=z.numpy())
-            bar.add(groups * len(chunk))
+            bar.add(len(chunk))
 
 
 def sampled_candidates(sample_id: np.ndarray, items: int, count: int | None, seed: int) -> Tensor | None:

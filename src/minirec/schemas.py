@@ -137,7 +137,7 @@ TABLES: dict[str, Table] = {
             "reward_std": _c("f64", "standard deviation of the rewards (ddof 1)", 0),
             "learnability": _c("f64", "Gaussian of the mean reward, min-max normalised", 0, 1),
             "representativeness": _c("f64", "cosine to the mean direction, min-max normalised", 0, 1),
-            "gradient_norm": _c("f64", "length of the mean gradient by the hidden state", 0),
+            "gradient_norm": _c("f64", "length of the mean gradient, by what gradient.space says", 0),
             "hits": _c("i32", "completions whose rank is within the cutoff", 0),
         },
         key=("sample_id",),

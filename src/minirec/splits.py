@@ -51,15 +51,15 @@ def load(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Spl
     table = table.filter(pc.equal(table["split"], split)).sort_by("sample_id")
     if table.num_rows == 0:
         raise InputError(f"{samples} has no {split} samples; use more interactions")
-    return _split(table, _titles(catalogue), prompt_history, samples, catalogue)
+    return of_table(table, titles(catalogue), prompt_history, samples, catalogue)
 
 
 def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Iterator[Split]:
     """The same, WINDOW samples at a time, so that memory does not depend on their number."""
-    titles = _titles(catalogue)
+    names = titles(catalogue)
     stream = schemas.Stream("samples", samples, list(schemas.TABLES["samples"].columns), split)
     while (table := stream.take(WINDOW)).num_rows:
-        yield _split(table, titles, prompt_history, samples, catalogue)
+        yield of_table(table, names, prompt_history, samples, catalogue)
 
 
 def count(samples: Path, split: str) -> int:
@@ -73,11 +73,13 @@ def count(samples: Path, split: str) -> int:
     return found
 
 
-def _titles(catalogue: Path) -> list[str]:
+def titles(catalogue: Path) -> list[str]:
+    """Titles in the order of the rows."""
     return schemas.read("catalogue", catalogue, ["row", "title"]).sort_by("row")["title"].to_pylist()
 
 
-def _split(table: pa.Table, titles: list[str], prompt_history: int, samples: Path, catalogue: Path) -> Split:
+def of_table(table: pa.Table, titles: list[str], prompt_history: int, samples: Path, catalogue: Path) -> Split:
+    """Rows of samples as a split; raises InputError where one refers to no catalogue row."""
     history = padded(table["history"].combine_chunks())
     target = schemas.numpy(table, "target").astype(np.int64)
     if max(target.max(), history.max()) >= len(titles):
