@@ -175,3 +175,10 @@ def test_some_rows_are_read_alone_and_the_whole_is_compared_with_its_digest_in_b
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match="do not match its digest"):
         tensors.shapes(file)
+
+
+@pytest.mark.parametrize("block", [1, 100, 10_000])
+def test_rows_are_taken_by_number_in_any_order_and_twice(file, arrays, monkeypatch, block):
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", block)
+    for rows in ([29, 0, 7, 7, 3], [], list(range(30)), [13]):
+        assert np.array_equal(tensors.take(file, "g", np.array(rows, dtype=np.int64)), arrays["g"][rows])

@@ -1,7 +1,7 @@
 """Derivatives by the LoRA weights beside those by the hidden state: what they cost, and how far the rankings agree.
 
 On data/cds, with a proxy of the tiny model that the workflow trains; Spearman's correlation of the samples'
-representativeness between the two spaces, by direction and by dimension of the projection.
+representativeness between the two spaces, by direction.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def derive(given: config.Config, top: Path, out: Path, **changes) -> tuple[dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1_000)
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--samples", type=int, default=300)
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[1024])
     parser.add_argument("--cores", type=int, default=2)
     given = parser.parse_args()
     overlay = ROOT / "results" / "lora" / "overlay.yaml"

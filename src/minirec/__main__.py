@@ -138,6 +138,8 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("method", "minirec, random or full", str),
             Option("budget", "samples to keep, or all", str),
             SEED,
+            Option("shard", "pick in this part of the samples only, from 0", int, required=False),
+            Option("winners", "selections of all parts, to pick from", required=False, many=True),
             OUT,
         ),
     ),

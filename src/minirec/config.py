@@ -226,6 +226,7 @@ class Select(Section):
     terms: list[Literal["learnability", "representativeness", "diversity"]] = Field(
         min_length=1, description="parts of the value; leave one out for an ablation"
     )
+    shards: int = Field(ge=1, description="jobs of a first round, whose picks a second chooses from; 1: exact greedy")
 
 
 class Curriculum(Section):

@@ -71,10 +71,28 @@ def gradient_inputs(given: Config) -> Callable[[Any], dict[str, str]]:
     return inputs if given.gradient.space == "lora" else lambda wildcards: {}
 
 
-def gradient_flags(wildcards: Any, input: Mapping[str, Any]) -> str:
-    """These inputs as flags."""
-    names = ("catalogue", "model", "adapter")
-    return " ".join(f"--{name} {shlex.quote(str(input[name]))}" for name in names if input.get(name))
+def flags_of(*names: str) -> Callable[[Any, Any], str]:
+    """Inputs that a rule has or has not as flags of the same names, a function of wildcards and input."""
+
+    def flags(wildcards: Any, input: Any) -> str:
+        found = {name: input.get(name) for name in names if input.get(name)}
+        files = {name: [file] if isinstance(file, str) else list(file) for name, file in found.items()}
+        return " ".join(f"--{name} {shlex.join(map(str, several))}" for name, several in files.items())
+
+    return flags
+
+
+def winners(given: Config) -> Callable[[Any], list[str]]:
+    """The selections of the first round where a method's `select.shards` asks for one, else none."""
+
+    def files(wildcards: Any) -> list[str]:
+        variant = given.variants.get(wildcards.method)
+        shards = (variant.select if variant else {}).get("shards", given.select.shards)
+        pattern = "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/shards/"
+        folder = pattern.format(**dict(wildcards.items()))
+        return [f"{folder}{shard}/selection.parquet" for shard in range(shards)] if shards > 1 else []
+
+    return files
 
 
 def constraints(given: Config) -> dict[str, str]:

@@ -96,13 +96,31 @@ def shapes(path: Path, *names: str) -> dict[str, tuple[int, ...]]:
     return {name: found[name] for name in names or found}
 
 
-def part(path: Path, name: str, begin: int, end: int) -> np.ndarray:
-    """Rows begin to end of an array, and nothing else of the file: `shapes` compares the whole with its digest.
+def take(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
+    """Rows of an array by their numbers [k]; only blocks of the file that hold some are read, see `part`."""
+    with _opened(path) as (file, _):
+        shape = tuple(file.get_slice(name).get_shape())
+    first = part(path, name, 0, min(1, shape[0]))
+    out = np.empty((len(rows), *shape[1:]), dtype=first.dtype)
+    order = np.argsort(rows, kind="stable")
+    step = max(1, BLOCK_BYTES // max(1, first.nbytes))
+    edges = np.searchsorted(rows[order], np.arange(0, shape[0] + step, step))
+    for number in np.flatnonzero(np.diff(edges)):
+        own = order[edges[number] : edges[number + 1]]
+        begin, end = int(rows[own[0]]), int(rows[own[-1]]) + 1
+        out[own] = part(path, name, begin, end)[rows[own] - begin]
+    return out
 
-    Opens the file anew, so that the memory does not hold more and more of it.
+
+def part(path: Path, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
+    """Rows begin to end of an array, all by default, and nothing else of the file.
+
+    `shapes` compares the whole with its digest. Opens the file anew, so that memory does not hold more and more of it.
     """
     with _opened(path) as (file, _):
-        return file.get_slice(name)[begin:end] if begin < end else file.get_tensor(name)[:0]
+        rows = file.get_slice(name)
+        end = rows.get_shape()[0] if end is None else end
+        return rows[begin:end] if begin < end else file.get_tensor(name)[:0]
 
 
 @contextmanager

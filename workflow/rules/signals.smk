@@ -113,7 +113,7 @@ rule gradient:
         **needs("gradient"),
     params:
         settings=settings("gradient"),
-        policy=experiment.gradient_flags,
+        policy=experiment.flags_of("catalogue", "model", "adapter"),
         code=code("gradient"),
     shell:
         "python -m minirec gradient {params.settings} --samples {input.samples:q} --items {input.item_table:q}"
