@@ -96,8 +96,8 @@ def compare(
     plain *= budget / len(picks[:against])
     size, mark = f"{len(points):,} x {points.shape[1]:,}", "*" if against else " "
     print(
-        f"| {name:9} | {size:>15} | {budget:6,} | {seconds:8.2f} | {without:7.2f} | {plain:7.1f}{mark} "
-        f"| {plain / seconds:5.1f} | {share:8.1%} | {memory:6.2f} | {short:9.0e} |",
+        f"| {name:8} | {size:>15} | {budget:6,} | {seconds:8.2f} | {without:7.2f} | {plain:7.1f}{mark} "
+        f"| {plain / seconds:5.1f} | {share:8.1%} | {memory:6.2f} | {short:8.0e} |",
         flush=True,
     )
     return seconds, plain
@@ -119,15 +119,15 @@ def main() -> None:
     options.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "greedy.png")
     given = options.parse_args()
     print(
-        "| data      |          matrix | budget | greedy s | picks s | brute s  | ratio | compared | memory | shortfall |"
+        "| data     |          matrix | budget | greedy s | picks s | brute s  | ratio | share    | memory | short    |"
     )
     print(
-        "|-----------|----------------:|-------:|---------:|--------:|---------:|------:|---------:|-------:|----------:|"
+        "|----------|----------------:|-------:|---------:|--------:|---------:|------:|---------:|-------:|---------:|"
     )
     for n, d, budget in CASES:
         compare("mixture", *mixture(n, d), budget)
     for name, points, value in real():
-        compare(name[:9], points, value, max(1, len(points) // 8))
+        compare(name[:8], points, value, max(1, len(points) // 8))
     times = [compare("growth", *mixture(n, d), budget, against=100) for n, d, budget in GROWTH]
     if given.large:
         with tempfile.NamedTemporaryFile() as file:
@@ -139,8 +139,8 @@ def main() -> None:
                     "mapped", np.memmap(file.name, dtype=np.float32, mode="r", shape=(n, d)), value, budget, against=20
                 )
     print("\ngreedy: picks with their diversity, as select does; picks: alone")
-    print("compared: share of all rows x picks; memory: in units of the matrix, itself counted once, NumPy's peak")
-    print("shortfall: most by which a pick's value is below the best; *: extrapolated from the first picks")
+    print("share: of all rows x picks; memory: in units of the matrix, itself counted once, NumPy's peak")
+    print("short: most by which a pick's value is below the best; *: extrapolated from the first picks")
     figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
     rows = [n for n, _, _ in GROWTH]
     for label, seconds in zip(("greedy", "brute force"), zip(*times, strict=True), strict=True):
