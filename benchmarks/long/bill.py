@@ -1,7 +1,7 @@
 """The whole bill of a selection: proxy, rollouts, gradients, scores, choice and training on the subset, against
 training on everything. Aim: at most a quarter for an eighth of the samples.
 
-The tiny model runs both ways through the workflow on data/cds; the seconds are those the workflow recorded for each job.
+The tiny model runs both ways through the workflow on data/cds; the seconds are those that it recorded for each job.
 SmolLM2 is too slow here for both: a small run measures its seconds a step, a rollout and a gradient, and the bill is
 extrapolated from these. One row a job in docs/results/bill.csv.
 """
