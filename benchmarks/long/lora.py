@@ -24,9 +24,9 @@ MODEL = "tiny_cds"
 
 
 def derive(given: config.Config, top: Path, out: Path, **changes) -> tuple[dict[str, np.ndarray], float]:
-    """(g and Hv of every sample, seconds) of one run of the stage."""
+    """(g and Hv of every sample, CPU seconds) of one run of the stage."""
     signals, base = top / "signals" / MODEL, top / "base" / MODEL
-    started = time.perf_counter()
+    started = time.process_time()
     gradient.run(
         policy=given.policy,
         gradient=given.gradient.model_copy(update=changes),
@@ -41,7 +41,7 @@ def derive(given: config.Config, top: Path, out: Path, **changes) -> tuple[dict[
         gradients=out / "gradients.safetensors",
         embeddings=out / "embeddings.safetensors",
     )
-    return tensors.read(out / "gradients.safetensors"), time.perf_counter() - started
+    return tensors.read(out / "gradients.safetensors"), time.process_time() - started
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     hidden, plain = derive(settings, top, overlay.parent, space="hidden")
     n = len(hidden["sample_id"])
     print(f"{n} samples of cds, tiny model, {settings.sampling.completions} completions\n")
-    print("| space | dimensions | seconds | ms a sample | Spearman, hvp | grad | lookahead |")
+    print("| space | dimensions | CPU seconds | CPU ms a sample | Spearman, hvp | grad | lookahead |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     print(f"| hidden | {hidden['gradient'].shape[1]} | {plain:.1f} | {1000 * plain / n:.2f} | | | |")
     kinds = ("hvp", "grad", "lookahead")
