@@ -2,22 +2,30 @@
 
 An error is |found - exact| / |exact|, exact being the double backward in float64: of all checked samples together, and
 of the worst. Aims at 2,048 samples, 576 dimensions and 3,400 items: 10x the speed, an error of at most 1e-5.
+Then the stage itself, from file to file: its peak memory does not depend on the number of samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
-from minirec import gradient
+from minirec import config, gradient, schemas, tensors
+from minirec.schemas import Made
+from minirec.whitening import Whitening
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,6 +36,7 @@ GROWTH = (512, 1_024, 2_048, 4_096, 8_192)
 CHECKED = 128  # samples whose error is measured
 TIMED = 256  # samples of the double backward, whose time grows with their number
 CANDIDATES = (64, 256, 1_024)
+STAGE, GROUPS, FEW = (20_000, 40_000, 80_000), 4, 100  # samples, completions and items of the whole stage
 Pair = tuple[Tensor, Tensor]
 
 
@@ -91,6 +100,61 @@ def peak(call: Callable[[], Pair]) -> float:
     return most / 1e6
 
 
+def files(n: int, folder: Path) -> dict[str, Path]:
+    """What the stage reads, of n samples; written as streams, too."""
+    generator = np.random.default_rng(0)
+    names = ("samples.parquet", "rollouts.parquet", "items.safetensors", "whitening.safetensors", "hidden.safetensors")
+    paths = {name.split(".")[0]: folder / name for name in names}
+    none = {"history_rating": [[None]], "history_age": [[1]], "user_id": ["u"], "split": ["train"], "timestamp": [1]}
+    judged = {"reward": 0.5, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 1.0, "text": "a"}
+    with (
+        schemas.writer("samples", paths["samples"], Made("prepare")) as add_samples,
+        schemas.writer("rollouts", paths["rollouts"], Made("rollout")) as add_rollouts,
+        tensors.writer({"hidden": (n, GROUPS, WIDTH)}, paths["hidden"], Made("rollout")) as add_hidden,
+    ):
+        for ids in np.array_split(np.arange(n), n // 2_500):
+            k = len(ids)
+            table = {name: values * k for name, values in none.items()}
+            table |= {"sample_id": ids, "target": generator.integers(0, FEW, k)}
+            table["history"] = generator.integers(0, FEW, (k, HISTORY)).tolist()
+            add_samples(pa.table(table, schemas.TABLES["samples"].schema()))
+            tried = {name: [value] * (k * GROUPS) for name, value in judged.items()} | {"tokens": [[1]] * (k * GROUPS)}
+            tried |= {"sample_id": ids.repeat(GROUPS), "completion": np.tile(np.arange(GROUPS), k)}
+            add_rollouts(pa.table(tried, schemas.TABLES["rollouts"].schema()))
+            add_hidden(sample_id=ids, hidden=generator.standard_normal((k, GROUPS, WIDTH), dtype=np.float32))
+    items = generator.standard_normal((FEW, WIDTH), dtype=np.float32)
+    tensors.write({"items": items, "row": np.arange(FEW)}, paths["items"], Made("embed"))
+    Whitening.identity().write(paths["whitening"], Made("embed"))
+    return paths
+
+
+def stage(paths: dict[str, Path], folder: Path, results: object) -> None:
+    """Run the stage and say (seconds, peak MB of its process)."""
+    settings = config.load(ROOT / "config" / "config.yaml")
+    started = time.perf_counter()
+    out = {name: folder / f"{name}.safetensors" for name in ("gradients", "embeddings")}
+    gradient.run(policy=settings.policy, gradient=settings.gradient, **paths, **out)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    results.put((time.perf_counter() - started, peak))  # type: ignore[attr-defined]
+
+
+def streamed() -> None:
+    """The stage on growing files, each in a process of its own."""
+    print(f"\nthe stage, from file to file: {GROUPS} completions, {WIDTH} dimensions, {FEW} items\n")
+    print("| samples | states MB | seconds | samples/s | peak MB |")
+    print("|--------:|----------:|--------:|----------:|--------:|")
+    context = multiprocessing.get_context("spawn")
+    for n in STAGE:
+        with tempfile.TemporaryDirectory() as name:
+            results = context.Queue()
+            process = context.Process(target=stage, args=(files(n, Path(name)), Path(name), results))
+            process.start()
+            seconds, most = results.get()
+            process.join()
+        size = 4 * n * GROUPS * WIDTH / 1e6
+        print(f"| {n:7,} | {size:9.0f} | {seconds:7.1f} | {n / seconds:9.0f} | {most:7.0f} |", flush=True)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "gradient.png")
@@ -133,6 +197,7 @@ def main() -> None:
         near = [torch.cosine_similarity(f.double(), e).mean().item() for f, e in zip(found, exact, strict=True)]
         print(f"| {count:10,} | {seconds:7.2f} | {near[0]:11.3f} | {near[1]:12.3f} |")
     print(f"\n({CHECKED} samples, uniform candidates; cosine: mean, to the derivatives over the whole catalogue)")
+    streamed()
     figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
     for label, seconds in zip(("closed form", "double backward"), zip(*times, strict=True), strict=True):
         axes.loglog(GROWTH, seconds, marker="o", label=label)

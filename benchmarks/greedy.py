@@ -1,7 +1,8 @@
 """Exact greedy selection against brute force, on the same input in the same run.
 
-Brute force compares every row with every pick in float32; it follows greedy's picks and notes by how much a pick's
-value is below the best there was: at most 1e-6. Aims: 5x at 10,748 x 2,304, 15x at 100,000 x 256, at most 1.3 times
+Greedy is timed as `select` runs it, with the diversity of every pick. Brute force compares every row with every pick
+in float32; it follows greedy's picks and notes by how much a pick's value is below the best there was: at most 1e-6,
+or the benchmark fails. Aims: 5x at 10,748 x 2,304, 15x at 100,000 x 256, at most 1.3 times
 the matrix in memory. `--large` adds a million rows in a memory-mapped file, against an extrapolated brute force.
 """
 
@@ -55,20 +56,23 @@ def mixture(n: int, d: int, out: np.ndarray | None = None) -> tuple[np.ndarray, 
     return points, generator.beta(2, 2, n) + generator.beta(2, 3, n)
 
 
-def brute_force(points: np.ndarray, value: np.ndarray, picks: np.ndarray) -> tuple[float, float]:
-    """(Seconds of comparing every row with every pick, the largest shortfall of a pick's value)."""
+def brute_force(
+    points: np.ndarray, value: np.ndarray, picks: np.ndarray, diversity: np.ndarray
+) -> tuple[float, float, float]:
+    """(Seconds of comparing every row with every pick, largest shortfall of a pick's value, error of its diversity)."""
     unit = points / np.linalg.norm(points, axis=1, keepdims=True)
-    started, short = time.perf_counter(), 0.0
+    started, short, apart = time.perf_counter(), 0.0, 0.0
     near, left = np.full(len(points), np.inf, dtype=np.float32), np.ones(len(points), dtype=bool)
     for position, pick in enumerate(picks):
         gain = np.where(left, near / near.max() * value if position else value, -np.inf)
         short = max(short, float(gain[int(gain.argmax())] - gain[pick]))
+        apart = max(apart, abs(float(near[pick] / near.max() if position else 1.0) - diversity[position]))
         left[pick] = False
         distance = 1 - unit @ unit[pick]
-        distance[distance < nearest.SAME] = 0
+        distance[distance < 1e-6] = 0  # METHOD 4.5
         distance[pick] = 0
         np.minimum(near, distance, out=near)
-    return time.perf_counter() - started, short
+    return time.perf_counter() - started, short, apart
 
 
 def compare(
@@ -77,17 +81,23 @@ def compare(
     """Print a row; brute force stops after `against` picks and is extrapolated, where given. Returns both seconds."""
     tracemalloc.start()
     started = time.perf_counter()
-    picks = select.greedy(points, value, budget)
+    picks, diversity = select.greedy_with_diversity(points, value, budget)
     seconds = time.perf_counter() - started
     memory = 1 + tracemalloc.get_traced_memory()[1] / points.nbytes
     tracemalloc.stop()
-    plain, short = brute_force(points, value, picks[:against])
-    plain *= budget / len(picks[:against])
     share = Watched.last.similarities / len(points) / budget
+    started = time.perf_counter()
+    alone = select.greedy(points, value, budget)
+    without = time.perf_counter() - started
+    assert np.array_equal(picks, alone)
+    plain, short, apart = brute_force(points, value, picks[:against], diversity)
+    assert short <= 1e-6, f"a pick is {short} below the best"
+    assert apart <= 1e-6, f"the diversity of a pick is off by {apart}"
+    plain *= budget / len(picks[:against])
     size, mark = f"{len(points):,} x {points.shape[1]:,}", "*" if against else " "
     print(
-        f"| {name:9} | {size:>15} | {budget:6,} | {seconds:7.2f} | {plain:11.1f}{mark} | {plain / seconds:5.1f} "
-        f"| {share:8.1%} | {memory:6.2f} | {short:9.0e} |",
+        f"| {name:8} | {size:>15} | {budget:6,} | {seconds:8.2f} | {without:7.2f} | {plain:7.1f}{mark} "
+        f"| {plain / seconds:5.1f} | {share:8.1%} | {memory:6.2f} | {short:8.0e} |",
         flush=True,
     )
     return seconds, plain
@@ -108,12 +118,16 @@ def main() -> None:
     options.add_argument("--large", action="store_true", help="a million rows, too: some minutes more")
     options.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "greedy.png")
     given = options.parse_args()
-    print("| data      |          matrix | budget | greedy s | brute force s | ratio | compared | memory | shortfall |")
-    print("|-----------|----------------:|-------:|--------:|-------------:|------:|---------:|-------:|----------:|")
+    print(
+        "| data     |          matrix | budget | greedy s | picks s | brute s  | ratio | share    | memory | short    |"
+    )
+    print(
+        "|----------|----------------:|-------:|---------:|--------:|---------:|------:|---------:|-------:|---------:|"
+    )
     for n, d, budget in CASES:
         compare("mixture", *mixture(n, d), budget)
     for name, points, value in real():
-        compare(name[:9], points, value, max(1, len(points) // 8))
+        compare(name[:8], points, value, max(1, len(points) // 8))
     times = [compare("growth", *mixture(n, d), budget, against=100) for n, d, budget in GROWTH]
     if given.large:
         with tempfile.NamedTemporaryFile() as file:
@@ -124,8 +138,9 @@ def main() -> None:
                 compare(
                     "mapped", np.memmap(file.name, dtype=np.float32, mode="r", shape=(n, d)), value, budget, against=20
                 )
-    print("\ncompared: share of all rows x picks; memory: in units of the matrix, itself counted once, NumPy's peak")
-    print("shortfall: most by which a pick's value is below the best; *: extrapolated from the first picks")
+    print("\ngreedy: picks with their diversity, as select does; picks: alone")
+    print("share: of all rows x picks; memory: in units of the matrix, itself counted once, NumPy's peak")
+    print("short: most by which a pick's value is below the best; *: extrapolated from the first picks")
     figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
     rows = [n for n, _, _ in GROWTH]
     for label, seconds in zip(("greedy", "brute force"), zip(*times, strict=True), strict=True):

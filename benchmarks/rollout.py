@@ -3,6 +3,7 @@
 Both write G completions a prompt with the same model, prompts and lengths and end with the state at the marker. The
 plain way is `generate(num_return_sequences=G)` and a forward pass over the finished texts; bare steps are the
 prefill and decoding steps, without sampling. Each runs in a process of its own, so peak memory is its own.
+Then the stage itself, from file to file with a tiny model: rate and memory do not depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -11,16 +12,26 @@ import argparse
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from transformers import DynamicCache
 
-from minirec import config, generate
+from minirec import config, embed, generate, models, rollout, schemas
 from minirec.policy import Policy
+from minirec.schemas import Made
 
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+GROWTH, ITEMS, FEW = (2_000, 4_000, 8_000, 16_000), 500, {"completions": 2, "max_new_tokens": 2}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -59,8 +70,7 @@ WAYS: dict[str, Callable[..., None]] = {"minirec": ours, "generate + forward": p
 
 @torch.no_grad()
 def measure(way: str, model: Path, count: int, length: int, groups: int, new: int, results: object) -> None:
-    settings = config.load(ROOT / "config" / "config.yaml", ROOT / "config" / "quickstart.yaml")
-    policy = Policy.load(model, settings.policy)
+    policy = Policy.load(model, settings().policy)
     policy.__dict__["eos_ids"] = set()  # nobody stops early
     generator = torch.Generator().manual_seed(0)
     body = torch.randint(1000, 20_000, (count, length - len(policy.user_prompts.prefix)), generator=generator)
@@ -75,6 +85,85 @@ def measure(way: str, model: Path, count: int, length: int, groups: int, new: in
     results.put((best, peak))  # type: ignore[attr-defined]
 
 
+def settings() -> config.Config:
+    return config.load(ROOT / "config" / "config.yaml", ROOT / "config" / "quickstart.yaml")
+
+
+def prepared(folder: Path) -> dict[str, Path]:
+    """A catalogue of made-up titles, a tiny model whose tokenizer knows them, and its item table."""
+    generator = np.random.default_rng(0)
+    words = np.array(["".join(generator.choice(list("aeioulmnrst"), 5)) for _ in range(400)])
+    titles = [" ".join(generator.choice(words, generator.integers(2, 9))) for _ in range(ITEMS)]
+    ids = [f"i{row}" for row in range(ITEMS)]
+    pq.write_table(pa.table({"item_id": ids, "title": titles}), folder / "items.parquet")
+    paths = {"catalogue": folder / "catalogue.parquet", "model": folder / "model"}
+    models.fetch(config.Model(source="tiny", dataset="made.up"), folder / "items.parquet", paths["model"])
+    rows = {"row": range(ITEMS), "item_id": ids, "title": titles, "text": titles, "popularity": [1] * ITEMS}
+    schemas.write(
+        "catalogue", pa.table(rows, schemas.TABLES["catalogue"].schema()), paths["catalogue"], Made("prepare")
+    )
+    paths |= {"whitening": folder / "whitening.safetensors", "items": folder / "items.safetensors"}
+    policy = settings().policy.model_copy(update={"whiten_dim": None})
+    files = {**paths, "samples": folder / "none", "trunk": folder / "trunk.safetensors", "out": paths["items"]}
+    files.pop("items")
+    embed.run(policy=policy, embed=settings().embed, adapter=None, **files)
+    return paths
+
+
+def users(n: int, file: Path) -> None:
+    """n training samples with histories of one to five items."""
+    generator = np.random.default_rng(0)
+    with schemas.writer("samples", file, Made("prepare")) as append:
+        for ids in np.array_split(np.arange(n), -(-n // 10_000)):
+            history = [generator.integers(0, ITEMS, count).tolist() for count in generator.integers(1, 6, len(ids))]
+            columns = {"sample_id": ids, "split": ["train"] * len(ids), "user_id": ["u"] * len(ids)}
+            columns |= {"target": generator.integers(0, ITEMS, len(ids)), "history": history}
+            columns |= {"history_rating": [[5.0] * len(h) for h in history], "timestamp": ids}
+            columns |= {"history_age": [[86_400_000] * len(h) for h in history]}
+            append(pa.table(columns, schemas.TABLES["samples"].schema()))
+
+
+def stage(paths: dict[str, Path], folder: Path, results: object) -> None:
+    given = settings()
+    policy = given.policy.model_copy(update={"whiten_dim": None})
+    sections = {"sampling": given.sampling.model_copy(update=FEW), "reward": given.reward, "rollout": given.rollout}
+    started = time.perf_counter()
+    out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
+    rollout.run(policy=policy, **sections, **paths, adapter=None, shard=None, **out)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime
+    results.put((time.perf_counter() - started, cpu, used.ru_maxrss / 2**20))  # type: ignore[attr-defined]
+
+
+def growth(plot: Path) -> None:
+    """The stage on growing files, each in a process of its own."""
+    print(f"\nthe stage, from file to file: a tiny model, {ITEMS:,} items, 2 completions of 2 tokens\n")
+    print("| samples | seconds | samples/s | samples per CPU second | peak GiB |")
+    print("|--------:|--------:|----------:|-----------------------:|---------:|")
+    context = multiprocessing.get_context("spawn")
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = prepared(folder) | {"samples": folder / "samples.parquet"}
+        for n in GROWTH:
+            users(n, paths["samples"])
+            results = context.Queue()
+            process = context.Process(target=stage, args=(paths, folder, results))
+            process.start()
+            found.append(results.get())
+            process.join()
+            seconds, cpu, peak = found[-1]
+            print(f"| {n:7,} | {seconds:7.1f} | {n / seconds:9.1f} | {n / cpu:22.1f} | {peak:8.2f} |", flush=True)
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    axes[0].semilogx(GROWTH, [n / cpu for n, (_, cpu, _) in zip(GROWTH, found, strict=True)], marker="o")
+    axes[0].set(xlabel="samples", ylabel="samples per CPU second", ylim=(0, None))
+    axes[1].semilogx(GROWTH, [peak for *_, peak in found], marker="o")
+    axes[1].set(xlabel="samples", ylabel="peak memory, GiB", ylim=(0, None))
+    figure.suptitle("Rollouts of a tiny model")
+    plot.parent.mkdir(exist_ok=True)
+    figure.savefig(plot, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "data" / "models" / "smollm")
@@ -82,6 +171,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens of a prompt")
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--new", type=int, default=16, help="tokens of a completion")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "rollout.png")
     given = parser.parse_args()
     if not (given.model / "config.json").is_file():
         sys.exit(f"{given.model} is not there; make it with: snakemake --cores 2 data/models/smollm")
@@ -102,6 +192,7 @@ def main() -> None:
         share = found["bare steps"][0] / seconds
         rate, ratio = given.prompts / seconds, slowest / seconds
         print(f"| {way} | {seconds:.2f} | {rate:.2f} | {ratio:.2f}x | {share:.0%} | {peak:.2f} |")
+    growth(given.plot)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
 
-from minirec import config
+from minirec import config, schemas
+from minirec.schemas import Made
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -64,3 +67,53 @@ def defaults() -> config.Config:
     raw["policy"] |= {"dtype": "float32", "batch_tokens": 512, "max_item_tokens": 32, "tau": 0.5}
     raw["sampling"] |= {"max_new_tokens": 6, "completions": 3}
     return config.validate(raw)
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
+    """What a rollout reads: 22 training samples of 30, a catalogue, its vectors and an adapter that is no zero."""
+    from minirec import embed
+    from minirec.policy import Policy
+
+    folder = tmp_path_factory.mktemp("judged")
+    words = ["Blue", "Train", "Kind", "Abbey", "Road", "Red", "Clay"]
+    titles = [f"{words[i % 7]} {words[i // 7]} {i}" for i in range(30)]
+    catalogue = {
+        "row": pa.array(range(30), pa.int32()),
+        "item_id": [f"i{i:02d}" for i in range(30)],
+        "title": titles,
+        "text": [f"Title: {t}" for t in titles],
+        "popularity": pa.array([1] * 30, pa.int64()),
+    }
+    files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue")}
+    schemas.write("catalogue", pa.table(catalogue), files["catalogue"], Made("prepare"))
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(30):
+        items = generator.choice(30, 5, replace=False).tolist()
+        history = items[1 : 2 + i % 4]
+        facts = {"sample_id": 3 * i, "split": "train" if i < 22 else "test", "user_id": f"u{i}", "target": items[0]}
+        facts |= {"history": history, "history_rating": [4.0] * len(history), "timestamp": 10**12 + i}
+        rows.append(facts | {"history_age": list(range(1000, 1000 + len(history)))})
+    table = pa.Table.from_pylist(rows, schemas.TABLES["samples"].schema())
+    schemas.write("samples", table, files["samples"], Made("prepare"))
+    torch.manual_seed(1)
+    proxy = Policy.load(tiny_model, defaults.policy)
+    proxy.add_adapter(seed=0)
+    for name, weight in proxy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.01)
+    proxy.model.save_pretrained(folder / "adapter")
+    files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "items")}
+    embed.run(
+        policy=defaults.policy,
+        embed=defaults.embed,
+        samples=files["samples"],
+        catalogue=files["catalogue"],
+        model=tiny_model,
+        adapter=None,
+        whitening=files["whitening"],
+        trunk=folder / "trunk.safetensors",
+        out=files["items"],
+    )
+    return files | {"model": tiny_model, "adapter": folder / "adapter"}

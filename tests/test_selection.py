@@ -35,7 +35,7 @@ def run(tmp_path, defaults):
     stored = {"sample_id": turned, "embedding": np.eye(N, dtype=np.float32)[::-1].copy()}
     tensors.write(stored, tmp_path / "embeddings.safetensors", Made("gradient"))
 
-    def select_(budget, method="minirec", **changes):
+    def select_(budget, method="minirec", shard=None, winners=None, out="selection.parquet", **changes):
         select.run(
             select=defaults.select.model_copy(update=changes),
             samples=tmp_path / "samples.parquet",
@@ -44,9 +44,11 @@ def run(tmp_path, defaults):
             method=method,
             budget=budget,
             seed=3,
-            out=tmp_path / "selection.parquet",
+            shard=shard,
+            winners=winners,
+            out=tmp_path / out,
         )
-        return schemas.read("selection", tmp_path / "selection.parquet").sort_by("position")
+        return schemas.read("selection", tmp_path / out).sort_by("position")
 
     return select_
 
@@ -73,3 +75,42 @@ def test_full_takes_every_sample_once_and_random_as_many_as_asked(run):
 
 def test_without_diversity_the_most_valuable_come_first(run):
     assert run("3", terms=["learnability"])["sample_id"].to_pylist() == [12, 15, 14]
+
+
+def test_two_rounds_pick_in_each_shard_and_then_among_the_picks(run, tmp_path):
+    names = ["first.parquet", "second.parquet"]
+    picked = [run("2", shard=shard, shards=2, out=name) for shard, name in enumerate(names)]
+    assert [table["sample_id"].to_pylist() for table in picked] == [[12, 11], [15, 14]]
+    found = run("2", shards=2, winners=[tmp_path / name for name in reversed(names)])
+    assert found["sample_id"].to_pylist() == [12, 15]
+    assert found["value"].to_pylist() == [0.9, 0.5]
+    with pytest.raises(InputError, match="the budget is 5, but only 4"):
+        run("5", shards=2, winners=[tmp_path / name for name in names])
+
+
+@pytest.mark.parametrize("budget", ["4", "all"])
+def test_a_shard_of_fewer_samples_than_the_budget_gives_all_it_has(run, budget):
+    sizes = [len(run(budget, shard=shard, shards=4)) for shard in range(4)]
+    assert sizes == [1, 2, 1, 2]
+
+
+def test_a_shard_that_is_not_there_is_refused(run):
+    with pytest.raises(InputError, match=r"--shard is 2, but select\.shards is 2"):
+        run("2", shard=2, shards=2)
+
+
+def test_one_shard_in_two_rounds_is_the_exact_choice(run, tmp_path):
+    run("4", shard=0, out="only.parquet")
+    exact = run("4").to_pylist()
+    assert run("4", winners=[tmp_path / "only.parquet"]).to_pylist() == exact
+
+
+def test_the_last_round_refuses_damaged_embeddings(run, tmp_path):
+    run("2", shard=0, out="only.parquet")
+    file = tmp_path / "embeddings.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for winners in (None, [tmp_path / "only.parquet"]):
+        with pytest.raises(InputError, match="do not match its digest"):
+            run("2", winners=winners)

@@ -124,3 +124,61 @@ def test_a_sample_that_is_missing_is_an_error_not_another_sample(tmp_path, there
 
 def test_nothing_wanted_is_nothing_found(tmp_path):
     assert tensors.rows_of(np.array([], dtype=np.int64), np.array([], dtype=np.int64), tmp_path).tolist() == []
+
+
+@pytest.mark.parametrize("rows", [1, 7, 30])
+def test_a_file_written_some_rows_at_a_time_has_the_bytes_of_one_written_at_once(tmp_path, rows):
+    generator = np.random.default_rng(0)
+    whole = {"sample_id": np.arange(30), "g": generator.normal(size=(30, 8)), "a": generator.normal(size=(30, 2, 3))}
+    whole = {name: array if name == "sample_id" else array.astype(np.float32) for name, array in whole.items()}
+    made = Made("gradient", {"name": "Größe"}, {"rollouts": "12"})
+    tensors.write(whole, tmp_path / "whole.safetensors", made)
+    shapes = {name: array.shape for name, array in whole.items() if name != "sample_id"}
+    with tensors.writer(shapes, tmp_path / "parts.safetensors", made) as append:
+        for begin in range(0, 30, rows):
+            append(**{name: array[begin : begin + rows] for name, array in whole.items()})
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_an_empty_file_may_be_written_in_no_parts(tmp_path):
+    with tensors.writer({"g": (0, 4)}, tmp_path / "g.safetensors", MADE):
+        pass
+    assert tensors.read(tmp_path / "g.safetensors")["g"].shape == (0, 4)
+
+
+IDS, ROWS = np.arange(3), np.zeros((3, 4), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"sample_id": IDS, "g": ROWS}, "got 3 rows, not 6"),
+        ({"sample_id": IDS, "g": ROWS[:, :3]}, "has rows of"),
+        ({"sample_id": IDS, "g": ROWS[:2]}, "as many rows"),
+        ({"sample_id": IDS}, "as many rows"),
+    ],
+)
+def test_rows_that_are_missing_or_of_another_shape_are_refused_and_leave_nothing(tmp_path, rows, said):
+    with (
+        pytest.raises(ValueError, match=said),
+        tensors.writer({"g": (6, 4)}, tmp_path / "g.safetensors", MADE) as append,
+    ):
+        append(**rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_some_rows_are_read_alone_and_the_whole_is_compared_with_its_digest_in_blocks(file, arrays, monkeypatch):
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 100)
+    assert tensors.shapes(file, "g") == {"g": (30, 8)}
+    assert np.array_equal(tensors.part(file, "g", 5, 9), arrays["g"][5:9])
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match="do not match its digest"):
+        tensors.shapes(file)
+
+
+@pytest.mark.parametrize("block", [1, 100, 10_000])
+def test_rows_are_taken_by_number_in_any_order_and_twice(file, arrays, monkeypatch, block):
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", block)
+    for rows in ([29, 0, 7, 7, 3], [], list(range(30)), [13]):
+        assert np.array_equal(tensors.take(file, "g", np.array(rows, dtype=np.int64)), arrays["g"][rows])

@@ -132,6 +132,19 @@ def test_a_variant_of_training_has_flags_of_its_own(finished):
     assert "--losses '[\"item\"]'" in trained[0]
 
 
+def test_a_selection_in_two_rounds_picks_in_every_shard_first(finished):
+    jobs = plan(finished, TARGET, configs=("select: {shards: 3}",))
+    assert jobs == once("select", *AFTER_SELECT) | {"select_shard": 3}
+    variants = "variants: {rounds: {select: {shards: 2}}}"
+    file = "results/toy/selections/tiny/{}-8/seed0/selection.parquet"
+    assert plan(finished, file.format("rounds"), configs=(variants,)) == once("select") | {"select_shard": 2}
+    done = snakemake(finished, "-n", "-p", file.format("rounds"), configs=(variants,))
+    (told,) = [line for line in done.stdout.splitlines() if "--winners" in line]
+    shards = [f"results/toy/selections/tiny/rounds-8/seed0/shards/{shard}/selection.parquet" for shard in range(2)]
+    assert f"--winners {' '.join(shards)} --samples" in told
+    assert "--shards 2" in told
+
+
 def test_random_needs_no_signals(finished):
     jobs = plan(finished, "results/toy/runs/tiny/none/random-8/seed0/metrics.json")
     assert jobs == once("select_without_signals", "curriculum_without_signals", "train", "evaluate")
@@ -156,6 +169,19 @@ def test_a_comparison_trains_every_cell_of_the_grid_once(finished):
     assert jobs["select"] == 3
     assert jobs["compare"] == 1
     assert not {"train_proxy", "rollout", "score"} & set(jobs)
+
+
+def test_only_derivatives_by_the_adapter_need_the_policy(finished):
+    file = "results/toy/signals/tiny/gradients.safetensors"
+    told = {}
+    for space in ("hidden", "lora"):
+        config = f"gradient: {{space: {space}}}"
+        done = snakemake(finished, "-n", "-p", "-R", "gradient", "--", file, configs=(config,))
+        (told[space],) = [line for line in done.stdout.splitlines() if "minirec gradient" in line]
+    assert not {"--model", "--adapter", "--catalogue"} & set(told["hidden"].split())
+    assert "--adapter results/toy/signals/tiny/proxy/adapter" in told["lora"]
+    assert "--model data/models/tiny" in told["lora"]
+    assert "--catalogue results/toy/catalogue.parquet" in told["lora"]
 
 
 def test_shards_are_gathered(finished):

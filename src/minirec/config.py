@@ -203,9 +203,11 @@ class Rollout(Section):
 class Gradient(Section):
     """Gradient and Hessian-vector product of the item loss (METHOD 4.4)."""
 
+    space: Literal["hidden", "lora"] = Field(description="differentiate by the hidden state, or by the LoRA weights")
+    dimensions: int = Field(ge=1, description="lora: dimensions of the random projection")
     advantage: Literal["one", "group"] = Field(description="A: 1, or the rollout's advantage")
     candidates: int | None = Field(ge=1, description="restrict pi to the target and n sampled items; null: all")
-    seed: int = Field(ge=0, description="of the sampled candidates")
+    seed: int = Field(ge=0, description="of the sampled candidates and of the projection")
 
 
 class Score(Section):
@@ -224,6 +226,7 @@ class Select(Section):
     terms: list[Literal["learnability", "representativeness", "diversity"]] = Field(
         min_length=1, description="parts of the value; leave one out for an ablation"
     )
+    shards: int = Field(ge=1, description="jobs of a first round, whose picks a second chooses from; 1: exact greedy")
 
 
 class Curriculum(Section):

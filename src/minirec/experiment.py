@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -56,6 +57,41 @@ def prepare_inputs(given: Config, dataset: str) -> dict[str, str]:
             f"minirec: the data set {dataset} is your own (source: own), but {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not there; put {'it' if len(missing) == 1 else 'them'} there"
         )
+    return files
+
+
+def gradient_inputs(given: Config) -> Callable[[Any], dict[str, str]]:
+    """What `gradient.space: lora` reads besides the kept hidden states: the policy and what it read."""
+
+    def inputs(wildcards: Any) -> dict[str, str]:
+        top = f"{wildcards.results}/{wildcards.dataset}"
+        proxy = f"{top}/signals/{wildcards.selector}/proxy/adapter"
+        return {"catalogue": f"{top}/catalogue.parquet", "model": f"data/models/{wildcards.selector}", "adapter": proxy}
+
+    return inputs if given.gradient.space == "lora" else lambda wildcards: {}
+
+
+def flags_of(*names: str) -> Callable[[Any, Any], str]:
+    """Inputs that a rule has or has not as flags of the same names, a function of wildcards and input."""
+
+    def flags(wildcards: Any, input: Any) -> str:
+        found = {name: input.get(name) for name in names if input.get(name)}
+        files = {name: [file] if isinstance(file, str) else list(file) for name, file in found.items()}
+        return " ".join(f"--{name} {shlex.join(map(str, several))}" for name, several in files.items())
+
+    return flags
+
+
+def winners(given: Config) -> Callable[[Any], list[str]]:
+    """The selections of the first round where a method's `select.shards` asks for one, else none."""
+
+    def files(wildcards: Any) -> list[str]:
+        variant = given.variants.get(wildcards.method)
+        shards = (variant.select if variant else {}).get("shards", given.select.shards)
+        pattern = "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/shards/"
+        folder = pattern.format(**dict(wildcards.items()))
+        return [f"{folder}{shard}/selection.parquet" for shard in range(shards)] if shards > 1 else []
+
     return files
 
 

@@ -6,6 +6,9 @@ products and no pass through the language model.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from minirec import config, rewards, schemas, splits, tensors
+from minirec.errors import InputError
 from minirec.progress import progress
 from minirec.schemas import Made
 from minirec.whitening import Whitening
 
 CHUNK_SCORES = 4_000_000  # scores held at a time: bounds memory for any number of samples
+CHUNK_STATES = 8_000_000  # numbers of hidden states read at a time
 
 
 def gradient_and_hvp(
@@ -119,6 +124,113 @@ def through(whitening: Whitening) -> tuple[Tensor | None, Tensor | None]:
     return components, components.T @ components
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some samples that follow each other, and where they begin among all."""
+
+    begin: int
+    sample_id: np.ndarray  # [k]
+    hidden: Tensor  # [k, G, d]
+    target: Tensor  # [k]
+    history: Tensor  # [k, w], padded with -1
+    advantage: Tensor  # [k, G]
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+
+def chunks(
+    samples: Path, rollouts: Path, hidden: Path, shape: tuple[int, ...], advantage: str, size: int
+) -> Iterator[Chunk]:
+    """All samples of a rollout, `size` at a time; raises InputError where the three files do not fit together."""
+    n, groups, _ = shape
+    facts = schemas.Stream("samples", samples, ["sample_id", "target", "history"])
+    tried = schemas.Stream("rollouts", rollouts, ["sample_id", "completion", "advantage"])
+    for begin in range(0, n, size):
+        end = min(begin + size, n)
+        sample_id = tensors.part(hidden, "sample_id", begin, end)
+        table = facts.until(int(sample_id[-1]))
+        table = table.take(tensors.rows_of(schemas.numpy(table, "sample_id"), sample_id, samples))
+        judged = tried.take(groups * len(sample_id))
+        if not np.array_equal(schemas.numpy(judged, "sample_id"), np.repeat(sample_id, groups)):
+            raise InputError(f"{rollouts} and {hidden} hold different samples; run rollout again")
+        amount = torch.ones(len(sample_id), groups)
+        if advantage == "group":
+            amount = torch.from_numpy(schemas.numpy(judged, "advantage").copy()).view(-1, groups)
+        yield Chunk(
+            begin,
+            sample_id,
+            torch.from_numpy(tensors.part(hidden, "hidden", begin, end)),
+            torch.from_numpy(schemas.numpy(table, "target").astype(np.int64)),
+            torch.from_numpy(splits.padded(table["history"].combine_chunks())),
+            amount,
+        )
+    if tried.take(1).num_rows:
+        raise InputError(f"{rollouts} and {hidden} hold different samples; run rollout again")
+
+
+@dataclass(frozen=True)
+class HiddenSpace:
+    """Derivatives by the hidden state before whitening.
+
+    Rows are computed in blocks that begin at the multiples of `size`, whatever chunk they come in: the last bits of a
+    matrix product depend on its shape, those of a sample on nothing but its place among all.
+    """
+
+    items: Tensor
+    whitening: Whitening
+    temperature: float
+    settings: config.Gradient
+    count: int  # of all samples
+    size: int
+
+    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+        """(g [k, d], Hv [k, d], z [k, d']), each averaged over the completions."""
+        components, metric = through(self.whitening)
+        candidates = sampled_candidates(chunk.sample_id, len(self.items), self.settings.candidates, self.settings.seed)
+        found = []
+        for kept, place, states in self._blocks(chunk):
+            by_x = [
+                gradient_and_hvp(
+                    x,
+                    self.items,
+                    place(chunk.target),
+                    temperature=self.temperature,
+                    advantage=place(chunk.advantage[:, completion]),
+                    exclude=place(chunk.history, fill=-1),
+                    candidates=None if candidates is None else place(candidates),
+                    metric=metric,
+                )
+                for completion, x in enumerate(states)
+            ]
+            g, hv = (torch.stack(part).mean(0) for part in zip(*by_x, strict=True))
+            if components is not None:
+                g, hv = g @ components.T, hv @ components.T
+            found.append([value[kept] for value in (g, hv, states.mean(0))])
+        g, hv, z = (torch.cat(part) for part in zip(*found, strict=True))
+        return g, hv, z
+
+    def embedding(self, chunk: Chunk) -> Tensor:
+        """z [k, d'] alone."""
+        return torch.cat([states.mean(0)[kept] for kept, _, states in self._blocks(chunk)])
+
+    def _blocks(self, chunk: Chunk) -> Iterator[tuple[slice, Callable[..., Tensor], Tensor]]:
+        """Of each block: which of its rows are the chunk's, what puts the chunk's values there, whitened states."""
+        for first in range(chunk.begin // self.size * self.size, chunk.begin + len(chunk), self.size):
+            rows = slice(max(first - chunk.begin, 0), min(first + self.size - chunk.begin, len(chunk)))
+            before = chunk.begin + rows.start - first
+            place = partial(_placed, rows=rows, before=before, length=min(self.size, self.count - first))
+            states = torch.stack([self.whitening.user(place(h)) for h in chunk.hidden.unbind(1)])
+            yield slice(before, before + rows.stop - rows.start), place, states
+
+
+def _placed(values: Tensor, rows: slice, before: int, length: int, fill: float = 0) -> Tensor:
+    """These rows of the values in a block of `length` rows, after `before` others that hold `fill`."""
+    block = values.new_full((length, *values.shape[1:]), fill)
+    block[before : before + rows.stop - rows.start] = values[rows]
+    return block
+
+
 def run(
     *,
     policy: config.Policy,
@@ -128,54 +240,50 @@ def run(
     whitening: Path,
     rollouts: Path,
     hidden: Path,
+    catalogue: Path | None,
+    model: Path | None,
+    adapter: Path | None,
     gradients: Path,
     embeddings: Path,
 ) -> None:
-    """Write g and Hv by the hidden state before whitening, and the embeddings z, each averaged over the completions."""
-    states = tensors.read(hidden, "sample_id", "hidden")
-    sample_id, h = states["sample_id"], torch.from_numpy(states["hidden"])
-    n, groups, width = h.shape
-    table = schemas.read("samples", samples, ["sample_id", "target", "history"])
-    table = table.take(tensors.rows_of(schemas.numpy(table, "sample_id"), sample_id, samples))
-    target = torch.from_numpy(schemas.numpy(table, "target").astype(np.int64))
-    history = torch.from_numpy(splits.padded(table["history"].combine_chunks()))
-    tried = schemas.read("rollouts", rollouts, ["sample_id", "completion", "advantage"])
-    tried = tried.sort_by([("sample_id", "ascending"), ("completion", "ascending")])
-    if not np.array_equal(schemas.numpy(tried, "sample_id"), np.repeat(sample_id, groups)):
-        raise config.InputError(f"{rollouts} and {hidden} hold different samples; run rollout again")
-    amount = torch.ones(n, groups)
-    if gradient.advantage == "group":
-        amount = torch.from_numpy(schemas.numpy(tried, "advantage").copy()).view(n, groups)
+    """Write g and Hv by the hidden state before whitening or by the adapter, and the embeddings z, of every sample."""
+    shape = tensors.shapes(hidden, "sample_id", "hidden")["hidden"]
+    n, groups, width = shape
     whiten = Whitening.read(whitening)
-    components, metric = through(whiten)
     goods = torch.from_numpy(tensors.read(items, "items")["items"])
-    candidates = sampled_candidates(sample_id, len(goods), gradient.candidates, gradient.seed)
-    g, hv = torch.zeros(n, width), torch.zeros(n, width)
-    z = torch.zeros(n, goods.shape[1])
-    with progress("gradient", n * groups, "completions") as bar:
-        for completion in range(groups):
-            x = whiten.user(h[:, completion])
-            by_x = gradient_and_hvp(
-                x,
-                goods,
-                target,
-                temperature=policy.tau,
-                advantage=amount[:, completion],
-                exclude=history,
-                candidates=candidates,
-                metric=metric,
-            )
-            for total, value in zip((g, hv), by_x, strict=True):
-                total += (value if components is None else value @ components.T) / groups
-            z += x / groups
-            bar.add(n)
-    made = Made(
-        "gradient",
-        {"tau": policy.tau} | gradient.model_dump(),
-        {"samples": samples, "items": items, "whitening": whitening, "rollouts": rollouts, "hidden": hidden},
-    )
-    tensors.write({"sample_id": sample_id, "gradient": g.numpy(), "hvp": hv.numpy()}, gradients, made)
-    tensors.write({"sample_id": sample_id, "embedding": z.numpy()}, embeddings, made)
+    scores = len(goods) if gradient.candidates is None else (gradient.candidates + 1) * goods.shape[1]
+    size = max(1, min(n, CHUNK_SCORES // max(scores, groups * width)))
+    step = 64 if gradient.space == "lora" else max(1, CHUNK_STATES // (groups * width))
+    inputs = {"samples": samples, "items": items, "whitening": whitening, "rollouts": rollouts, "hidden": hidden}
+    space = HiddenSpace(goods, whiten, policy.tau, gradient, n, size)
+    derive: Callable[[Chunk], tuple[Tensor, Tensor, Tensor]] = space
+    if gradient.space == "lora":
+        if catalogue is None or model is None or adapter is None:
+            raise InputError("gradient --space lora needs --catalogue, --model and --adapter")
+        from minirec.lora import LoraSpace
+        from minirec.policy import Policy
+
+        inputs |= {"catalogue": catalogue, "model": model, "adapter": adapter}
+        by_adapter = LoraSpace(
+            Policy.load(model, policy, adapter), goods, whiten, gradient, samples, catalogue, rollouts
+        )
+        width = gradient.dimensions
+
+        def derive(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+            candidates = sampled_candidates(chunk.sample_id, len(goods), gradient.candidates, gradient.seed)
+            return *by_adapter(chunk.sample_id, chunk.advantage, candidates), space.embedding(chunk)
+
+    made = Made("gradient", {"tau": policy.tau} | gradient.model_dump(), inputs)
+    with (
+        tensors.writer({"gradient": (n, width), "hvp": (n, width)}, gradients, made) as append,
+        tensors.writer({"embedding": (n, goods.shape[1])}, embeddings, made) as append_embedding,
+        progress("gradient", n, "samples") as bar,
+    ):
+        for chunk in chunks(samples, rollouts, hidden, shape, gradient.advantage, step - step % min(size, step)):
+            g, hv, z = derive(chunk)
+            append(sample_id=chunk.sample_id, gradient=g.numpy(), hvp=hv.numpy())
+            append_embedding(sample_id=chunk.sample_id, embedding=z.numpy())
+            bar.add(len(chunk))
 
 
 def sampled_candidates(sample_id: np.ndarray, items: int, count: int | None, seed: int) -> Tensor | None:

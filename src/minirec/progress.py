@@ -85,6 +85,12 @@ class Progress:
             left = (self.total - self.done) / rate if rate else float("inf")
             log.info("%s: %d of %d %s, %.3g/s, %.0f s left", self.what, self.done, self.total, self.unit, rate, left)
 
+    def skip(self, count: int) -> None:
+        """Note that `count` more units had been done before; they do not count for the rate."""
+        self.first += count
+        self.done += count
+        self.bar.update(count)
+
     def close(self) -> None:
         """End the bar and log the rate."""
         self.bar.close()

@@ -1,11 +1,14 @@
 """rollout: the proxy writes G completions for every training sample, and each is rewarded (METHOD 4.2).
 
-Batches are formed once, from the lengths of all prompts; a shard owns every shards-th batch, so the number of shards
-changes nothing but the wall time.
+Batches are formed within windows of samples, from the lengths of their prompts; a shard owns whole batches, so the
+number of shards changes nothing but the wall time. A finished batch is kept at once, and all are joined at the end.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from minirec import config, generate, judge, schemas, splits, tensors
 from minirec.errors import InputError
 from minirec.policy import Policy
 from minirec.progress import progress
+from minirec.provenance import code_digest
 from minirec.schemas import Made
 from minirec.splits import Split
 from minirec.whitening import Whitening
@@ -45,48 +49,130 @@ def run(
         raise InputError(f"--shard is {shard}, but rollout.shards is {rollout.shards}; take 0 to {rollout.shards - 1}")
     settings = {k: v for part in (policy, sampling, reward, rollout) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "model": model}
-    made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
-    train = splits.load(samples, catalogue, "train", policy.prompt_history)
+    made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {})).digested()
     table = torch.from_numpy(tensors.read(items, "items")["items"])
     whiten = Whitening.read(whitening)
     loaded = Policy.load(model, policy, adapter)
     table = table.to(loaded.device)
-    prompts = loaded.user_bodies(train.bodies)
     extra = sampling.completions * (sampling.max_new_tokens + len(loaded.marker_ids))
-    own = list(loaded.batches(prompts, extra))[(shard or 0) :: rollout.shards if shard is not None else 1]
-    rows_done: list[int] = []
-    records: list[dict[str, Any]] = []
-    states: list[np.ndarray] = []
-    with progress("rollout", sum(map(len, own)), "samples") as bar:
-        for rows in own:
-            part = train.take(rows)
+    parts = Parts(rollouts.with_name("rollouts.unfinished"), made, shard)
+    total = splits.count(samples, "train")
+    windows = splits.windows(samples, catalogue, "train", policy.prompt_history)
+    done: dict[int, list[Path]] = {}
+    count = 0
+    with progress("rollout", total if shard is None else total // rollout.shards, "samples") as bar:
+        for window, batch, part, prompts in batches(loaded, windows, extra, owner(total, rollout.shards, shard)):
+            path = parts.path(window, batch)
+            done.setdefault(window, []).append(path)
+            count += len(part)
+            if parts.finished(path):
+                bar.skip(len(part))
+                continue
             stream = generate.noise(
                 rollout.seed, part.sample_id.tolist(), sampling.completions, sampling.max_new_tokens
             )
             written = generate.write(
                 loaded,
-                [prompts[row] for row in rows],
+                prompts,
                 [sampling.max_new_tokens] * sampling.completions,
                 stream.to(loaded.device),
                 sampling.temperature,
                 sampling.top_k,
             )
             judged = judge.judge(written.hidden, table, part, whiten, policy.tau, reward)
-            records += _records(part, written, judged, loaded)
-            states.append(written.hidden.cpu().numpy())
-            rows_done += rows
-            bar.add(len(rows))
-    write(records, train.sample_id[rows_done], np.concatenate(states), rollouts, hidden, made)
+            parts.write(path, _records(part, written, judged, loaded), part.sample_id, written.hidden.cpu().numpy())
+            bar.add(len(part))
+    parts.join(list(done.values()), (count, sampling.completions, loaded.width), rollouts, hidden)
 
 
-def write(
-    records: list[dict[str, Any]], sample_id: np.ndarray, states: np.ndarray, rollouts: Path, hidden: Path, made: Made
-) -> None:
-    """Write both artefacts in the order of sample_id."""
-    table = pa.Table.from_pylist(records, schemas.TABLES["rollouts"].schema())
-    schemas.write("rollouts", table.sort_by([("sample_id", "ascending"), ("completion", "ascending")]), rollouts, made)
-    order = np.argsort(sample_id)
-    tensors.write({"sample_id": sample_id[order], "hidden": states[order]}, hidden, made)
+def owner(total: int, shards: int, shard: int | None) -> tuple[Callable[[int], bool], Callable[[int], bool]]:
+    """Which windows the shard reads, and which batches of those it works on, both counted from 0.
+
+    Shards take turns with the batches; where each has windows enough, with the windows: it then reads no others.
+    """
+
+    def everything(_: int) -> bool:
+        return True
+
+    def turn(number: int) -> bool:
+        return number % shards == shard
+
+    if shard is None:
+        return everything, everything
+    return (turn, everything) if total >= 8 * shards * splits.WINDOW else (everything, turn)
+
+
+def batches(
+    policy: Policy, windows: Iterable[Split], extra: int, own: tuple[Callable[[int], bool], Callable[[int], bool]]
+) -> Iterator[tuple[int, int, Split, list[list[int]]]]:
+    """(window, batch, its samples, their prompts) of all batches that are one's own."""
+    own_window, own_batch = own
+    batch = 0
+    for window, split in enumerate(windows):
+        if own_window(window):
+            prompts = policy.user_bodies(split.bodies)
+            for rows in policy.batches(prompts, extra):
+                if own_batch(batch):
+                    yield window, batch, split.take(rows), [prompts[row] for row in rows]
+                batch += 1
+
+
+class Parts:
+    """Finished batches of a rollout, in a folder beside it, so that a killed job goes on where it stopped.
+
+    A part made from other inputs, settings or code is not used.
+    """
+
+    def __init__(self, folder: Path, made: Made, shard: int | None) -> None:
+        self.folder, self.made = folder, made
+        self.record = json.dumps({"made": json.loads(made.json()), "shard": shard, "code": code_digest("rollout")})
+        note = folder / "made.json"
+        if folder.is_dir() and not (note.is_file() and note.read_text(encoding="utf-8") == self.record):
+            shutil.rmtree(folder)
+        with schemas.replacing(note) as partial:
+            partial.write_text(self.record, encoding="utf-8")
+
+    def path(self, window: int, batch: int) -> Path:
+        """The rollouts of a batch; its states lie beside them."""
+        return self.folder / f"{window:06}" / f"{batch:06}.parquet"
+
+    def finished(self, path: Path) -> bool:
+        """Whether a batch is there, undamaged."""
+        if not path.is_file():  # written last
+            return False
+        try:
+            self._read(path)
+        except InputError:
+            return False
+        return True
+
+    def write(self, path: Path, records: list[dict[str, Any]], sample_id: np.ndarray, states: np.ndarray) -> None:
+        """Keep a batch."""
+        tensors.write({"sample_id": sample_id, "hidden": states}, path.with_suffix(".safetensors"), self.made)
+        table = pa.Table.from_pylist(records, schemas.TABLES["rollouts"].schema())
+        schemas.write("rollouts", table, path, self.made)
+
+    def join(self, windows: list[list[Path]], shape: tuple[int, int, int], rollouts: Path, hidden: Path) -> None:
+        """Write both artefacts in the order of sample_id, a window at a time, and remove the parts.
+
+        shape: of the states of all samples, [n, G, d].
+        """
+        with (
+            schemas.writer("rollouts", rollouts, self.made) as append,
+            tensors.writer({"hidden": shape}, hidden, self.made) as append_states,
+        ):
+            for paths in windows:
+                tables, found = zip(*map(self._read, paths), strict=True)
+                table = pa.concat_tables(tables)
+                append(table.sort_by([("sample_id", "ascending"), ("completion", "ascending")]))
+                states = {name: np.concatenate([f[name] for f in found]) for name in ("sample_id", "hidden")}
+                order = np.argsort(states["sample_id"])
+                append_states(**{name: values[order] for name, values in states.items()})
+        shutil.rmtree(self.folder)
+
+    def _read(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
+        states = tensors.read(path.with_suffix(".safetensors"), "sample_id", "hidden")
+        return schemas.read("rollouts", path), states
 
 
 def _records(

@@ -23,6 +23,7 @@ from minirec import __version__
 from minirec.errors import InputError
 
 METADATA_KEY = b"minirec"
+STREAMED_ROWS = 16_384  # of a table read in parts
 TYPES = {
     "str": pa.string(),
     "i32": pa.int32(),
@@ -136,7 +137,7 @@ TABLES: dict[str, Table] = {
             "reward_std": _c("f64", "standard deviation of the rewards (ddof 1)", 0),
             "learnability": _c("f64", "Gaussian of the mean reward, min-max normalised", 0, 1),
             "representativeness": _c("f64", "cosine to the mean direction, min-max normalised", 0, 1),
-            "gradient_norm": _c("f64", "length of the mean gradient by the hidden state", 0),
+            "gradient_norm": _c("f64", "length of the mean gradient, by what gradient.space says", 0),
             "hits": _c("i32", "completions whose rank is within the cutoff", 0),
         },
         key=("sample_id",),
@@ -229,9 +230,14 @@ class Made:
         """From what an artefact stores."""
         return cls(stored["stage"], stored["settings"], stored["inputs"])
 
+    def digested(self) -> Made:
+        """The same with the digests of its inputs, for many files."""
+        inputs = {name: digest(i) if isinstance(i, Path) else i for name, i in self.inputs.items()}
+        return Made(self.stage, self.settings, inputs)
+
     def json(self) -> str:
         """As stored in the artefact."""
-        inputs = {name: digest(i) if isinstance(i, Path) else i for name, i in self.inputs.items()}
+        inputs = self.digested().inputs
         content = {"version": __version__, "stage": self.stage, "settings": self.settings, "inputs": inputs}
         return json.dumps(content, sort_keys=True, default=str)
 
@@ -291,15 +297,7 @@ def read(name: str, path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a table and check it against its schema; raises InputError with one sentence."""
     spec = TABLES[name]
     with _readable(path) as file:
-        present = set(file.schema_arrow.names)
-        wanted = [c for c in (columns or spec.columns) if c in present or not spec.columns[c].optional]
-        missing = [c for c in wanted if c not in present]
-        if missing:
-            raise InputError(f"{path} has no column {missing[0]}; a table of {name} needs {', '.join(spec.columns)}")
-        foreign = present - set(spec.columns)
-        if foreign and not spec.foreign:
-            raise InputError(f"{path} has the column {min(foreign)}, which is not part of {name}; make the file again")
-        table = file.read(columns=wanted)
+        table = file.read(columns=_columns(name, path, file, columns))
     for column in columns or spec.columns:
         if column not in table.column_names:
             kind = TYPES[spec.columns[column].type]
@@ -310,6 +308,75 @@ def read(name: str, path: Path, columns: list[str] | None = None) -> pa.Table:
         raise InputError(problem)
     schema = spec.schema()
     return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+
+
+def _columns(name: str, path: Path, file: pq.ParquetFile, columns: list[str] | None) -> list[str]:
+    """Which of the columns to read; raises InputError where one is missing or foreign."""
+    spec = TABLES[name]
+    present = set(file.schema_arrow.names)
+    wanted = [c for c in (columns or spec.columns) if c in present or not spec.columns[c].optional]
+    missing = [c for c in wanted if c not in present]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]}; a table of {name} needs {', '.join(spec.columns)}")
+    foreign = present - set(spec.columns)
+    if foreign and not spec.foreign:
+        raise InputError(f"{path} has the column {min(foreign)}, which is not part of {name}; make the file again")
+    return wanted
+
+
+class Stream:
+    """The rows of a table in the order of sample_id, some at a time: what lies behind is forgotten.
+
+    Each part is checked as `read` checks the whole; raises InputError also where the order is another.
+    """
+
+    def __init__(self, name: str, path: Path, columns: list[str], split: str | None = None) -> None:
+        """split: only the samples of this one."""
+        self.name, self.path, self.columns, self.split = name, path, columns, split
+        self.batches = self._batches()
+        schema = TABLES[name].schema()
+        self.rest = pa.schema([schema.field(column) for column in columns]).empty_table()
+        self.last = -1
+
+    def take(self, count: int) -> pa.Table:
+        """The next `count` rows; fewer at the end."""
+        while self.rest.num_rows < count and self._more():
+            pass
+        return self._cut(count)
+
+    def until(self, sample_id: int) -> pa.Table:
+        """The next rows up to and with this sample."""
+        while (not self.rest.num_rows or self.rest["sample_id"][-1].as_py() <= sample_id) and self._more():
+            pass
+        return self._cut(int(np.searchsorted(numpy(self.rest, "sample_id"), sample_id, side="right")))
+
+    def _cut(self, count: int) -> pa.Table:
+        found, self.rest = self.rest.slice(0, count), self.rest.slice(count)
+        return found
+
+    def _more(self) -> bool:
+        part = next(self.batches, None)
+        if part is None:
+            return False
+        problem = _problem(self.name, part, str(self.path), self.columns)
+        if problem:
+            raise InputError(problem)
+        part = part.cast(self.rest.schema)
+        ids = numpy(part, "sample_id")
+        if len(ids):
+            if self.last > ids[0] or (np.diff(ids) < 0).any():
+                raise InputError(f"{self.path} is not in the order of sample_id; make it again")
+            self.last = int(ids[-1])
+        if self.split is not None:
+            part = part.filter(pc.equal(part["split"], self.split))
+        self.rest = pa.concat_tables([self.rest, part]).combine_chunks()
+        return True
+
+    def _batches(self) -> Iterator[pa.Table]:
+        with _readable(self.path, buffer_size=2**20) as file:
+            _columns(self.name, self.path, file, self.columns)
+            for batch in file.iter_batches(STREAMED_ROWS, columns=self.columns):
+                yield pa.Table.from_batches([batch])
 
 
 def read_made(path: Path) -> dict[str, Any]:
@@ -331,11 +398,11 @@ def record(raw: bytes | str, path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[pq.ParquetFile]:
+def _readable(path: Path, **how: Any) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the stage that makes it")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True, **how) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise InputError(

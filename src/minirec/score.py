@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pyarrow as pa
 
 from minirec import config, schemas, tensors
 from minirec.schemas import Made
+
+BLOCK = 2_048  # samples whose derivatives are held at a time
 
 
 def learnability(mean_reward: np.ndarray, mu: float, sigma: float | None = None) -> np.ndarray:
@@ -28,11 +31,22 @@ def representativeness(directions: np.ndarray) -> np.ndarray:
 
     A zero vector has cosine 0.
     """
-    mean = np.mean(directions, axis=0, dtype=np.float64)
-    lengths = np.sqrt(np.einsum("nd,nd->n", directions, directions, dtype=np.float64)) * np.linalg.norm(mean)
-    products = np.asarray(directions @ mean, dtype=np.float64)
-    cosine = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-    return min_max((cosine + 1) / 2)
+    return representativeness_of_blocks(lambda: iter([directions]))
+
+
+def representativeness_of_blocks(blocks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+    """The same of directions that come some rows at a time, and twice: for their mean, and for their cosines to it."""
+    total: np.ndarray | float = 0.0
+    count = 0
+    for block in blocks():
+        total, count = total + np.sum(block, axis=0, dtype=np.float64), count + len(block)
+    mean = total / count
+    cosines = []
+    for block in blocks():
+        lengths = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64)) * np.linalg.norm(mean)
+        products = np.asarray(block @ mean, dtype=np.float64)
+        cosines.append(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))
+    return min_max((np.concatenate(cosines) + 1) / 2)
 
 
 def direction(gradient: np.ndarray, hvp: np.ndarray, kind: str, eta: float) -> np.ndarray:
@@ -52,17 +66,29 @@ def run(*, score: config.Score, rollouts: Path, gradients: Path, out: Path) -> N
     groups = table.to_pandas().groupby("sample_id", sort=True)
     rewards = groups["reward"].agg(lambda r: r.astype(np.float64).mean())
     sample_id = rewards.index.to_numpy()
-    found = tensors.read(gradients, "sample_id", "gradient", "hvp")
-    rows = tensors.rows_of(found["sample_id"], sample_id, gradients)
-    gradient, hvp = found["gradient"][rows], found["hvp"][rows]
+    tensors.shapes(gradients, "sample_id", "gradient", "hvp")
+    rows = tensors.rows_of(tensors.part(gradients, "sample_id"), sample_id, gradients)
+
+    def directions() -> Iterator[np.ndarray]:
+        for gradient, hvp in _blocks(gradients, rows):
+            yield direction(gradient, hvp, score.direction, score.eta)
+
+    norms = [np.linalg.norm(gradient.astype(np.float64), axis=1) for gradient, _ in _blocks(gradients, rows)]
     columns = {
         "sample_id": sample_id,
         "mean_reward": rewards.to_numpy(),
         "reward_std": groups["reward"].agg(lambda r: r.astype(np.float64).std(ddof=1)).fillna(0.0).to_numpy(),
         "learnability": learnability(rewards.to_numpy(), score.mu, score.sigma),
-        "representativeness": representativeness(direction(gradient, hvp, score.direction, score.eta)),
-        "gradient_norm": np.linalg.norm(gradient.astype(np.float64), axis=1),
+        "representativeness": representativeness_of_blocks(directions),
+        "gradient_norm": np.concatenate(norms),
         "hits": groups["hit"].sum().to_numpy().astype(np.int32),
     }
     made = Made("score", score.model_dump(), {"rollouts": rollouts, "gradients": gradients})
     schemas.write("scores", pa.table(columns), out, made)
+
+
+def _blocks(gradients: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """g and Hv of these rows, BLOCK at a time."""
+    for begin in range(0, len(rows), BLOCK):
+        own = rows[begin : begin + BLOCK]
+        yield tensors.take(gradients, "gradient", own), tensors.take(gradients, "hvp", own)

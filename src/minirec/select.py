@@ -1,4 +1,8 @@
-"""select: the best samples within the budget, each unlike those already kept (METHOD 4.5, 4.6)."""
+"""select: the best samples within the budget, each unlike those already kept (METHOD 4.5, 4.6).
+
+Where the samples are shared among jobs, each picks as many of its own as the budget allows, and a last one picks among
+these: the greedy choice in two rounds.
+"""
 
 from __future__ import annotations
 
@@ -80,9 +84,11 @@ def run(
     method: str,
     budget: str,
     seed: int,
+    shard: int | None,
+    winners: list[Path] | None,
     out: Path,
 ) -> None:
-    """Write selection.parquet."""
+    """Write selection.parquet: of all training samples, of one shard of them, or of what the shards have picked."""
     table = schemas.read("samples", samples, ["sample_id", "split"])
     train = np.sort(schemas.numpy(table.filter(pc.equal(table["split"], "train")), "sample_id"))
     inputs: dict[str, Path] = {"samples": samples}
@@ -94,12 +100,24 @@ def run(
     else:
         if scores is None or embeddings is None:
             raise InputError(f"select --method {method} needs --scores and --embeddings; only random and full do not")
+        if shard is not None and not 0 <= shard < select.shards:
+            raise InputError(f"--shard is {shard}, but select.shards is {select.shards}")
         inputs |= {"scores": scores, "embeddings": embeddings}
+        pool = train
+        if winners:
+            pool = np.sort(np.concatenate([schemas.numpy(schemas.read("selection", f), "sample_id") for f in winners]))
+            inputs |= {f"shard{number}": file for number, file in enumerate(winners)}
+        elif shard is not None:
+            pool = train[len(train) * shard // select.shards : len(train) * (shard + 1) // select.shards]
         scored = schemas.read("scores", scores)
-        scored = scored.take(tensors.rows_of(schemas.numpy(scored, "sample_id"), train, scores))
-        count = _budget(budget, len(train), "samples have scores")
-        stored = tensors.read(embeddings, "sample_id", "embedding")
-        points = stored["embedding"][tensors.rows_of(stored["sample_id"], train, embeddings)]
+        scored = scored.take(tensors.rows_of(schemas.numpy(scored, "sample_id"), pool, scores))
+        if shard is None:
+            count = _budget(budget, len(pool), "samples have scores")
+            tensors.shapes(embeddings, "sample_id", "embedding")  # a shard leaves this to the last round
+        else:
+            count = len(pool) if budget == "all" else min(int(budget), len(pool))
+        stored = tensors.part(embeddings, "sample_id")
+        points = tensors.take(embeddings, "embedding", tensors.rows_of(stored, pool, embeddings))
         learnable, typical = (schemas.numpy(scored, name) for name in ("learnability", "representativeness"))
         worth = _worth(select, learnable, typical)
         with progress("select", count, "picks") as bar:
@@ -108,7 +126,7 @@ def run(
             else:
                 picks, diversity = np.argsort(-worth, kind="stable")[:count], np.ones(count)
                 bar.add(count)
-        sample_id = train[picks]
+        sample_id = pool[picks]
         columns = {
             "value": diversity * worth[picks],
             "learnability": learnable[picks],

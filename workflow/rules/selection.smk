@@ -7,6 +7,7 @@ rule select:
         samples="{results}/{dataset}/samples.parquet",
         scores="{results}/{dataset}/signals/{selector}/scores.parquet",
         embeddings="{results}/{dataset}/signals/{selector}/embeddings.safetensors",
+        winners=experiment.winners(CONFIG),
     output:
         "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/selection.parquet",
     log:
@@ -24,10 +25,41 @@ rule select:
     params:
         settings=settings("select"),
         method=lambda wildcards: CONFIG.method(wildcards.method),
+        winners=experiment.flags_of("winners"),
         code=code("select"),
     shell:
         "python -m minirec select {params.settings} --method {params.method:q} --budget {wildcards.budget}"
-        " --seed {wildcards.seed} --samples {input.samples:q} --scores {input.scores:q}"
+        " --seed {wildcards.seed} {params.winners} --samples {input.samples:q} --scores {input.scores:q}"
+        " --embeddings {input.embeddings:q} --out {output:q} --log {log:q}"
+
+
+rule select_shard:
+    """The first of two rounds: pick as many as the budget allows in one part of the samples."""
+    input:
+        samples="{results}/{dataset}/samples.parquet",
+        scores="{results}/{dataset}/signals/{selector}/scores.parquet",
+        embeddings="{results}/{dataset}/signals/{selector}/embeddings.safetensors",
+    output:
+        "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/shards/{shard}/selection.parquet",
+    log:
+        "{results}/logs/{dataset}/select/{selector}/{method}-{budget}/seed{seed}/shards/{shard}.log",
+    benchmark:
+        "{results}/benchmarks/{dataset}/select/{selector}/{method}-{budget}/seed{seed}/shards/{shard}.tsv"
+    wildcard_constraints:
+        selector=experiment.one_of(CONFIG.models),
+        method=experiment.one_of(experiment.methods(CONFIG, signals=True)),
+    conda:
+        "../../environment.yml"
+    threads: cores("select")
+    resources:
+        **needs("select"),
+    params:
+        settings=settings("select"),
+        method=lambda wildcards: CONFIG.method(wildcards.method),
+        code=code("select"),
+    shell:
+        "python -m minirec select {params.settings} --method {params.method:q} --budget {wildcards.budget}"
+        " --seed {wildcards.seed} --shard {wildcards.shard} --samples {input.samples:q} --scores {input.scores:q}"
         " --embeddings {input.embeddings:q} --out {output:q} --log {log:q}"
 
 

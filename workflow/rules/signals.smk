@@ -93,6 +93,7 @@ rule embed_proxy:
 rule gradient:
     """Gradient and Hessian-vector product of the item loss at every sample, and what diversity compares."""
     input:
+        unpack(experiment.gradient_inputs(CONFIG)),
         samples="{results}/{dataset}/samples.parquet",
         item_table="{results}/{dataset}/signals/{selector}/items.safetensors",
         whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
@@ -112,10 +113,11 @@ rule gradient:
         **needs("gradient"),
     params:
         settings=settings("gradient"),
+        policy=experiment.flags_of("catalogue", "model", "adapter"),
         code=code("gradient"),
     shell:
         "python -m minirec gradient {params.settings} --samples {input.samples:q} --items {input.item_table:q}"
-        " --whitening {input.whitening:q} --rollouts {input.rollouts:q} --hidden {input.hidden:q}"
+        " --whitening {input.whitening:q} --rollouts {input.rollouts:q} --hidden {input.hidden:q} {params.policy}"
         " --gradients {output.gradients:q} --embeddings {output.embeddings:q} --log {log:q}"
 
 
