@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from minirec import amazon, config, download, fetch, models
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 
 class Server:

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from minirec.artefact import digest, replacing
 from minirec.errors import InputError
 from minirec.progress import log, progress
-from minirec.schemas import digest, replacing
 
 TRIES = 5
 WAIT_SECONDS = 1.0  # before the second try; doubles with each

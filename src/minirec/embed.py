@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from minirec import config, generate, splits, tensors
+from minirec.artefact import Made
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import progress
-from minirec.schemas import Made
 from minirec.whitening import Whitening
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from minirec import tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.policy import Policy
 from minirec.progress import progress
-from minirec.schemas import Made
 from minirec.tree import PROMPT, Part, Tree, pad
 
 

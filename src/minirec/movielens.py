@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from minirec import config, schemas
+from minirec.artefact import Made
 from minirec.download import Unreachable, download, extract, wheel_member
 from minirec.errors import InputError
 from minirec.progress import log
-from minirec.schemas import Made
 
 GENRES = [
     "unknown",

@@ -6,7 +6,6 @@ What is not known yet is said to be unknown, not guessed.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minirec import experiment, schemas
+from minirec import artefact, experiment, schemas
 from minirec.config import Config, load
 from minirec.errors import InputError
 
@@ -73,7 +72,7 @@ def shape(folder: Path, dtype: str) -> Shape | None:
     """Shape of a fetched model, None where it is not there."""
     if not (folder / "config.json").is_file():
         return None
-    given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    given = artefact.load_json(folder / "config.json")
     width, layers = given["hidden_size"], given["num_hidden_layers"]
     heads = given.get("head_dim") or width // given["num_attention_heads"]
     keys = given.get("num_key_value_heads") or given["num_attention_heads"]

@@ -5,7 +5,6 @@ They learn from the training samples alone, as the policy does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +14,10 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from minirec import config, metrics, schemas, splits
+from minirec import artefact, config, metrics, schemas, splits
+from minirec.artefact import Made
 from minirec.breakdown import K
 from minirec.progress import log
-from minirec.schemas import Made
 
 CHUNK = 1024  # test samples ranked at a time
 
@@ -91,10 +90,7 @@ def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Pat
         log.info("%s: NDCG@10 %.4f", name, float(metrics.ndcg(found, 10).mean()))
     made = Made("references", evaluate.model_dump(), {"samples": samples, "catalogue": catalogue})
     schemas.write("references", pa.concat_tables(parts), ranks, made)
-    with schemas.replacing(out) as partial:
-        content = {"samples": len(test), "references": summary, "breakdown": breakdown}
-        content["made"] = json.loads(made.json())
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    artefact.write_json({"samples": len(test), "references": summary, "breakdown": breakdown}, out, made)
 
 
 def _mean_rows(words: csr_array, history: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from minirec import config, schemas, tensors
-from minirec.schemas import Made
+from minirec.artefact import Made
 
 
 def learnability(mean_reward: np.ndarray, mu: float, sigma: float | None = None) -> np.ndarray:

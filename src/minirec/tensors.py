@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,18 +9,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from minirec import artefact
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made, replacing
 
 
 def write(tensors: Mapping[str, np.ndarray], path: Path, made: Made) -> None:
-    """Write named arrays beside `path`, then rename; a digest of the values goes into the metadata."""
+    """Write named arrays beside `path`, then rename."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    with replacing(path) as partial:
-        record = json.loads(made.json()) | {"sha256": _digest(arrays)}
-        save_file(
-            arrays, partial, metadata={"minirec": json.dumps(record, sort_keys=True)}
-        )  # one key: the order of several is random
+    with artefact.sealing(path, made) as (partial, record):
+        save_file(arrays, partial, metadata={"minirec": record})  # one key: the order of several is random
 
 
 def read(path: Path, *names: str) -> dict[str, np.ndarray]:
@@ -31,16 +27,15 @@ def read(path: Path, *names: str) -> dict[str, np.ndarray]:
         raise InputError(f"{path} does not exist; run the stage that makes it")
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            expected = json.loads((file.metadata() or {}).get("minirec", "{}")).get("sha256")
+            artefact.verify(path, artefact.record((file.metadata() or {}).get("minirec", "{}"), path))
+            missing = [name for name in names if name not in file.keys()]  # noqa: SIM118
+            if missing:
+                raise InputError(f"{path} has no tensor {missing[0]}; run the stage that makes it again")
+            return {name: file.get_tensor(name) for name in names or file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error}); make it again") from error
-    if expected != _digest(arrays):
-        raise InputError(f"{path} is damaged: its contents do not match its digest; make it again")
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise InputError(f"{path} has no tensor {missing[0]}; make it again")
-    return {name: arrays[name] for name in names or arrays}
+        raise InputError(
+            f"{path} is not a readable safetensors file ({error}); run the stage that makes it again"
+        ) from error
 
 
 def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:
@@ -52,12 +47,3 @@ def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray
         first = wanted[0] if len(sample_id) == 0 else wanted[bad][0]
         raise InputError(f"{path} has no sample {first}; make it again from the same samples")
     return rows
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    whole = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        whole.update(f"{name} {array.dtype} {array.shape}\0".encode())
-        whole.update(np.ascontiguousarray(array).data)
-    return whole.hexdigest()
