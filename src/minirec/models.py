@@ -108,15 +108,19 @@ def convert(gguf: Path, out: Path) -> None:
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever a library raises over a damaged file
         raise InputError(f"{gguf} is not a usable GGUF ({' '.join(str(error).split())[:200]})") from error
+    model, report = loaded
+    if report["missing_keys"]:  # they would be random
+        raise InputError(f"{gguf} has no weights for {min(report['missing_keys'])}; it is not a whole model")
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
 
