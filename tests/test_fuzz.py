@@ -389,6 +389,7 @@ def _once(make, *arguments):
     return _ONCE[make]
 
 
+DAYS = st.sampled_from([{}, {"start": "1970-01-01", "end": "9999-12-31"}, {"end": "2030-01-01", "min_items": 3}])
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["u1", "u2", "", "é 🎷", "a\nb"]),
@@ -401,8 +402,8 @@ EVENTS = st.lists(
 
 
 @inputs(600, 5)
-@given(EVENTS, st.integers(0, 3), st.integers(1, 3))
-def test_any_interactions_are_prepared_or_refused(folder, events, core, history):
+@given(EVENTS, st.integers(0, 3), st.integers(1, 3), DAYS)
+def test_any_interactions_are_prepared_or_refused(folder, events, core, history, days):
     columns = zip(*events, strict=True) if events else [[], [], [], []]
     kinds = (pa.string(), pa.string(), pa.int64(), pa.float32())
     arrays = [pa.array(list(column), kind) for column, kind in zip(columns, kinds, strict=True)]
@@ -412,7 +413,7 @@ def test_any_interactions_are_prepared_or_refused(folder, events, core, history)
     chosen = config.validate(RAW).prepare.model_copy(update={"history": history, "memory": "500MB"})
     with reading("interactions"):
         files = {"interactions": folder / "events.parquet", "items": folder / "goods.parquet"}
-        prepare.run(prepare=chosen, filter=json.dumps({"core": core}), out=folder / "prepared", **files)
+        prepare.run(prepare=chosen, filter=json.dumps({"core": core} | days), out=folder / "prepared", **files)
         samples = schemas.read("samples", folder / "prepared" / "samples.parquet")
         catalogue = schemas.read("catalogue", folder / "prepared" / "catalogue.parquet")
         assert max(samples["target"].to_pylist()) < catalogue.num_rows

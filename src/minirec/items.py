@@ -59,6 +59,11 @@ class Items:
     def __len__(self) -> int:
         return len(self.bodies)
 
+    def bytes(self, trunk: bool) -> int:
+        """What the table of all vectors, and the trunk where one is kept, take in float32."""
+        tokens = sum(map(len, self.bodies)) if trunk and self.policy.frozen_layers else 0
+        return 4 * self.policy.width * (len(self) + tokens)
+
     def batches(self, rows: Sequence[int]) -> list[list[int]]:
         """Places in `rows`, in batches of one pass each."""
         return list(self.policy.batches([self.bodies[row] for row in rows]))

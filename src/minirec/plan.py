@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minirec import artefact, experiment, schemas
+from minirec import artefact, experiment, memory, schemas
 from minirec.config import Config, load
 from minirec.errors import InputError
 
@@ -161,10 +161,19 @@ def run(*, target: str, config: list[Path]) -> None:
         return
     weights = model.parameters * BYTES[given.policy.dtype]
     cache = given.policy.batch_tokens * model.key_value_bytes
+    trunk = size.item_tokens if given.embed.keep_trunk and given.policy.lora_layers else 0
+    table = 2 * 4 * model.width * size.items * (1 + trunk)  # as `embed` will require
+    needed, there = weights + 3 * cache + table, memory.free()
     out(
-        f"\n  memory: about {(weights + 3 * cache) / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in "
-        f"{given.policy.dtype}, {given.policy.batch_tokens} tokens a pass); less with a smaller policy.batch_tokens\n"
+        f"\n  memory: about {needed / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in "
+        f"{given.policy.dtype}, {given.policy.batch_tokens} tokens a pass, {table / 1e9:.1f} GB for the catalogue); "
+        "less with a smaller policy.batch_tokens\n"
     )
+    if needed > there:
+        out(
+            f"  this machine has {there / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "
+            "embed.keep_trunk to false, or take a larger one\n"
+        )
 
 
 def _recorded(folder: Path) -> dict[str, float]:

@@ -19,7 +19,7 @@ from minirec.artefact import Made
 from minirec.breakdown import K
 from minirec.progress import log
 
-CHUNK = 1024  # test samples ranked at a time
+SCORES = 2**24  # ranked at a time: bounds memory whatever the size of the catalogue
 
 
 def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,13 +75,14 @@ def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Pat
     methods: dict[str, Callable[[slice], np.ndarray]] = {
         "popularity": lambda part: np.tile(popularity, (len(last[part]), 1)),
         "tfidf_last": lambda part: (words[last[part]] @ words.T).toarray(),
-        "tfidf_history": lambda part: _mean_rows(words, test.history[part]) @ words.T.toarray(),
+        "tfidf_history": lambda part: (_mean_rows(words, test.history[part]) @ words.T).toarray(),
         "transitions": lambda part: follows[last[part]].toarray() + tie,
     }
     tested = splits.tested(test, catalogue)
     summary, breakdown, parts = {}, {}, []
+    count = max(1, SCORES // goods.num_rows)  # samples at a time
     for name, scores in methods.items():
-        chunks = [slice(start, start + CHUNK) for start in range(0, len(test), CHUNK)]
+        chunks = [slice(start, start + count) for start in range(0, len(test), count)]
         pieces = [rank(scores(part), test.target[part], test.history[part]) for part in chunks]
         found, top = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
         breakdown[name] = tested.describe(found, top)
@@ -93,8 +94,8 @@ def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Pat
     artefact.write_json({"samples": len(test), "references": summary, "breakdown": breakdown}, out, made)
 
 
-def _mean_rows(words: csr_array, history: np.ndarray) -> np.ndarray:
+def _mean_rows(words: csr_array, history: np.ndarray) -> csr_array:
     rows, slots = np.nonzero(history >= 0)
     counts = (history >= 0).sum(1)
     share = csr_array((1 / counts[rows], (rows, history[rows, slots])), shape=(len(history), words.shape[0]))
-    return (share @ words).toarray()
+    return share @ words
