@@ -48,7 +48,9 @@ def download(url: str, sha256: str | None = None, md5: str | None = None) -> Pat
             try:
                 _stream(url, partial)
                 break
-            except (httpx.TransportError, _Again) as error:
+            except (httpx.TooManyRedirects, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
+            except (httpx.HTTPError, _Again) as error:
                 name_unknown = isinstance(error, httpx.ConnectError)
                 if attempt == TRIES - 1 or (name_unknown and attempt >= 1):
                     raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
