@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from minirec import amazon, artefact, config, download, models, movielens, prepare, prompts, schemas, tensors
@@ -39,7 +39,12 @@ REFUSED: Counter[str] = Counter()
 
 def inputs(full: int, fast: int):
     """A test of that many inputs, `full` in `make fuzz`; without a time limit of its own."""
-    more = {"database": None, "deadline": None, "derandomize": not FULL, "phases": [Phase.generate, Phase.shrink]}
+    more = {
+        "database": None,
+        "deadline": None,
+        "derandomize": not FULL,
+        "phases": [Phase.explicit, Phase.generate, Phase.shrink],
+    }
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     return settings(max_examples=full if FULL else fast, suppress_health_check=checks, **more)
 
@@ -315,6 +320,8 @@ def paths(value, before=()):
 
 @inputs(15_000, 150)
 @given(st.sampled_from([path for path in paths(RAW) if path]), ANYTHING)
+@example(("policy", "lora_targets"), ["\x85", "-\u2028🎷"])
+@example(("policy", "system"), "\ud800")
 def test_any_value_of_any_setting_is_refused_or_reaches_the_stage_unharmed(path, value):
     changed = json.loads(json.dumps(RAW, default=str))
     inner = changed
