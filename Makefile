@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 installed := .venv/.installed
 target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml)/$(DATASET)/metrics.json
 
-.PHONY: help setup quickstart test test-slurm check bench bench-learning report clean
+.PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning report clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -36,7 +36,13 @@ check: $(installed) ## format, lint, types and the fast tests
 	mypy src/minirec
 	snakefmt --check workflow
 	snakemake --lint
-	python -m pytest -m "not slow and not slurm"
+	python -m pytest -m "not slow and not slurm and not faults"
+
+test-faults: $(installed) ## kill, damage and starve every stage, and compare what the next run writes
+	python -m pytest -m faults tests/test_faults.py
+
+fuzz: $(installed) ## more than 100,000 damaged and hostile inputs for every reader
+	MINIREC_FUZZ=full python -m pytest tests/test_fuzz.py
 
 bench: $(installed) ## measure speed and memory of the stages, on data made for it
 	@snakemake --cores $(CORES) --quiet host reason rules --configfile $(CONFIG) -- data/models/smollm

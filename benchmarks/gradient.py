@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
 from minirec import config, gradient, schemas, tensors
-from minirec.schemas import Made
+from minirec.artefact import Made
 from minirec.whitening import Whitening
 
 matplotlib.use("Agg")

@@ -26,7 +26,7 @@ CONVERT = """
 import sys
 from pathlib import Path
 from minirec import amazon, fetch
-from minirec.schemas import Made
+from minirec.artefact import Made
 interactions, items, out = map(Path, sys.argv[1:])
 out.mkdir()
 amazon.convert(interactions, items, out, fetch.MEMORY, Made("fetch", {}))

@@ -25,8 +25,8 @@ import torch
 from transformers import DynamicCache
 
 from minirec import config, embed, generate, models, rollout, schemas
+from minirec.artefact import Made
 from minirec.policy import Policy
-from minirec.schemas import Made
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

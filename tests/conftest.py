@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from minirec import config, schemas
-from minirec.schemas import Made
+from minirec.artefact import Made
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

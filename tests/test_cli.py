@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from minirec import __main__, __version__, config, schemas
-from minirec.schemas import Made
+from minirec import __main__, __version__, artefact, config, schemas
+from minirec.artefact import Made
 
 ITEMS = 12
 
@@ -254,9 +254,10 @@ def test_an_adapter_that_is_damaged_is_named(tmp_path, defaults, data, tiny_mode
     policy = Policy.load(tiny_model, defaults.policy)
     policy.add_adapter(seed=0)
     policy.model.save_pretrained(tmp_path / "adapter")
+    artefact.seal_folder(tmp_path / "adapter", Made("train"))
     words = embed(defaults, data, tiny_model, tmp_path)
     minirec(*words, code=0)
     capsys.readouterr()
     cut(tmp_path / "adapter" / "adapter_model.safetensors", 0.5)
     minirec(*words, "--adapter", tmp_path / "adapter", code=1)
-    assert f"{tmp_path / 'adapter'} cannot be loaded" in complaint(capsys)
+    assert f"{tmp_path / 'adapter' / 'adapter_model.safetensors'} is damaged" in complaint(capsys)

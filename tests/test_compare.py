@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from minirec import compare, schemas
-from minirec.schemas import Made
+from minirec import artefact, compare, schemas
+from minirec.artefact import Made
 
 
 def a_run(folder, run, ndcg, seconds):
     (folder / run).mkdir(parents=True)
     metrics = {"metrics": {"ndcg@10": {"mean": ndcg, "low": ndcg - 0.01, "high": ndcg + 0.01}}}
-    (folder / run / "metrics.json").write_text(json.dumps(metrics))
+    artefact.write_json(metrics, folder / run / "metrics.json", Made("evaluate"))
     step = dict.fromkeys(schemas.TABLES["history"].columns, 0.0)
     rows = [step | {"step": i + 1, "seconds": s, "sample_ids": [1], "valid_ndcg": None} for i, s in enumerate(seconds)]
     table = pa.Table.from_pylist(rows, schemas.TABLES["history"].schema())

@@ -126,3 +126,11 @@ def test_continuous_integration_runs_the_test_command_of_the_readme():
     ]
     assert commands == ["make test"]
     assert "make test" in readme_commands()
+
+
+def test_the_page_of_licences_lists_the_packages_of_the_lock(lock):
+    text = (ROOT / "docs" / "LICENCES.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (\S.*) \|$", text, re.MULTILINE)
+    listed = {canonical(name): version for name, version, _ in rows if name not in ("package", "---")}
+    assert listed == lock
+    assert "not installed" not in text

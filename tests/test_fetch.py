@@ -4,16 +4,18 @@ import io
 import json
 import re
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
 from minirec import amazon, config, download, fetch, models
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 
 class Server:
@@ -28,6 +30,15 @@ class Server:
                 outer.requests.append((self.path, self.headers.get("Range")))
                 fault = outer.script.pop(0) if outer.script else None
                 content = outer.files.get(self.path)
+                if fault == "stall":
+                    time.sleep(1)
+                    return
+                if fault and fault.startswith(("http", "file", "/")):
+                    self.send_response(302)
+                    self.send_header("Location", fault)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 if fault == "503" or content is None:
                     self.send_error(503 if fault == "503" else 404)
                     return
@@ -40,7 +51,8 @@ class Server:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
-                self.wfile.write(content[start : len(content) // 2] if fault == "cut" else content[start:])
+                stop = len(content) // 2 if fault == "cut" else len(content)
+                self.wfile.write(b"x" * (stop - start) if fault == "other" else content[start:stop])
 
             def log_message(self, *_):
                 pass
@@ -98,6 +110,39 @@ def test_a_server_that_never_recovers_is_given_up(server):
         download.download(server.url + "/a.bin")
     with pytest.raises(download.Unreachable, match="answered 404"):
         download.download(server.url + "/missing")
+
+
+def test_a_server_that_stalls_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", httpx.Timeout(0.2))
+    server.files["/a.bin"] = CONTENT
+    server.script = ["stall", "cut", "stall"]
+    assert download.download(server.url + "/a.bin").read_bytes() == CONTENT
+    server.files["/b.bin"] = CONTENT
+    server.script = ["stall"] * 9
+    with pytest.raises(download.Unreachable, match="cannot be downloaded"):
+        download.download(server.url + "/b.bin")
+
+
+def test_a_redirect_is_followed_and_one_without_an_end_or_out_of_the_web_is_not(server):
+    server.files["/a.bin"] = CONTENT
+    server.script = ["/elsewhere"]
+    server.files["/elsewhere"] = CONTENT
+    assert download.download(server.url + "/a.bin").read_bytes() == CONTENT
+    for place in ("/b.bin", "file:///etc/passwd", "http://[::1", "http:///"):
+        server.files["/b.bin"] = CONTENT
+        server.script = [place] * 50
+        with pytest.raises(download.Unreachable, match="cannot be downloaded"):
+            download.download(server.url + "/b.bin")
+    assert not [file for file in download.cache().rglob("*") if file.is_file() and "b.bin" in file.name]
+
+
+def test_bytes_that_changed_between_two_parts_of_a_download_are_refused(server):
+    server.files["/a.bin"] = CONTENT
+    server.script = ["cut", "other"]
+    right = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(InputError, match="other bytes than expected"):
+        download.download(server.url + "/a.bin", sha256=right)
+    assert download.download(server.url + "/a.bin", sha256=right).read_bytes() == CONTENT
 
 
 def packed(members):

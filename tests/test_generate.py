@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from minirec import generate
+from minirec.artefact import Made
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
-from minirec.schemas import Made
 from minirec.tree import Tree
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minirec import gradient, schemas, tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 from minirec.whitening import Whitening
 
 N, G, D, K, M = 23, 3, 8, 5, 30

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from minirec import config, plan, schemas
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.plan import Sizes
-from minirec.schemas import Made
 
 SIZE = Sizes(train=100, valid=10, test=30, items=20, user_tokens=10, item_tokens=5)
 SMALL = {

@@ -10,8 +10,8 @@ import pytest
 from sklearn.metrics.pairwise import linear_kernel
 
 from minirec import references, schemas
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 TEXTS = ["blue train jazz", "kind of blue jazz", "abbey road rock", "red clay jazz", "abbey rock live", "silence"]
 POPULARITY = [3, 3, 1, 0, 2, 0]

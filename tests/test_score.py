@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from minirec import schemas, score, tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 N, G, D = 23, 2, 6
 

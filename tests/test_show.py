@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from minirec import __version__, schemas, show, tensors
+from minirec import __version__, artefact, schemas, show, tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 MADE = Made("score", {"mu": 0.5, "sigma": None}, {"rollouts": "0123456789abcdef" * 4})
 
@@ -114,8 +114,8 @@ def test_tensors_are_shown_with_shape_and_range(gradients):
 
 
 def test_json_is_shown_with_dotted_keys(tmp_path):
-    content = {"samples": 9, "metrics": {"ndcg@10": {"mean": 0.25}}, "made": json.loads(MADE.json())}
-    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    content = {"samples": 9, "metrics": {"ndcg@10": {"mean": 0.25}}}
+    artefact.write_json(content, tmp_path / "metrics.json", MADE)
     text = show.describe(tmp_path / "metrics.json", 5)
     assert line(text, "metrics.ndcg@10.mean") == "metrics.ndcg@10.mean 0.25"
     assert line(text, "samples") == "samples 9"

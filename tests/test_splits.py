@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from minirec import schemas, splits
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 TITLES = ["zero", "one", "two", "three"]
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from minirec import config, evaluate, schemas, summarise
+from minirec import artefact, config, evaluate, schemas, summarise
+from minirec.artefact import Made
 from minirec.breakdown import Examined
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 TESTED, TRAINED, ITEMS, PICKED = 40, 12, 30, 4
 BASE = np.arange(TESTED) % ITEMS + 1
@@ -30,8 +30,7 @@ def write_ranks(folder: Path, rank, settings, first_id: int = 0) -> None:
 
 
 def write_json(file: Path, content) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
+    artefact.write_json(content, file, Made("test"))
 
 
 def write_selection(folder: Path, ids, signals: bool) -> None:
@@ -133,7 +132,7 @@ def test_the_summary_has_the_metrics_of_every_part(project):
     assert summary["samples"] == {"train": TRAINED, "valid": 3, "test": TESTED}
     assert (summary["catalogue"], summary["selected"]) == (ITEMS, PICKED)
     assert summary["zero_hit_share"] == 3 / TRAINED
-    assert summary["prepare"] == {"dropped": {"no title": 7}}
+    assert summary["prepare"]["dropped"] == {"no title": 7}
     assert summary["breakdown"]["after"]["recommended"]["popularity@10"] == 1.0  # the rows 0, 1 and 2
     assert summary["breakdown"]["before"]["by_history_length"]["1"]["samples"] == 14
     assert "10% -> 10% of the catalogue, an item has 1.0 -> 1.0 training interactions (targets 0.0)" in text

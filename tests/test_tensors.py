@@ -1,14 +1,12 @@
 """Tensors: a damaged or foreign file is refused in one sentence, a failed write leaves what was there."""
 
-import contextlib
-
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from minirec import tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 MADE = Made("gradient", {"seed": 0}, {"rollouts": "12"})
 
@@ -67,23 +65,6 @@ def test_a_truncated_file_is_refused(file, share):
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
     assert "is not a readable safetensors file" in refusal(file)
-
-
-def test_a_flipped_bit_is_refused_wherever_it_is_in_the_data(file):
-    content = file.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    for place in np.linspace(start, len(content) - 1, 40).astype(int):
-        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        assert "do not match its digest" in refusal(file)
-
-
-def test_a_flipped_bit_of_the_header_never_ends_in_another_error(file, arrays):
-    content = file.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    for place in range(start):
-        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with contextlib.suppress(InputError):  # the part that says what made it may change unseen
-            assert np.array_equal(tensors.read(file, "g")["g"], arrays["g"])
 
 
 def test_a_file_without_a_digest_is_refused(tmp_path):

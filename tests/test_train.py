@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.trainer_utils import get_last_checkpoint
 
 from minirec import embed, objective, schemas, train
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 from minirec.trainer import RecommenderTrainer
 
 ITEMS, SAMPLES = 30, 34
@@ -242,7 +243,7 @@ def test_each_loss_alone_moves_the_weights(project, tiny_model, defaults, tmp_pa
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
 
 
-def test_a_damaged_checkpoint_is_not_resumed_from(project, tiny_model, defaults, tmp_path):
+def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / "checkpoint-3").mkdir(parents=True)
     (folder / "made.json").write_text("x")
@@ -251,3 +252,31 @@ def test_a_damaged_checkpoint_is_not_resumed_from(project, tiny_model, defaults,
     shutil.rmtree(folder)
     train.resumable(folder, "x")
     assert [file.name for file in folder.iterdir()] == ["made.json"]
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_left_out_and_the_weights_stay_the_same(
+    usual, project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    whole = RecommenderTrainer.training_step
+
+    def dies(self, *arguments, **named):
+        if self.state.global_step == 4:
+            raise Killed
+        return whole(self, *arguments, **named)
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", dies)
+    with pytest.raises(Killed):
+        run(project, tiny_model, defaults, tmp_path)
+    monkeypatch.setattr(RecommenderTrainer, "training_step", whole)
+    folder = tmp_path / "checkpoints"
+    note = (folder / "made.json").read_text(encoding="utf-8")
+    train.resumable(folder, note)
+    last = get_last_checkpoint(str(folder))
+    assert last is not None
+    file = Path(last) / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    train.resumable(folder, note)
+    assert not Path(last).exists()
+    assert same(usual[0], run(project, tiny_model, defaults, tmp_path)[0])

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 from minirec.whitening import Whitening
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from minirec import config, experiment, schemas
+from minirec import artefact, config, experiment, schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "bill.csv"
@@ -126,7 +126,7 @@ def main() -> None:
     given = parser.parse_args()
     found = [row for model in given.models for row in {"tiny": measured, "smollm": extrapolated}[model](given)]
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    with schemas.replacing(given.out) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+    with artefact.replacing(given.out) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, NAMES, lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)

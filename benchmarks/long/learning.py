@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from minirec import config, experiment, metrics, schemas
+from minirec import artefact, config, experiment, metrics, schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
@@ -37,8 +36,8 @@ def row(top: Path, run: Path, model: str, arm: str, seed: int) -> dict[str, obje
         for when, table in (("before", before), ("after", after))
         for suffix, column in (("", "rank"), ("_without_reasoning", "rank_without_reasoning"))
     }
-    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["metrics"][f"ndcg@{K}"]
-    references = json.loads((top / "references.json").read_text(encoding="utf-8"))["references"]
+    found = artefact.read_json(run / "metrics.json")["metrics"][f"ndcg@{K}"]
+    references = artefact.read_json(top / "references.json")["references"]
     return {
         "dataset": top.name,
         "model": model.split("_")[0],
@@ -64,7 +63,7 @@ def keep(new: dict[str, object]) -> None:
     key = [str(new[name]) for name in NAMES[:4]]
     rows = [r for r in rows if [r[name] for name in NAMES[:4]] != key] + [{k: str(v) for k, v in new.items()}]
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    with schemas.replacing(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+    with artefact.replacing(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, [*NAMES, *VALUES, *REFERENCES], lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda r: [r[name] for name in NAMES[:4]]))

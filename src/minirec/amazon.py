@@ -10,9 +10,9 @@ import duckdb
 import pyarrow as pa
 
 from minirec import schemas
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.progress import log
-from minirec.schemas import Made
 
 INTERACTIONS = "benchmark/5core/rating_only/{category}.csv.gz"
 ITEMS = "raw/meta_categories/meta_{category}.jsonl.gz"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from minirec import config, experiment, schemas
+from minirec import artefact, config, experiment, schemas
+from minirec.artefact import Made, replacing
 from minirec.progress import log
-from minirec.schemas import Made, replacing
 
 CELL = ["model", "selector", "method", "budget"]
 
@@ -20,7 +19,7 @@ def rows(folder: Path, run: str) -> list[dict[str, Any]]:
     """The metrics of a run, one row a metric; `run` is model/selector/method-budget/seedN below `folder`."""
     model, selector, trained_on, seed = run.split("/")
     method, budget = trained_on.rsplit("-", 1)
-    metrics = json.loads((folder / run / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    metrics = artefact.read_json(folder / run / "metrics.json")["metrics"]
     seconds = float(schemas.numpy(schemas.read("history", folder / run / "history.parquet"), "seconds").sum())
     place = {
         "model": model,

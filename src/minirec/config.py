@@ -45,9 +45,11 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where they would count as 1 and 0."""
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where they would count as 1 and 0, and halves of characters."""
         found = value if isinstance(value, list) else [value]
+        if any("\ud800" <= character <= "\udfff" for part in found if isinstance(part, str) for character in part):
+            raise PydanticCustomError("text", "input should be text without halves of characters")
         switch = cls.model_fields[info.field_name or ""].annotation is bool
         if not switch and any(isinstance(part, bool) for part in found):
             raise PydanticCustomError("switch", "input should not be true or false")
@@ -436,13 +438,14 @@ def flags(config: Config, stage: str, method: str | None = None) -> str:
 
 def _scalar(value: Any) -> str:
     """A value as YAML on one line; text that reads as itself, and not as a flag, stays bare."""
-    if not isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str | list):
+        return text
     try:
-        bare = yaml.safe_load(value) == value and not value.startswith("-")
+        bare = yaml.safe_load(text) == value and not text.startswith("-")
     except yaml.YAMLError:
         bare = False
-    return value if bare else yaml.safe_dump(value, default_style='"', width=math.inf).strip()
+    return text if bare else yaml.safe_dump(value, default_style='"', default_flow_style=True, width=math.inf).strip()
 
 
 def flag(name: str) -> str:

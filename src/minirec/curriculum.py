@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from minirec import config, schemas, tensors
-from minirec.schemas import Made
+from minirec.artefact import Made
 
 
 def groups(count: int, group_size: int) -> np.ndarray:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import lzma
 import os
+import struct
 import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import httpx
 
+from minirec.artefact import digest, replacing
 from minirec.errors import InputError
 from minirec.progress import log, progress
-from minirec.schemas import digest, replacing
 
 TRIES = 5
 WAIT_SECONDS = 1.0  # before the second try; doubles with each
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # a server that stalls for longer is given up
 MAX_MEMBER_BYTES = 20 * 2**30
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+)
 
 
 class Unreachable(Exception):
@@ -48,7 +62,9 @@ def download(url: str, sha256: str | None = None, md5: str | None = None) -> Pat
             try:
                 _stream(url, partial)
                 break
-            except (httpx.TransportError, _Again) as error:
+            except (httpx.TooManyRedirects, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
+            except (httpx.HTTPError, _Again) as error:
                 name_unknown = isinstance(error, httpx.ConnectError)
                 if attempt == TRIES - 1 or (name_unknown and attempt >= 1):
                     raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
@@ -101,8 +117,10 @@ def extract(archive: Path, member: str, target: Path) -> None:
                     out.write(chunk)
     except KeyError as error:
         raise InputError(f"{archive} holds no {member}; it is not the expected archive") from error
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise InputError(f"{archive} is damaged ({error}); delete it and fetch again") from error
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the machine's, not the archive's
+            raise
+        raise InputError(f"{archive} is damaged ({' '.join(str(error).split())}); delete it and fetch again") from error
 
 
 class _Again(Exception):

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minirec import config, generate, splits, tensors
+from minirec import config, generate, memory, splits, tensors
+from minirec.artefact import Made
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import progress
-from minirec.schemas import Made
 from minirec.whitening import Whitening
 
 
@@ -48,6 +48,11 @@ def run(
     inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     made = Made("embed", policy.model_dump() | embed.model_dump(), inputs)
     goods = Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk) if adapter else None)
+    memory.require(
+        2 * goods.bytes(trunk=adapter is None and embed.keep_trunk),  # read once and written once
+        f"the catalogue of {len(goods)} items ({catalogue})",
+        "set datasets.NAME.filter to keep fewer, embed.keep_trunk to false, or take a larger machine",
+    )
     if adapter is None:
         Trunk.write(goods.make_trunk() if embed.keep_trunk else None, trunk, made)
     raw = goods.embed(what="items").cpu()

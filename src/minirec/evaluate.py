@@ -5,7 +5,6 @@ Without an adapter this is the policy before RL.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from minirec import config, metrics, ranking, schemas, splits, tensors
+from minirec import artefact, config, metrics, ranking, schemas, splits, tensors
+from minirec.artefact import Made
 from minirec.breakdown import Examined, K
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import log
-from minirec.schemas import Made
 from minirec.whitening import Whitening
 
 
@@ -41,15 +40,13 @@ def write(
         "top": list(top),
     }
     schemas.write("ranks", pa.table(columns, schemas.TABLES["ranks"].schema()), ranks, made)
-    summary = {
+    summary: dict[str, Any] = {
         "samples": len(rank),
         "metrics": metrics.summary(rank, settings),
         "metrics_without_reasoning": metrics.summary(without, settings),
         "breakdown": tested.describe(rank, top),
-        "made": json.loads(made.json()),
     }
-    with schemas.replacing(out) as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    artefact.write_json(summary, out, made)
     for name, value in summary["metrics"].items():
         log.info("%s %.4f [%.4f, %.4f]", name, value["mean"], value["low"], value["high"])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from minirec import amazon, config, movielens
+from minirec.artefact import Made
 from minirec.download import Unreachable, download
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 MEMORY = "1GB"  # of the query engine that converts
 

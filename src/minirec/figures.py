@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from minirec.schemas import numpy, replacing
+from minirec.artefact import replacing
+from minirec.schemas import numpy
 
 mpl.use("Agg")
 mpl.rcParams |= {

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from minirec import schemas, tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 from minirec.splits import WINDOW
 
 

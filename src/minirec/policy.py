@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from minirec import config, prompts
+from minirec import artefact, config, prompts
 from minirec.errors import InputError
 
 
@@ -35,6 +35,7 @@ class Policy:
                 raise InputError(f"{folder} has no {needed}; fetch the model again")
         if not any(folder.glob("*.safetensors")):
             raise InputError(f"{folder} has no weights (*.safetensors); fetch the model again")
+        artefact.verify_folder(folder, foreign=True)
         disable_progress_bar()  # the package has its own
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
         with _loading(folder):
@@ -57,6 +58,7 @@ class Policy:
 
             if not (adapter / "adapter_model.safetensors").is_file():
                 raise InputError(f"{adapter} has no adapter_model.safetensors; run train again")
+            artefact.verify_folder(adapter)
             with _loading(adapter):
                 model = PeftModel.from_pretrained(model, adapter)
         return cls(model.to(device).eval(), tokenizer, settings)

@@ -6,7 +6,6 @@ interactions, so ten million of them fit into two gigabytes.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minirec import config, schemas
+from minirec import artefact, config, schemas
+from minirec.artefact import Made
 from minirec.config import Filter, Prepare
 from minirec.errors import InputError
 from minirec.progress import log, progress
-from minirec.schemas import Made
 
 CHUNK = 250_000  # rows a row group
 
@@ -346,18 +345,15 @@ def _run(
     for name, value in report.items():
         counts = ", ".join(f"{key} {n}" for key, n in value.items()) if isinstance(value, dict) else value
         log.info("%s: %s", name.replace("_", " "), counts)
-    with schemas.replacing(out / "prepare.json") as partial:
-        partial.write_text(json.dumps(report | {"made": json.loads(made.json())}, indent=2) + "\n", encoding="utf-8")
+    artefact.write_json(report, out / "prepare.json", made)
 
 
 def _check(engine: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
     """Raise InputError where a file is no Parquet file or breaks the table's schema."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; put your data there or fetch it")
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file ({' '.join(str(error).split())[:120]})") from error
+    with schemas.opened(path, foreign=True) as (file, _):
+        schema = file.schema_arrow
     spec = schemas.TABLES[name]
     for column, rule in spec.columns.items():
         if column not in schema.names:

@@ -8,7 +8,18 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-PLUMBING = {"__init__", "__main__", "config", "errors", "progress", "provenance", "schemas", "tensors"}
+PLUMBING = {
+    "__init__",
+    "__main__",
+    "artefact",
+    "config",
+    "errors",
+    "memory",
+    "progress",
+    "provenance",
+    "schemas",
+    "tensors",
+}
 # They check, carry and report; a change in them may stop a stage, but does not change what it computes.
 
 

@@ -5,7 +5,6 @@ They learn from the training samples alone, as the policy does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +14,12 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from minirec import config, metrics, schemas, splits
+from minirec import artefact, config, metrics, schemas, splits
+from minirec.artefact import Made
 from minirec.breakdown import K
 from minirec.progress import log
-from minirec.schemas import Made
 
-CHUNK = 1024  # test samples ranked at a time
+SCORES = 2**24  # ranked at a time: bounds memory whatever the size of the catalogue
 
 
 def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,13 +75,14 @@ def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Pat
     methods: dict[str, Callable[[slice], np.ndarray]] = {
         "popularity": lambda part: np.tile(popularity, (len(last[part]), 1)),
         "tfidf_last": lambda part: (words[last[part]] @ words.T).toarray(),
-        "tfidf_history": lambda part: _mean_rows(words, test.history[part]) @ words.T.toarray(),
+        "tfidf_history": lambda part: (_mean_rows(words, test.history[part]) @ words.T).toarray(),
         "transitions": lambda part: follows[last[part]].toarray() + tie,
     }
     tested = splits.tested(test, catalogue)
     summary, breakdown, parts = {}, {}, []
+    count = max(1, SCORES // goods.num_rows)  # samples at a time
     for name, scores in methods.items():
-        chunks = [slice(start, start + CHUNK) for start in range(0, len(test), CHUNK)]
+        chunks = [slice(start, start + count) for start in range(0, len(test), count)]
         pieces = [rank(scores(part), test.target[part], test.history[part]) for part in chunks]
         found, top = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
         breakdown[name] = tested.describe(found, top)
@@ -91,14 +91,11 @@ def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Pat
         log.info("%s: NDCG@10 %.4f", name, float(metrics.ndcg(found, 10).mean()))
     made = Made("references", evaluate.model_dump(), {"samples": samples, "catalogue": catalogue})
     schemas.write("references", pa.concat_tables(parts), ranks, made)
-    with schemas.replacing(out) as partial:
-        content = {"samples": len(test), "references": summary, "breakdown": breakdown}
-        content["made"] = json.loads(made.json())
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    artefact.write_json({"samples": len(test), "references": summary, "breakdown": breakdown}, out, made)
 
 
-def _mean_rows(words: csr_array, history: np.ndarray) -> np.ndarray:
+def _mean_rows(words: csr_array, history: np.ndarray) -> csr_array:
     rows, slots = np.nonzero(history >= 0)
     counts = (history >= 0).sum(1)
     share = csr_array((1 / counts[rows], (rows, history[rows, slots])), shape=(len(history), words.shape[0]))
-    return (share @ words).toarray()
+    return share @ words

@@ -17,12 +17,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from minirec import config, generate, judge, schemas, splits, tensors
+from minirec import artefact, config, generate, judge, schemas, splits, tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.policy import Policy
 from minirec.progress import progress
 from minirec.provenance import code_digest
-from minirec.schemas import Made
 from minirec.splits import Split
 from minirec.whitening import Whitening
 
@@ -49,7 +49,7 @@ def run(
         raise InputError(f"--shard is {shard}, but rollout.shards is {rollout.shards}; take 0 to {rollout.shards - 1}")
     settings = {k: v for part in (policy, sampling, reward, rollout) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "model": model}
-    made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {})).digested()
+    made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
     table = torch.from_numpy(tensors.read(items, "items")["items"])
     whiten = Whitening.read(whitening)
     loaded = Policy.load(model, policy, adapter)
@@ -129,7 +129,7 @@ class Parts:
         note = folder / "made.json"
         if folder.is_dir() and not (note.is_file() and note.read_text(encoding="utf-8") == self.record):
             shutil.rmtree(folder)
-        with schemas.replacing(note) as partial:
+        with artefact.replacing(note) as partial:
             partial.write_text(self.record, encoding="utf-8")
 
     def path(self, window: int, batch: int) -> Path:

@@ -6,11 +6,8 @@ A column is `name: type`, with `?` where it may be null. An artefact's metadata 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from minirec import __version__
+from minirec import artefact
+from minirec.artefact import Made
 from minirec.errors import InputError
 
 METADATA_KEY = b"minirec"
@@ -217,54 +215,6 @@ TABLES: dict[str, Table] = {
 }
 
 
-@dataclass(frozen=True)
-class Made:
-    """What made an artefact: stage, settings, and the inputs' sha256 by name. Holds no time, so bytes repeat."""
-
-    stage: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, Path | str] = field(default_factory=dict)  # files, or their digests
-
-    @classmethod
-    def parse(cls, stored: dict[str, Any]) -> Made:
-        """From what an artefact stores."""
-        return cls(stored["stage"], stored["settings"], stored["inputs"])
-
-    def digested(self) -> Made:
-        """The same with the digests of its inputs, for many files."""
-        inputs = {name: digest(i) if isinstance(i, Path) else i for name, i in self.inputs.items()}
-        return Made(self.stage, self.settings, inputs)
-
-    def json(self) -> str:
-        """As stored in the artefact."""
-        inputs = self.digested().inputs
-        content = {"version": __version__, "stage": self.stage, "settings": self.settings, "inputs": inputs}
-        return json.dumps(content, sort_keys=True, default=str)
-
-
-def digest(path: Path) -> str:
-    """Sha256 of a file, or of the names and contents of the files in a folder."""
-    if path.is_dir():
-        whole = hashlib.sha256()
-        for part in sorted(p for p in path.rglob("*") if p.is_file()):
-            whole.update(f"{part.relative_to(path).as_posix()}\0{digest(part)}\0".encode())
-        return whole.hexdigest()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name on success and vanishes on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write(name: str, table: pa.Table, path: Path, made: Made) -> None:
     """Check a table and write it beside `path`, then rename; raises ValueError where the table breaks its schema."""
     with writer(name, path, made) as append:
@@ -278,11 +228,12 @@ def writer(name: str, path: Path, made: Made) -> Iterator[Any]:
     The key is checked within each part only.
     """
     spec = TABLES[name]
-    schema = spec.schema().with_metadata({METADATA_KEY: made.json().encode()})
+    schema = spec.schema()
     with (
-        replacing(path) as partial,
+        artefact.sealing(path, made) as (partial, record),
         pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as out,
     ):
+        out.add_key_value_metadata({METADATA_KEY: record})  # not as the schema's: that would be stored encoded, too
 
         def append(part: pa.Table) -> None:
             problem = _problem(name, part, f"the new {path.name}")
@@ -296,7 +247,7 @@ def writer(name: str, path: Path, made: Made) -> Iterator[Any]:
 def read(name: str, path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a table and check it against its schema; raises InputError with one sentence."""
     spec = TABLES[name]
-    with _readable(path) as file:
+    with opened(path, spec.foreign) as (file, _):
         table = file.read(columns=_columns(name, path, file, columns))
     for column in columns or spec.columns:
         if column not in table.column_names:
@@ -373,38 +324,34 @@ class Stream:
         return True
 
     def _batches(self) -> Iterator[pa.Table]:
-        with _readable(self.path, buffer_size=2**20) as file:
+        with opened(self.path, TABLES[self.name].foreign, buffer_size=2**20) as (file, _):
             _columns(self.name, self.path, file, self.columns)
             for batch in file.iter_batches(STREAMED_ROWS, columns=self.columns):
                 yield pa.Table.from_batches([batch])
 
 
 def read_made(path: Path) -> dict[str, Any]:
-    """What made a Parquet file; empty where it was not made by this package."""
-    with _readable(path) as file:
-        raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
-    return record(raw or b"{}", path)
-
-
-def record(raw: bytes | str, path: Path) -> dict[str, Any]:
-    """What a file stores about its making; raises InputError where that is damaged."""
-    try:
-        found = json.loads(raw)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} carries a damaged record of what made it; make it again")
-    return found
+    """What made a Parquet file of ours, without its digest; raises InputError where it is damaged."""
+    with opened(path, foreign=False) as (_, record):
+        return {name: value for name, value in record.items() if name != "digest"}
 
 
 @contextlib.contextmanager
-def _readable(path: Path, **how: Any) -> Iterator[pq.ParquetFile]:
+def opened(path: Path, foreign: bool, **how: Any) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
+    """A Parquet file and the record of what made it, the digest checked; `foreign` files may come without a record.
+
+    Raises InputError where the file is missing or damaged.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the stage that makes it")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, **how) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
+            raw = (file.metadata.metadata or {}).get(METADATA_KEY)
+            record = {} if raw is None else artefact.record(raw, path)
+            if raw is not None or not foreign or artefact.mentions_record(path):
+                artefact.verify(path, record)
+            yield file, record
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a readable Parquet file ({_one_line(error)}); make or copy it again"
         ) from error

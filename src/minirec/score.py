@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from minirec import config, schemas, tensors
-from minirec.schemas import Made
+from minirec.artefact import Made
 
 BLOCK = 2_048  # samples whose derivatives are held at a time
 

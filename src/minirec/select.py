@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minirec import config, schemas, tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.nearest import TIE, Largest, Nearest
 from minirec.progress import progress
-from minirec.schemas import Made
 
 
 def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from minirec import schemas, tensors
+from minirec import artefact, schemas, tensors
 from minirec.errors import InputError
-from minirec.schemas import METADATA_KEY, TABLES, Column
+from minirec.schemas import TABLES, Column
 
 CELL = 32  # widest text in a row of data
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -67,24 +67,19 @@ def _made(made: dict[str, Any]) -> str:
 
 
 def _parquet(path: Path, rows: int) -> str:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            schema = file.schema_arrow
-            name = table_name(path, schema.names)
-            known: dict[str, Column] = TABLES[name].columns if name else {}
-            lines = [["column", "type", "nulls", "range", "meaning"]]
-            for field in schema:
-                nulls, span = _span(file, field.name)
-                meaning = known[field.name].meaning if field.name in known else "-"
-                lines.append([field.name, str(field.type), str(nulls), span, meaning])
-            first = next(file.iter_batches(batch_size=max(rows, 1)), None) if file.metadata.num_rows else None
-            raw = (schema.metadata or {}).get(METADATA_KEY)
-            count = file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is not a readable Parquet file ({reason}); make or copy it again") from error
+    with schemas.opened(path, foreign=True) as (file, made):
+        schema = file.schema_arrow
+        name = table_name(path, schema.names)
+        known: dict[str, Column] = TABLES[name].columns if name else {}
+        lines = [["column", "type", "nulls", "range", "meaning"]]
+        for field in schema:
+            nulls, span = _span(file, field.name)
+            meaning = known[field.name].meaning if field.name in known else "-"
+            lines.append([field.name, str(field.type), str(nulls), span, meaning])
+        first = next(file.iter_batches(batch_size=max(rows, 1)), None) if file.metadata.num_rows else None
+        count = file.metadata.num_rows
     text = f"{path}: {name or 'a table unknown to minirec'}, {count:,} rows\n"
-    text += _made(schemas.record(raw or b"{}", path)) + "\n" + align(lines)
+    text += _made(made) + "\n" + align(lines)
     if first is not None and rows > 0:
         data = [schema.names, *([_short(v) for v in row.values()] for row in first.slice(0, rows).to_pylist())]
         text += f"\nfirst {len(data) - 1} rows\n{align(data)}"
@@ -116,7 +111,7 @@ def _safetensors(path: Path) -> str:
             shapes = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); make it again") from error
-    made = schemas.record(metadata.get("minirec", "{}"), path)
+    made = artefact.record(metadata.get("minirec", "{}"), path)
     count = sum(int(np.prod(shape)) for _, shape in shapes.values())
     lines = [["tensor", "type", "shape", "range"]]
     arrays = tensors.read(path) if made else {}  # checks the digest
@@ -133,10 +128,11 @@ def _folder(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     if not (path / "config.json").is_file() and not (path / ADAPTER_FILE).is_file():
         raise InputError(f"{path} is a folder, but neither of an adapter nor of a model; name a file in it")
+    artefact.verify_folder(path, foreign=True)
     lines = [[str(file.relative_to(path)), f"{file.stat().st_size:,} bytes"] for file in files]
     text = f"{path}: {'adapter' if (path / ADAPTER_FILE).is_file() else 'model'}, {len(files)} files\n{align(lines)}"
     for file in files:
-        if file.name in ("minirec.json", "adapter_config.json"):
+        if file.name in (artefact.FOLDER_RECORD, "adapter_config.json"):
             text += f"\n{_json(file)}"
     for file in files:
         if file.suffix == ".safetensors":
@@ -145,12 +141,13 @@ def _folder(path: Path) -> str:
 
 
 def _json(path: Path) -> str:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); make it again") from error
-    known = isinstance(content, dict) and isinstance(content.get("made"), dict)
-    made = content.pop("made") if known else {}
+    content = artefact.load_json(path)
+    if path.name == artefact.FOLDER_RECORD:
+        made, content = content, {}
+    else:
+        made = content.pop("made") if isinstance(content.get("made"), dict) else {}
+    if made:
+        artefact.verify(path, made)
     return f"{path}\n{_made(made)}\n" + align(_leaves(content, ""))
 
 

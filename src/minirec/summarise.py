@@ -6,18 +6,17 @@ What it reads is what the configuration's `main` names; what it says is measured
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minirec import config, experiment, metrics, schemas
+from minirec import artefact, config, experiment, metrics, schemas
+from minirec.artefact import Made, replacing
 from minirec.errors import InputError
 from minirec.metrics import Interval
 from minirec.progress import log
-from minirec.schemas import Made, replacing
 
 K = 10  # the cutoff of tests and of the terminal's summary
 
@@ -111,9 +110,9 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
     files = experiment.summary_inputs(given, str(results.parent), results.name)
     several = {name: [Path(f) for f in value] for name, value in files.items() if isinstance(value, list)}
     one = {name: Path(value) for name, value in files.items() if isinstance(value, str)}
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in several["metrics"]]
-    base = json.loads(one["base"].read_text(encoding="utf-8"))
-    references = json.loads(one["references"].read_text(encoding="utf-8"))
+    runs = [artefact.read_json(path) for path in several["metrics"]]
+    base = artefact.read_json(one["base"])
+    references = artefact.read_json(one["references"])
     scores = schemas.read("scores", one["scores"]) if "scores" in one else None
     selection = schemas.read("selection", several["selection"][0])
     split = schemas.read("samples", one["samples"], ["split"])["split"].value_counts().to_pylist()
@@ -145,20 +144,18 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
             for seed, run in zip(given.main.seeds, runs, strict=True)
         },
         "cost": costs(results.parent / "benchmarks" / results.name),
-        "prepare": json.loads(one["prepare"].read_text(encoding="utf-8")),
+        "prepare": artefact.read_json(one["prepare"]),
     }
     if scores is not None:
         summary["zero_hit_share"] = float((schemas.numpy(scores, "hits") == 0).mean())
     made = Made("summarise", evaluate.model_dump(), one | {p.parent.name: p for p in several["metrics"]})
-    summary["made"] = json.loads(made.json())
     from minirec import figures
 
     curriculum = schemas.read("curriculum", several["curriculum"][0]).sort_by("position")
     pictures = figures.draw(results / "figures", scores, selection, curriculum)
     with replacing(results / "summary.txt") as partial:
         partial.write_text(text(summary, results, pictures), encoding="utf-8")
-    with replacing(out) as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    artefact.write_json(summary, out, made)
     log.info("wrote %s, %s and %d pictures", out, results / "summary.txt", len(pictures))
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,19 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from minirec import artefact
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made, replacing
 
 BLOCK_BYTES = 2**25  # read at a time where a file is compared with its digest
 KINDS = {"int64": "I64", "float32": "F32"}  # what a file written row by row may hold, in the library's order
 
 
 def write(tensors: Mapping[str, np.ndarray], path: Path, made: Made) -> None:
-    """Write named arrays beside `path`, then rename; a digest of the values goes into the metadata."""
+    """Write named arrays beside `path`, then rename."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    with replacing(path) as partial:
-        record = json.loads(made.json()) | {"sha256": _digest(arrays)}
-        save_file(
-            arrays, partial, metadata={"minirec": json.dumps(record, sort_keys=True)}
-        )  # one key: the order of several is random
+    with artefact.sealing(path, made) as (partial, record):
+        save_file(arrays, partial, metadata={"minirec": record})  # one key: the order of several is random
 
 
 @contextmanager
@@ -43,10 +40,9 @@ def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, made: Made) -> Ite
     names = sorted(layout, key=lambda name: (list(KINDS).index(kinds[name]), name))
     bytes_ = {name: int(np.prod(layout[name])) * np.dtype(kinds[name]).itemsize for name in names}
     ends = dict(zip(names, np.cumsum([bytes_[name] for name in names]).tolist(), strict=True))
-    record = json.loads(made.json())
 
-    def header(sha256: str) -> bytes:
-        about: dict[str, Any] = {"__metadata__": {"minirec": json.dumps(record | {"sha256": sha256}, sort_keys=True)}}
+    def header(record: str) -> bytes:
+        about: dict[str, Any] = {"__metadata__": {"minirec": record}}
         for name in names:
             offsets = [ends[name] - bytes_[name], ends[name]]
             about[name] = {"dtype": KINDS[kinds[name]], "shape": list(layout[name]), "data_offsets": offsets}
@@ -54,45 +50,41 @@ def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, made: Made) -> Ite
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    start = len(header("0" * 64))
     done = 0
-    with replacing(path) as partial:
-        with partial.open("wb") as file:
-            file.write(header("0" * 64))
+    with artefact.sealing(path, made) as (partial, record), partial.open("wb") as file:
+        start = file.write(header(record))
 
-            def append(**rows: np.ndarray) -> None:
-                nonlocal done
-                if rows.keys() != layout.keys() or len({len(part) for part in rows.values()}) != 1:
-                    raise ValueError(f"{path.name} needs as many rows of each of {', '.join(names)}")
-                for name, part in rows.items():
-                    if part.shape[1:] != layout[name][1:]:
-                        raise ValueError(f"{name} has rows of {part.shape[1:]}, not {layout[name][1:]}")
-                    file.seek(start + ends[name] - bytes_[name] + done * (bytes_[name] // max(count, 1)))
-                    file.write(np.ascontiguousarray(part, dtype=kinds[name]).data)
-                done += len(rows["sample_id"])
+        def append(**rows: np.ndarray) -> None:
+            nonlocal done
+            if rows.keys() != layout.keys() or len({len(part) for part in rows.values()}) != 1:
+                raise ValueError(f"{path.name} needs as many rows of each of {', '.join(names)}")
+            for name, part in rows.items():
+                if part.shape[1:] != layout[name][1:]:
+                    raise ValueError(f"{name} has rows of {part.shape[1:]}, not {layout[name][1:]}")
+                file.seek(start + ends[name] - bytes_[name] + done * (bytes_[name] // max(count, 1)))
+                file.write(np.ascontiguousarray(part, dtype=kinds[name]).data)
+            done += len(rows["sample_id"])
 
-            yield append
-            if done != count:
-                raise ValueError(f"{path.name} got {done} rows, not {count}")
-            file.truncate(start + ends[names[-1]])
-        sha256 = _digest_of_file(partial)
-        with partial.open("r+b") as written:
-            written.write(header(sha256))
+        yield append
+        if done != count:
+            raise ValueError(f"{path.name} got {done} rows, not {count}")
+        file.truncate(start + ends[names[-1]])
 
 
 def read(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Read the named arrays, all where none are named; raises InputError where the file is damaged."""
-    with _opened(path) as (file, expected):
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    _check(path, _digest(arrays), expected, arrays, names)
-    return {name: arrays[name] for name in names or arrays}
+    with _opened(path) as (file, record):
+        artefact.verify(path, record)
+        _check(path, file.keys(), names)
+        return {name: file.get_tensor(name) for name in names or file.keys()}
 
 
 def shapes(path: Path, *names: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the named arrays; raises InputError where the file is damaged. Holds a block of it at a time."""
-    with _opened(path) as (file, expected):
+    with _opened(path) as (file, record):
+        artefact.verify(path, record)
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    _check(path, _digest_of_file(path), expected, found, names)
+    _check(path, found, names)
     return {name: found[name] for name in names or found}
 
 
@@ -124,23 +116,23 @@ def part(path: Path, name: str, begin: int = 0, end: int | None = None) -> np.nd
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, str | None]]:
-    """A safetensors file and the digest it carries."""
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A safetensors file and the record of what made it, its digest not compared."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the stage that makes it")
     try:
         with safe_open(path, framework="numpy") as file:
-            yield file, json.loads((file.metadata() or {}).get("minirec", "{}")).get("sha256")
+            yield file, artefact.record((file.metadata() or {}).get("minirec", "{}"), path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error}); make it again") from error
+        raise InputError(
+            f"{path} is not a readable safetensors file ({error}); run the stage that makes it again"
+        ) from error
 
 
-def _check(path: Path, digest: str, expected: str | None, found: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    if expected != digest:
-        raise InputError(f"{path} is damaged: its contents do not match its digest; make it again")
+def _check(path: Path, found: Collection[str], names: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in found]
     if missing:
-        raise InputError(f"{path} has no tensor {missing[0]}; make it again")
+        raise InputError(f"{path} has no tensor {missing[0]}; run the stage that makes it again")
 
 
 def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:
@@ -152,27 +144,3 @@ def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray
         first = wanted[0] if len(sample_id) == 0 else wanted[bad][0]
         raise InputError(f"{path} has no sample {first}; make it again from the same samples")
     return rows
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    whole = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        whole.update(f"{name} {array.dtype} {array.shape}\0".encode())
-        whole.update(np.ascontiguousarray(array).data)
-    return whole.hexdigest()
-
-
-def _digest_of_file(path: Path) -> str:
-    """What `_digest` says of the arrays in a file, from a block of rows at a time."""
-    whole = hashlib.sha256()
-    with _opened(path) as (file, _):
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    for name in sorted(found):
-        count = found[name][0]
-        first = part(path, name, 0, min(count, 1))
-        rows = max(1, BLOCK_BYTES // max(1, first.nbytes))
-        whole.update(f"{name} {first.dtype} {found[name]}\0".encode())
-        for begin in range(0, count, rows):
-            whole.update(np.ascontiguousarray(part(path, name, begin, min(begin + rows, count))).data)
-    return whole.hexdigest()

@@ -22,14 +22,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
-from minirec import config, metrics, processes, ranking, schemas, splits, tensors
+from minirec import artefact, config, metrics, processes, ranking, schemas, splits, tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import log, progress
-from minirec.schemas import Made
 from minirec.splits import Split
-from minirec.trainer import ITEMS, RecommenderTrainer
+from minirec.trainer import RecommenderTrainer
 from minirec.whitening import Whitening
 
 
@@ -123,9 +123,12 @@ def resumable(folder: Path, made: str) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / ITEMS).is_file():
+        try:
+            artefact.verify_folder(checkpoint)
+        except InputError as problem:
+            log.info("%s is left out (%s)", checkpoint, problem)
             shutil.rmtree(checkpoint)
-    with schemas.replacing(note) as partial:
+    with artefact.replacing(note) as partial:
         partial.write_text(made, encoding="utf-8")
 
 
@@ -139,7 +142,7 @@ def save_adapter(trainer: RecommenderTrainer, out: Path, made: Made) -> None:
     settings["base_model_name_or_path"] = None  # it comes from the command line; a path would differ between machines
     settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order is not the same twice
     (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
-    (partial / "made.json").write_text(made.json(), encoding="utf-8")
+    artefact.seal_folder(partial, made)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 

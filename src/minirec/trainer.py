@@ -22,15 +22,15 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from trl import GRPOTrainer
 
-from minirec import config, generate, judge, objective, processes
+from minirec import artefact, config, generate, judge, objective, processes
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.items import Items
 from minirec.policy import Policy
-from minirec.schemas import replacing
 from minirec.splits import Split
 from minirec.whitening import Whitening
 
-ITEMS = "items.safetensors"  # the item table inside a checkpoint; written last, so it marks a complete one
+ITEMS = "items.safetensors"  # the item table inside a checkpoint
 
 
 @dataclass
@@ -265,8 +265,10 @@ class RecommenderTrainer(GRPOTrainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with processes.first_alone() as first:
             if first:
-                with replacing(folder / ITEMS) as partial:
-                    save_file({"items": self.item_table.contiguous()}, partial)
+                save_file({"items": self.item_table.contiguous()}, folder / ITEMS)
+        with processes.first_alone() as first:  # by now every process has written its files
+            if first:
+                artefact.seal_folder(folder, Made("checkpoint"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

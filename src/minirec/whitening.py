@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from minirec import tensors
+from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.schemas import Made
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """From raw files to samples, and the language models."""
 
+import shlex
+
 
 # No rule makes the files of a data set of your own, so nothing can overwrite or delete them. The digest of the code is
 # left out here: a new version of minirec must not download gigabytes again. To fetch anew, delete the files.
@@ -43,7 +45,7 @@ rule fetch_model:
         **needs("fetch"),
     params:
         source=lambda wildcards: experiment.entry(CONFIG, "models", wildcards.model),
-        titles=lambda wildcards, input: f"--items {input}" if input else "",
+        titles=lambda wildcards, input: f"--items {shlex.quote(str(input))}" if input else "",
     shell:
         "python -m minirec fetch --model {wildcards.model:q} --source {params.source:q} {params.titles}"
         " --out {output:q} --log {log:q}"
