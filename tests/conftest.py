@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from minirec import config, schemas
+from minirec import artefact, config, schemas
 from minirec.artefact import Made
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +104,7 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.01)
     proxy.model.save_pretrained(folder / "adapter")
+    artefact.seal_folder(folder / "adapter", Made("train"))
     files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "items")}
     embed.run(
         policy=defaults.policy,
