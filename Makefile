@@ -30,6 +30,12 @@ test: $(installed) ## every test, the whole workflow with a tiny model among the
 test-slurm: $(installed) ## the workflow on a real one-node Slurm, and faults it survives (Debian, root)
 	python -m pytest -m slurm -rs --verbose tests/slurm
 
+test-faults: $(installed) ## kill, damage and starve every stage, and compare what the next run writes
+	python -m pytest -m faults tests/test_faults.py
+
+fuzz: $(installed) ## more than 100,000 damaged and hostile inputs for every reader
+	MINIREC_FUZZ=full python -m pytest tests/test_fuzz.py
+
 check: $(installed) ## format, lint, types and the fast tests
 	ruff format --check .
 	ruff check .
@@ -37,12 +43,6 @@ check: $(installed) ## format, lint, types and the fast tests
 	snakefmt --check workflow
 	snakemake --lint
 	python -m pytest -m "not slow and not slurm and not faults"
-
-test-faults: $(installed) ## kill, damage and starve every stage, and compare what the next run writes
-	python -m pytest -m faults tests/test_faults.py
-
-fuzz: $(installed) ## more than 100,000 damaged and hostile inputs for every reader
-	MINIREC_FUZZ=full python -m pytest tests/test_fuzz.py
 
 bench: $(installed) ## measure speed and memory of the stages, on data made for it
 	@snakemake --cores $(CORES) --quiet host reason rules --configfile $(CONFIG) -- data/models/smollm

@@ -119,8 +119,8 @@ def rules() -> list[tuple[str, str]]:
 
 
 def test_no_rule_gives_an_unquoted_value_to_a_shell():
-    safe = {"params.settings", "params.shard", "params.titles"}  # made of quoted parts
-    digits = {"wildcards.seed", "wildcards.budget", "params.seed"}  # constrained to digits, or `all`
+    safe = {"params.settings", "params.shard", "params.titles", "params.winners"}  # made of quoted parts
+    digits = {"wildcards.seed", "wildcards.budget", "params.seed", "resources.processes"}  # digits, or `all`
     assert len(rules()) >= 15
     for file, text in rules():
         for field in re.findall(r"\{([^{}]+)\}", text):
