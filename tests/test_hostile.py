@@ -119,12 +119,12 @@ def rules() -> list[tuple[str, str]]:
 
 
 def test_no_rule_gives_an_unquoted_value_to_a_shell():
-    safe = {"params.settings", "params.shard", "params.titles", "params.winners"}  # made of quoted parts
-    digits = {"wildcards.seed", "wildcards.budget", "params.seed", "resources.processes"}  # digits, or `all`
+    quoted = {f"params.{name}" for name in ("settings", "policy", "shard", "titles", "winners")}  # each part is
+    digits = {"params.seed", "resources.processes", *(f"wildcards.{name}" for name in ("seed", "budget", "shard"))}
     assert len(rules()) >= 15
     for file, text in rules():
         for field in re.findall(r"\{([^{}]+)\}", text):
-            assert field.endswith(":q") or field in safe | digits, f"{file}: {{{field}}}"
+            assert field.endswith(":q") or field in quoted | digits, f"{file}: {{{field}}}"
 
 
 DUMP = '''
