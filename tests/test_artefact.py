@@ -193,3 +193,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
             write_badly(error)
     assert (tmp_path / "metrics.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_hidden_files_which_snakemake_adds_do_not_change_the_digest_of_a_folder(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "a").write_text("a")
+    before = artefact.digest(tmp_path)
+    (tmp_path / ".snakemake_timestamp").touch()
+    (tmp_path / "part" / ".hidden").write_text("b")
+    assert artefact.digest(tmp_path) == before
+    (tmp_path / "part" / "b").write_text("b")
+    assert artefact.digest(tmp_path) != before

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -47,11 +47,11 @@ class Made:
 
 
 def digest(path: Path) -> str:
-    """Sha256 of a file, or of the names and contents of the files in a folder."""
+    """Sha256 of a file, or of the names and contents of the files in a folder, hidden ones aside."""
     if path.is_dir():
         whole = hashlib.sha256()
-        for part in sorted(p for p in path.rglob("*") if p.is_file()):
-            whole.update(f"{part.relative_to(path).as_posix()}\0{digest(part)}\0".encode())
+        for name in _names(path):
+            whole.update(f"{name}\0{digest(path / name)}\0".encode())
         return whole.hexdigest()
     state = path.stat()
     return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns)
@@ -151,7 +151,7 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def seal_folder(folder: Path, made: Made) -> None:
     """Write the record of a folder: what made it and the digest of each of its files."""
-    files = {name: digest(folder / name) for name in _names(folder)}
+    files = {name: digest(folder / name) for name in _names(folder) if name != FOLDER_RECORD}
     path = folder / FOLDER_RECORD
     with sealing(path, made, files=files) as (partial, stored):
         partial.write_text(stored, encoding="utf-8")
@@ -174,10 +174,10 @@ def verify_folder(folder: Path, foreign: bool = False) -> None:
             )
 
 
-def _names(folder: Path) -> Iterable[str]:
-    """Files of a folder, as paths within it; neither the record itself nor hidden ones, which Snakemake adds."""
+def _names(folder: Path) -> list[str]:
+    """Files of a folder, as paths within it; not hidden ones, which Snakemake adds."""
     parts = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    return [p.as_posix() for p in parts if p.as_posix() != FOLDER_RECORD and not p.name.startswith(".")]
+    return [p.as_posix() for p in parts if not p.name.startswith(".")]
 
 
 def _dump(content: Mapping[str, Any]) -> str:
