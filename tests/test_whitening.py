@@ -24,6 +24,17 @@ def test_both_sides_are_centred_and_have_unit_covariance_together(sides):
     assert np.allclose((x.T @ x / len(x) + y.T @ y / len(y)) / 2, np.eye(4), atol=1e-4)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_power_below_one_leaves_the_same_share_of_every_spread(sides, power):
+    user, item = sides
+    whiten = Whitening.fit(user, item, 4, power)
+    centred = [v - v.mean(0) for v in (user, item)]
+    covariance = sum(v.T @ v / len(v) for v in centred) / 2
+    spread = np.sqrt(np.linalg.eigvalsh(covariance)[::-1][:4])
+    x, y = (side(torch.from_numpy(v)).numpy() for side, v in ((whiten.user, user), (whiten.item, item)))
+    assert np.allclose((x.T @ x / len(x) + y.T @ y / len(y)) / 2, np.diag(spread ** (2 - 2 * power)), atol=1e-3)
+
+
 def test_an_item_is_nearest_to_the_user_state_that_deviates_as_it_does(sides):
     user, item = sides
     whiten = Whitening.fit(user, item, 4)

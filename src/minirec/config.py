@@ -140,6 +140,7 @@ class Policy(Section):
         description="state at the marker, mean over the completion, or mean over history and completion"
     )
     whiten_dim: int | None = Field(ge=2, description="dimensions of the PCA that whitens both sides; null: none")
+    whiten_power: float = Field(ge=0, le=1, description="how far spreads are evened out: 1 to unit variance, 0 not")
     tau: float = Field(gt=0, description="temperature of the item softmax")
     prompt_history: int = Field(ge=1, description="history items in the prompt")
     max_item_tokens: int = Field(ge=8, description="item texts are cut to this many tokens")

@@ -66,6 +66,6 @@ def run(
         count = min(embed.whiten_prompts or len(train), len(train))
         rows = np.linspace(0, len(train) - 1, count).round().astype(int)  # spread over time
         users = user_states(loaded, list(train.take(list(rows)).bodies))
-        whiten = Whitening.fit(users.numpy(), raw.numpy(), policy.whiten_dim)
+        whiten = Whitening.fit(users.numpy(), raw.numpy(), policy.whiten_dim, policy.whiten_power)
         whiten.write(whitening, made)
     tensors.write({"items": whiten.item(raw).numpy(), "row": np.arange(len(raw), dtype=np.int64)}, out, made)

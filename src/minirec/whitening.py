@@ -29,10 +29,10 @@ class Whitening:
         return cls({})
 
     @classmethod
-    def fit(cls, user: np.ndarray, item: np.ndarray, dim: int) -> Whitening:
-        """Fit both sides, [n, d] and [m, d], to `dim` dimensions in which they together have unit variance.
+    def fit(cls, user: np.ndarray, item: np.ndarray, dim: int, power: float = 1.0) -> Whitening:
+        """Fit both sides, [n, d] and [m, d], to `dim` dimensions, each divided by its spread to the `power`.
 
-        Each side weighs the same. Raises InputError where the data has fewer dimensions than that.
+        At 1 the sides together have unit variance in each; at 0 this is a PCA. Each side weighs the same. Raises InputError where the data has fewer dimensions than that.
         """
         means, centred = [], []
         for side in (user, item):
@@ -47,7 +47,7 @@ class Whitening:
             )
         directions, spread = directions[:dim], spread[:dim]
         signs = np.sign(directions[np.arange(dim), np.abs(directions).argmax(1)])  # the largest entry is positive
-        components = (directions * signs[:, None] / spread[:, None]).T
+        components = (directions * signs[:, None] / spread[:, None] ** power).T
         arrays = {"user_mean": means[0], "item_mean": means[1], "components": components}
         return cls({name: array.astype(np.float32) for name, array in arrays.items()})
 
