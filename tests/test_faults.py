@@ -9,7 +9,6 @@ at once, and a random moment falls into its work and not into its imports.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -165,11 +164,13 @@ def remove(paths: list[Path]) -> None:
 
 
 def unfinished(job: Job, whole: dict[Path, bytes]) -> list[Path]:
-    """Files under a final name that are not what an undisturbed run writes; a training history holds seconds."""
+    """Files under a final name that are not what an undisturbed run writes; what holds seconds is whole."""
     found = contents(job.outputs())
     for file in [file for file in found if file.name == "history.parquet"]:
         schemas.read("history", file)
         del found[file]
+    if found.pop(job.folder / METRICS, None):
+        artefact.read_json(job.folder / METRICS)
     return [file for file, content in found.items() if whole.get(file) != content]
 
 
@@ -186,6 +187,7 @@ def project(tmp_path_factory) -> Path:
     shutil.copy(ROOT / "environment.yml", folder)
     (folder / "shop.yaml").write_text(CONFIG + "compare: {models: []}\n", encoding="utf-8")
     shop(folder / "data" / "shop")
+    FORKS.Process(target=time.monotonic).start()  # the libraries are imported meanwhile
     done = snakemake(folder, "--", METRICS, COMPARISON)
     assert done.returncode == 0, done.stdout
     return folder
@@ -377,12 +379,13 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(jobs, whole, disk,
     for old, new in zip(job.outputs(), moved.outputs(), strict=True):
         before = {path.relative_to(old.parent): content for path, content in contents([old]).items()}
         after = {path.relative_to(new.parent): content for path, content in contents([new]).items()}
-        assert after == before or new.name == "history.parquet"
+        assert after == before or new.name == "history.parquet" or old == job.folder / METRICS
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a folder read-only")
-def test_a_read_only_folder_of_results_is_named_by_every_stage(jobs, project, whole):
+def test_a_read_only_folder_of_results_is_named_by_every_stage(jobs, project):
     results = str(project / "results")
+    before = contents([project / "results", project / "data"])
     if subprocess.run(["mount", "--bind", results, results], capture_output=True, check=False).returncode:
         pytest.skip("a folder cannot be mounted here")
     try:
@@ -395,7 +398,7 @@ def test_a_read_only_folder_of_results_is_named_by_every_stage(jobs, project, wh
             COUNT["read-only results"] += 1
     finally:
         subprocess.run(["umount", results], check=True)
-    assert contents([project / "results", project / "data"]) == whole
+    assert contents([project / "results", project / "data"]) == before
 
 
 def rerun(project: Path, *targets: str) -> str:

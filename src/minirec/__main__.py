@@ -10,6 +10,7 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -324,20 +325,26 @@ def _run(stage: str, given: dict[str, Any]) -> tuple[int, str]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, "the reader of its output went away"
-    except OSError as error:
-        if error.errno not in MACHINE:
-            log.exception("failed; this is a defect of minirec")
-            return 70, f"defect: {error!r}"
-        where = f" ({error.filename})" if error.filename else ""
-        log.error("error: %s%s; %s", os.strerror(error.errno), where, MACHINE[error.errno])
-        return 1, f"error: {os.strerror(error.errno)}{where}"
     except MemoryError:
         log.error("error: out of memory; give the stage more in workflow/resources.yaml")
         return 1, "error: out of memory"
     except Exception as error:
-        log.exception("failed; this is a defect of minirec")
-        return 70, f"defect: {error!r}"
+        if (number := _errno(error)) not in MACHINE:
+            log.exception("failed; this is a defect of minirec")
+            return 70, f"defect: {error!r}"
+        file = getattr(error, "filename", None)
+        what = os.strerror(number) + (f" ({file})" if file else "")
+        log.error("error: %s; %s", what, MACHINE[number])
+        return 1, f"error: {what}"
     return 0, "done"
+
+
+def _errno(error: Exception) -> int:
+    """Number of the operating system's error, also where only the message of a library in Rust holds it; else 0."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
 
 
 if __name__ == "__main__":

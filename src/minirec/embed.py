@@ -54,6 +54,7 @@ def run(
         "set datasets.NAME.filter to keep fewer, embed.keep_trunk to false, or take a larger machine",
     )
     if adapter is None:
+        train = splits.load(samples, catalogue, "train", policy.prompt_history)
         Trunk.write(goods.make_trunk() if embed.keep_trunk else None, trunk, made)
     raw = goods.embed(what="items").cpu()
     if adapter is not None:
@@ -62,7 +63,6 @@ def run(
         whiten = Whitening.identity()
         whiten.write(whitening, made)
     else:
-        train = splits.load(samples, catalogue, "train", policy.prompt_history)
         count = min(embed.whiten_prompts or len(train), len(train))
         rows = np.linspace(0, len(train) - 1, count).round().astype(int)  # spread over time
         users = user_states(loaded, list(train.take(list(rows)).bodies))
