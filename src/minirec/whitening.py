@@ -32,7 +32,8 @@ class Whitening:
     def fit(cls, user: np.ndarray, item: np.ndarray, dim: int, power: float = 1.0) -> Whitening:
         """Fit both sides, [n, d] and [m, d], to `dim` dimensions, each divided by its spread to the `power`.
 
-        At 1 the sides together have unit variance in each; at 0 this is a PCA. Each side weighs the same. Raises InputError where the data has fewer dimensions than that.
+        At 1 the sides together have unit variance in each; at 0 this is a PCA. Each side weighs the same. Raises
+        InputError where the data has fewer dimensions than that.
         """
         means, centred = [], []
         for side in (user, item):
