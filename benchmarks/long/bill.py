@@ -40,7 +40,7 @@ def run(model: str, changes: dict, budget: int, everything: bool) -> tuple[confi
     picked = experiment.run_path(given, name, name, "minirec", budget, 0)
     whole = experiment.run_path(given, name, "none", "full", "all", 0)
     wanted = [f"{given.results}/{DATASET}/runs/{path}/history.parquet" for path in [picked] + [whole] * everything]
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "host", "reason", "rules"]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "host", "reason", "rules"]
     subprocess.run([*command, "--configfile", *map(str, files), "--", *wanted], cwd=ROOT, check=True)
     return given, ROOT / given.results, picked
 
