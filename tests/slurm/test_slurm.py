@@ -250,7 +250,7 @@ def untimed(file: Path) -> object:
         table = pq.read_table(file)
         return table.drop_columns([name for name in table.column_names if "seconds" in name])
     if file.name == "metrics.json" and "cost" in (found := json.loads(file.read_bytes())):
-        return found | {"cost": sorted(found["cost"])}
+        return found | {"cost": sorted(found["cost"]), "made": found["made"] | {"digest": "covers the times"}}
     if file.name == "summary.txt":
         return [line for line in file.read_text(encoding="utf-8").splitlines() if "seconds by stage" not in line]
     return file.read_bytes()
