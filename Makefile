@@ -25,7 +25,7 @@ quickstart: $(installed) ## the whole chain on real data with a small real langu
 	@echo "The results are in $(dir $(target)): start with metrics.json, or: .venv/bin/minirec show $(target)"
 
 test: $(installed) ## every test, the whole workflow with a tiny model among them
-	python -m pytest
+	python -m pytest -n $(CORES) --dist loadfile
 
 test-slurm: $(installed) ## the workflow on a real one-node Slurm, and faults it survives (Debian, root)
 	python -m pytest -m slurm -rs --verbose tests/slurm
@@ -42,7 +42,7 @@ check: $(installed) ## format, lint, types and the fast tests
 	mypy src/minirec
 	snakefmt --check workflow
 	snakemake --lint
-	python -m pytest -m "not slow and not slurm and not faults"
+	python -m pytest -n $(CORES) --dist loadfile -m "not slow and not slurm and not faults"
 
 bench: $(installed) ## measure speed and memory of the stages, on data made for it
 	@snakemake --cores $(CORES) --quiet host reason rules --configfile $(CONFIG) -- data/models/smollm
