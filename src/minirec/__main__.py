@@ -16,12 +16,13 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from minirec import __version__, config
+from minirec import __version__
 from minirec.errors import InputError
+
+if TYPE_CHECKING:
+    from minirec import config
 
 MACHINE = {  # errors of the machine, not of minirec, and what to do about them
     errno.ENOSPC: "free some space and start again",
@@ -208,8 +209,8 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of every sub-command."""
+def parser(asked: str | None = None) -> argparse.ArgumentParser:
+    """The parser of every sub-command; where one is asked for, the others go without the flags of their settings."""
     top = argparse.ArgumentParser(prog="minirec", description=sys.modules["minirec"].__doc__)
     top.add_argument("--version", action="version", version=f"minirec {__version__}")
     commands = top.add_subparsers(dest="stage", required=True, metavar="STAGE")
@@ -235,17 +236,27 @@ def parser() -> argparse.ArgumentParser:
             )
         if options:
             command.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")
-        if stage in config.SECTIONS:
-            settings = command.add_argument_group("settings", "values as in config/config.yaml")
-            for _, name, meaning in config.fields(stage):
-                settings.add_argument(
-                    config.flag(name), required=True, metavar="VALUE", help=meaning.replace("%", "%%")
-                )
+        if asked in (None, stage):
+            _add_settings(command, stage)
     return top
+
+
+def _add_settings(command: argparse.ArgumentParser, stage: str) -> None:
+    """A flag for every setting that a stage reads."""
+    from minirec import config  # takes as long as all else that --help needs
+
+    if stage in config.SECTIONS:
+        settings = command.add_argument_group("settings", "values as in config/config.yaml")
+        for _, name, meaning in config.fields(stage):
+            settings.add_argument(config.flag(name), required=True, metavar="VALUE", help=meaning.replace("%", "%%"))
 
 
 def sections(stage: str, given: dict[str, Any]) -> dict[str, config.Section]:
     """The checked sections a stage reads, out of the parsed flags; raises InputError where one is wrong."""
+    import yaml
+
+    from minirec import config
+
     values: dict[str, dict[str, Any]] = {}
     for section, name, _ in config.fields(stage) if stage in config.SECTIONS else ():
         text = given.pop(name)
@@ -274,7 +285,7 @@ def launcher(processes: int, arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = vars(parser().parse_args(arguments))
+    given = vars(parser(next((word for word in arguments if word in STAGES), "")).parse_args(arguments))
     stage = given.pop("stage")
     processes = given.pop("processes", None) or 1
     if processes > 1 and "RANK" not in os.environ:
