@@ -173,11 +173,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5])
-def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
-    usual, project, tiny_model, defaults, tmp_path, monkeypatch, step
-):
-    weights, history = usual
+def dying(step, monkeypatch, project, tiny_model, defaults, folder, **changes):
+    """A run that ends when so many steps are done, with what it has kept so far."""
     whole = RecommenderTrainer.training_step
 
     def dies(self, *arguments, **named):
@@ -185,11 +182,19 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
             raise Killed
         return whole(self, *arguments, **named)
 
-    monkeypatch.setattr(RecommenderTrainer, "training_step", dies)
-    with pytest.raises(Killed):
-        run(project, tiny_model, defaults, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(RecommenderTrainer, "training_step", dies)
+        with pytest.raises(Killed):
+            run(project, tiny_model, defaults, folder, **changes)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
+    usual, project, tiny_model, defaults, tmp_path, monkeypatch, step
+):
+    weights, history = usual
+    dying(step, monkeypatch, project, tiny_model, defaults, tmp_path)
     assert not (tmp_path / "adapter").exists()
-    monkeypatch.setattr(RecommenderTrainer, "training_step", whole)
     resumed, again = run(project, tiny_model, defaults, tmp_path)
     assert same(weights, resumed)
     assert again["sample_ids"] == history["sample_ids"]
@@ -197,17 +202,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
 
 
 def test_checkpoints_of_other_settings_are_not_resumed(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
-    whole = RecommenderTrainer.training_step
-
-    def dies(self, *arguments, **named):
-        if self.state.global_step == 4:
-            raise Killed
-        return whole(self, *arguments, **named)
-
-    monkeypatch.setattr(RecommenderTrainer, "training_step", dies)
-    with pytest.raises(Killed):
-        run(project, tiny_model, defaults, tmp_path, learning_rate=1e-2)
-    monkeypatch.setattr(RecommenderTrainer, "training_step", whole)
+    dying(4, monkeypatch, project, tiny_model, defaults, tmp_path, learning_rate=1e-2)
     resumed, _ = run(project, tiny_model, defaults, tmp_path)
     assert same(usual[0], resumed)
 
@@ -257,17 +252,7 @@ def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
 def test_a_checkpoint_with_a_flipped_bit_is_left_out_and_the_weights_stay_the_same(
     usual, project, tiny_model, defaults, tmp_path, monkeypatch
 ):
-    whole = RecommenderTrainer.training_step
-
-    def dies(self, *arguments, **named):
-        if self.state.global_step == 4:
-            raise Killed
-        return whole(self, *arguments, **named)
-
-    monkeypatch.setattr(RecommenderTrainer, "training_step", dies)
-    with pytest.raises(Killed):
-        run(project, tiny_model, defaults, tmp_path)
-    monkeypatch.setattr(RecommenderTrainer, "training_step", whole)
+    dying(4, monkeypatch, project, tiny_model, defaults, tmp_path)
     folder = tmp_path / "checkpoints"
     note = (folder / "made.json").read_text(encoding="utf-8")
     train.resumable(folder, note)

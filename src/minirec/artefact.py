@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -147,6 +148,21 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object; run the stage that makes it again")
     return found
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, made: Made) -> Iterator[Path]:
+    """A temporary folder beside `path` that gets its record and takes its name on success, and vanishes on failure."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        seal_folder(partial, made)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def seal_folder(folder: Path, made: Made) -> None:

@@ -53,19 +53,20 @@ def run(
         f"the catalogue of {len(goods)} items ({catalogue})",
         "set datasets.NAME.filter to keep fewer, embed.keep_trunk to false, or take a larger machine",
     )
+    dim = None if adapter else policy.whiten_dim
+    train = splits.load(samples, catalogue, "train", policy.prompt_history) if dim else None
     if adapter is None:
-        train = splits.load(samples, catalogue, "train", policy.prompt_history)
         Trunk.write(goods.make_trunk() if embed.keep_trunk else None, trunk, made)
     raw = goods.embed(what="items").cpu()
     if adapter is not None:
         whiten = Whitening.read(whitening)
-    elif policy.whiten_dim is None:
+    elif dim is None or train is None:
         whiten = Whitening.identity()
         whiten.write(whitening, made)
     else:
         count = min(embed.whiten_prompts or len(train), len(train))
         rows = np.linspace(0, len(train) - 1, count).round().astype(int)  # spread over time
         users = user_states(loaded, list(train.take(list(rows)).bodies))
-        whiten = Whitening.fit(users.numpy(), raw.numpy(), policy.whiten_dim, policy.whiten_power)
+        whiten = Whitening.fit(users.numpy(), raw.numpy(), dim, policy.whiten_power)
         whiten.write(whitening, made)
     tensors.write({"items": whiten.item(raw).numpy(), "row": np.arange(len(raw), dtype=np.int64)}, out, made)

