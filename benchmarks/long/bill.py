@@ -1,7 +1,7 @@
 """The whole bill of a selection: proxy, rollouts, gradients, scores, choice and training on the subset, against
 training on everything. Aim: at most a quarter for an eighth of the samples.
 
-The tiny model runs both ways through the workflow on data/cds; the CPU seconds are those that it recorded for each job.
+The tiny model runs both ways through the workflow on data/cds; the CPU seconds are those that each job's log ends with.
 SmolLM2 is too slow here for both: a small run measures its seconds a step, a rollout and a gradient, and the bill is
 extrapolated from these. One row a job in docs/results/bill.csv.
 """
@@ -15,9 +15,9 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from minirec import artefact, config, experiment, schemas
@@ -46,17 +46,18 @@ def run(model: str, changes: dict, budget: int, everything: bool) -> tuple[confi
     return given, ROOT / given.results, picked
 
 
-def recorded(results: Path, job: str) -> float:
-    """CPU seconds of a job, as Snakemake sampled them: unlike the clock's they do not count what else ran."""
-    file = results / "benchmarks" / DATASET / f"{job}.tsv"
+def ended(results: Path, job: str) -> dict[str, Any]:
+    """How a job ended, by the last line of its log: CPU seconds, which other work does not lengthen, and rates."""
+    file = results / "logs" / DATASET / f"{job}.log"
     try:
-        return float(pd.read_csv(file, sep="\t")["cpu_time"].iloc[-1])
+        lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         sys.exit(f"{file} is not there; remove {results} and start again")
+    return json.loads([line for line in lines if line.startswith("{")][-1])
 
 
 def jobs(name: str, picked: str) -> dict[str, str]:
-    """The benchmark file of every job of a selection, in their order."""
+    """The log of every job of a selection, in their order, without its suffix."""
     selection = picked.split("/", 1)[1]
     plain = {job: f"{job}/{name}" for job in ("train_proxy", "embed_proxy", "rollout", "gradient", "score")}
     chosen = {job: f"{job}/{selection}" for job in ("select", "curriculum")}
@@ -71,24 +72,21 @@ def measured(given: argparse.Namespace) -> list[dict[str, object]]:
     }
     settings, results, picked = run("tiny", changes, given.budget, everything=True)
     name = picked.split("/")[0]
-    seconds = {job: recorded(results, file) for job, file in jobs(name, picked).items()}
-    whole = recorded(results, f"train/{experiment.run_path(settings, name, 'none', 'full', 'all', 0)}")
+    seconds = {job: ended(results, file)["cpu_seconds"] for job, file in jobs(name, picked).items()}
+    whole = ended(results, f"train/{experiment.run_path(settings, name, 'none', 'full', 'all', 0)}")["cpu_seconds"]
     return rows("tiny", seconds, whole, "CPU time, measured", given)
 
 
 def extrapolated(given: argparse.Namespace) -> list[dict[str, object]]:
     """The bill of SmolLM2, from the rates of a small run."""
     settings, results, picked = run("smollm", SMALL, 48, everything=False)
-    top = results / DATASET
+    history = schemas.read("history", results / DATASET / "runs" / picked / "history.parquet")
+    step = float(np.mean(schemas.numpy(history, "seconds")))
+    name = picked.split("/")[0]
+    known = {job: ended(results, file)["cpu_seconds"] for job, file in jobs(name, picked).items()}
 
     def rate(job: str, loop: str) -> float:
-        log = results / "logs" / DATASET / job / f"{picked.split('/')[0]}.log"
-        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
-        return json.loads(lines[-1])["per_second"][loop]
-
-    history = schemas.read("history", top / "runs" / picked / "history.parquet")
-    step = float(np.mean(schemas.numpy(history, "seconds")))
-    known = {job: recorded(results, file) for job, file in jobs(picked.split("/")[0], picked).items()}
+        return ended(results, f"{job}/{name}")["per_second"][loop]
 
     def training(samples: int) -> float:
         return step * given.epochs * math.ceil(samples / settings.train.batch_prompts)

@@ -48,13 +48,15 @@ class Job:
 
     def end(self, reason: str) -> None:
         """Note how the job ended: `done`, or why not."""
-        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        peak = max(who.ru_maxrss for who in used)
         self._append(
             event="end",
             stage=self.stage,
             log=str(self.file),  # its path holds the wildcards
             reason=reason,
             seconds=round(time.monotonic() - self.started, 3),
+            cpu_seconds=round(sum(who.ru_utime + who.ru_stime for who in used), 3),
             peak_mib=round(peak / (1024 if sys.platform != "darwin" else 2**20), 1),
             per_second={what: float(f"{n / max(s, 1e-9):.4g}") for what, (n, s) in _counted.items()},
         )
