@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -99,12 +99,13 @@ def write(
         for (i, g), token in zip(writing, chosen.tolist(), strict=True):
             tokens[i][g].append(token)
             queues[i][g].append(token)
-            if has_marker(policy, tokens[i][g]):
-                forced[i][g] = False
-            elif token in policy.eos_ids or step == limits[g]:
+            end = ending(policy, tokens[i][g], limits[g])
+            if end is None:
+                going.append((i, g))
+            elif end:
                 queues[i][g] += marker
             else:
-                going.append((i, g))
+                forced[i][g] = False
         writing = going
         if writing:
             state = reader.read([[queue[:1] for queue in row] for row in queues])
@@ -117,6 +118,20 @@ def write(
     return Completions(tokens, forced, reader.pooled(), below)
 
 
+@torch.no_grad()
+def read(
+    policy: Policy, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], limit: int
+) -> Completions:
+    """Completions of one batch of prompts from tokens [n][G] that another writer sampled, as if `write` had.
+
+    Each is cut where `write` would have ended it; the states come from one pass over the finished texts.
+    """
+    ended = [[cut(policy, tokens, limit) for tokens in row] for row in texts]
+    tokens = [[kept for kept, _ in row] for row in ended]
+    written = Completions(tokens, [[forced for _, forced in row] for row in ended], torch.empty(0), [])
+    return replace(written, hidden=_read_again(policy, prompts, written)[1].pooled())
+
+
 def reread(policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions) -> tuple[Tensor, Tensor, Tensor]:
     """Read prompts with their completions once more, keeping gradients where they are enabled.
 
@@ -125,6 +140,43 @@ def reread(policy: Policy, prompts: Sequence[Sequence[int]], completions: Comple
     Returns the log-probabilities of the sampled tokens at temperature 1 [n, G, T], which of them are real [n, G, T],
     and the pooled states [n, G, d].
     """
+    n, groups = len(prompts), len(completions.tokens[0])
+    first, reader = _read_again(policy, prompts, completions)
+    longest = max(len(tokens) for row in completions.tokens for tokens in row)
+    flat = [tokens for row in completions.tokens for tokens in row]
+    ids, real = pad(flat, policy.device)
+    ids, real = ids.view(n, groups, longest), real.view(n, groups, longest)
+    before = torch.cat([first[:, None, None, :].expand(n, groups, 1, -1), reader.states], 2)[:, :, :longest]
+    logits = policy.logits(before[real])
+    log_probability = torch.zeros(n, groups, longest, device=policy.device)
+    log_probability[real] = logits.log_softmax(-1).gather(-1, ids[real][:, None]).squeeze(-1)
+    return log_probability, real, reader.pooled()
+
+
+def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
+    """Whether the last of these tokens completes the marker; it may be tokenised in any way."""
+    marker = policy.settings.marker
+    return marker in policy.tokenizer.decode(tokens[-len(marker) :])
+
+
+def ending(policy: Policy, tokens: Sequence[int], limit: int) -> bool | None:
+    """Whether a completion that ends with these tokens needs the marker appended; None where it does not end yet."""
+    if has_marker(policy, tokens):
+        return False
+    return True if tokens[-1] in policy.eos_ids or len(tokens) == limit else None
+
+
+def cut(policy: Policy, tokens: Sequence[int], limit: int) -> tuple[list[int], bool]:
+    """These tokens up to where a completion of at most `limit` ends, and whether the marker must be appended."""
+    for count in range(1, min(len(tokens), limit) + 1):
+        forced = ending(policy, tokens[:count], limit)
+        if forced is not None:
+            return list(tokens[:count]), forced
+    return list(tokens[:limit]), True
+
+
+def _read_again(policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions) -> tuple[Tensor, _Reader]:
+    """The states after the prompts [n, d], and a reader that has read all completions after them."""
     n, groups = len(prompts), len(completions.tokens[0])
     below = completions.below
     if below:
@@ -143,21 +195,7 @@ def reread(policy: Policy, prompts: Sequence[Sequence[int]], completions: Comple
                 for row in zip(completions.tokens, completions.forced, strict=True)
             ]
         )
-    longest = max(len(tokens) for row in completions.tokens for tokens in row)
-    flat = [tokens for row in completions.tokens for tokens in row]
-    ids, real = pad(flat, policy.device)
-    ids, real = ids.view(n, groups, longest), real.view(n, groups, longest)
-    before = torch.cat([first[:, None, None, :].expand(n, groups, 1, -1), reader.states], 2)[:, :, :longest]
-    logits = policy.logits(before[real])
-    log_probability = torch.zeros(n, groups, longest, device=policy.device)
-    log_probability[real] = logits.log_softmax(-1).gather(-1, ids[real][:, None]).squeeze(-1)
-    return log_probability, real, reader.pooled()
-
-
-def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
-    """Whether the last of these tokens completes the marker; it may be tokenised in any way."""
-    marker = policy.settings.marker
-    return marker in policy.tokenizer.decode(tokens[-len(marker) :])
+    return first, reader
 
 
 class _Reader:
