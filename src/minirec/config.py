@@ -199,6 +199,8 @@ class Embed(Section):
 class Rollout(Section):
     """The proxy tries every training sample (METHOD 4.2)."""
 
+    engine: Literal["builtin", "vllm"] = Field(description="what writes the completions; vllm must be installed")
+    vllm_memory: float = Field(gt=0, lt=1, description="vllm: its share of the GPU's memory; the policy needs the rest")
     seed: int = Field(ge=0, description="of the random stream; each (sample, completion) has its own")
     shards: int = Field(ge=1, description="jobs that share the work; the result does not depend on it")
 

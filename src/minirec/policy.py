@@ -142,9 +142,9 @@ class Policy:
         """User prompts after their shared prefix."""
         return [self.user_prompts.encode(text) for text in texts]
 
-    def batches(self, prompts: Sequence[Sequence[int]], extra: int = 0) -> Iterator[list[int]]:
-        """Row numbers of prompts in batches of `batch_tokens`, `extra` tokens counted on top of each prompt."""
-        return batches([len(prompt) + extra for prompt in prompts], self.settings.batch_tokens)
+    def batches(self, prompts: Sequence[Sequence[int]], extra: int = 0, times: int = 1) -> Iterator[list[int]]:
+        """Row numbers of prompts in batches of `times batch_tokens`, `extra` tokens counted on top of each prompt."""
+        return batches([len(prompt) + extra for prompt in prompts], times * self.settings.batch_tokens)
 
 
 @contextmanager

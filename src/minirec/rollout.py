@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from minirec import artefact, config, generate, judge, schemas, splits, tensors
+from minirec import artefact, config, engines, generate, judge, schemas, splits, tensors
 from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.policy import Policy
@@ -47,6 +47,7 @@ def run(
     """Write rollouts.parquet and hidden.safetensors of all training samples, or of one shard."""
     if shard is not None and not 0 <= shard < rollout.shards:
         raise InputError(f"--shard is {shard}, but rollout.shards is {rollout.shards}; take 0 to {rollout.shards - 1}")
+    engines.require(rollout.engine)
     settings = {k: v for part in (policy, sampling, reward, rollout) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "model": model}
     made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
@@ -54,6 +55,7 @@ def run(
     whiten = Whitening.read(whitening)
     loaded = Policy.load(model, policy, adapter)
     table = table.to(loaded.device)
+    engine = engines.load(loaded, sampling, rollout, model, adapter)
     extra = sampling.completions * (sampling.max_new_tokens + len(loaded.marker_ids))
     parts = Parts(rollouts.with_name("rollouts.unfinished"), made, shard)
     total = splits.count(samples, "train")
@@ -61,24 +63,15 @@ def run(
     done: dict[int, list[Path]] = {}
     count = 0
     with progress("rollout", total if shard is None else total // rollout.shards, "samples") as bar:
-        for window, batch, part, prompts in batches(loaded, windows, extra, owner(total, rollout.shards, shard)):
+        own = owner(total, rollout.shards, shard)
+        for window, batch, part, prompts in batches(loaded, windows, extra, own, engine.batches):
             path = parts.path(window, batch)
             done.setdefault(window, []).append(path)
             count += len(part)
             if parts.finished(path):
                 bar.skip(len(part))
                 continue
-            stream = generate.noise(
-                rollout.seed, part.sample_id.tolist(), sampling.completions, sampling.max_new_tokens
-            )
-            written = generate.write(
-                loaded,
-                prompts,
-                [sampling.max_new_tokens] * sampling.completions,
-                stream.to(loaded.device),
-                sampling.temperature,
-                sampling.top_k,
-            )
+            written = engine.write(prompts, part.sample_id.tolist())
             judged = judge.judge(written.hidden, table, part, whiten, policy.tau, reward)
             parts.write(path, _records(part, written, judged, loaded), part.sample_id, written.hidden.cpu().numpy())
             bar.add(len(part))
@@ -103,15 +96,19 @@ def owner(total: int, shards: int, shard: int | None) -> tuple[Callable[[int], b
 
 
 def batches(
-    policy: Policy, windows: Iterable[Split], extra: int, own: tuple[Callable[[int], bool], Callable[[int], bool]]
+    policy: Policy,
+    windows: Iterable[Split],
+    extra: int,
+    own: tuple[Callable[[int], bool], Callable[[int], bool]],
+    times: int = 1,
 ) -> Iterator[tuple[int, int, Split, list[list[int]]]]:
-    """(window, batch, its samples, their prompts) of all batches that are one's own."""
+    """(window, batch, its samples, their prompts) of all batches of `times batch_tokens` that are one's own."""
     own_window, own_batch = own
     batch = 0
     for window, split in enumerate(windows):
         if own_window(window):
             prompts = policy.user_bodies(split.bodies)
-            for rows in policy.batches(prompts, extra):
+            for rows in policy.batches(prompts, extra, times):
                 if own_batch(batch):
                     yield window, batch, split.take(rows), [prompts[row] for row in rows]
                 batch += 1
