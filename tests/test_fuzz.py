@@ -322,6 +322,7 @@ def paths(value, before=()):
 @given(st.sampled_from([path for path in paths(RAW) if path]), ANYTHING)
 @example(("policy", "lora_targets"), ["\x85", "-\u2028🎷"])
 @example(("policy", "system"), "\ud800")
+@example(("compare",), {"\n": None})
 def test_any_value_of_any_setting_is_refused_or_reaches_the_stage_unharmed(path, value):
     changed = json.loads(json.dumps(RAW, default=str))
     inner = changed

@@ -487,6 +487,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
     found = error.errors(include_url=False)
     first, path = found[0], _path(found[0]["loc"])
     key = ".".join(([where] if where else []) + path) or "the configuration"
+    key = key if key.isprintable() else repr(key)
     message = re.sub(r"^Value error, ", "", first["msg"])
     if path[-1:] == ["[key]"]:
         return (
