@@ -116,11 +116,11 @@ def _repeated(rows: Tensor) -> Tensor:
     return torch.zeros_like(again).scatter(1, order.indices, again)
 
 
-def through(whitening: Whitening) -> tuple[Tensor | None, Tensor | None]:
+def through(whitening: Whitening, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
     """(C, C^T C) of the whitening x -> (x - mean) C, or (None, None)."""
     if not whitening.arrays:
         return None, None
-    components = torch.from_numpy(whitening.arrays["components"])
+    components = torch.from_numpy(whitening.arrays["components"]).to(device)
     return components, components.T @ components
 
 
@@ -186,7 +186,7 @@ class HiddenSpace:
 
     def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
         """(g [k, d], Hv [k, d], z [k, d']), each averaged over the completions."""
-        components, metric = through(self.whitening)
+        components, metric = through(self.whitening, self.items.device)
         candidates = sampled_candidates(chunk.sample_id, len(self.items), self.settings.candidates, self.settings.seed)
         found = []
         for kept, place, states in self._blocks(chunk):
@@ -206,28 +206,29 @@ class HiddenSpace:
             g, hv = (torch.stack(part).mean(0) for part in zip(*by_x, strict=True))
             if components is not None:
                 g, hv = g @ components.T, hv @ components.T
-            found.append([value[kept] for value in (g, hv, states.mean(0))])
+            found.append([value[kept].cpu() for value in (g, hv, states.mean(0))])
         g, hv, z = (torch.cat(part) for part in zip(*found, strict=True))
         return g, hv, z
 
     def embedding(self, chunk: Chunk) -> Tensor:
         """z [k, d'] alone."""
-        return torch.cat([states.mean(0)[kept] for kept, _, states in self._blocks(chunk)])
+        return torch.cat([states.mean(0)[kept].cpu() for kept, _, states in self._blocks(chunk)])
 
     def _blocks(self, chunk: Chunk) -> Iterator[tuple[slice, Callable[..., Tensor], Tensor]]:
         """Of each block: which of its rows are the chunk's, what puts the chunk's values there, whitened states."""
         for first in range(chunk.begin // self.size * self.size, chunk.begin + len(chunk), self.size):
             rows = slice(max(first - chunk.begin, 0), min(first + self.size - chunk.begin, len(chunk)))
             before = chunk.begin + rows.start - first
-            place = partial(_placed, rows=rows, before=before, length=min(self.size, self.count - first))
+            length = min(self.size, self.count - first)
+            place = partial(_placed, rows=rows, before=before, length=length, device=self.items.device)
             states = torch.stack([self.whitening.user(place(h)) for h in chunk.hidden.unbind(1)])
             yield slice(before, before + rows.stop - rows.start), place, states
 
 
-def _placed(values: Tensor, rows: slice, before: int, length: int, fill: float = 0) -> Tensor:
-    """These rows of the values in a block of `length` rows, after `before` others that hold `fill`."""
-    block = values.new_full((length, *values.shape[1:]), fill)
-    block[before : before + rows.stop - rows.start] = values[rows]
+def _placed(values: Tensor, rows: slice, before: int, length: int, device: torch.device, fill: float = 0) -> Tensor:
+    """These rows of the values in a block of `length` rows on a device, after `before` others that hold `fill`."""
+    block = torch.full((length, *values.shape[1:]), fill, dtype=values.dtype, device=device)
+    block[before : before + rows.stop - rows.start] = values[rows].to(device)
     return block
 
 
@@ -251,6 +252,7 @@ def run(
     n, groups, width = shape
     whiten = Whitening.read(whitening)
     goods = torch.from_numpy(tensors.read(items, "items")["items"])
+    goods = goods.to("cuda" if torch.cuda.is_available() else "cpu")
     scores = len(goods) if gradient.candidates is None else (gradient.candidates + 1) * goods.shape[1]
     size = max(1, min(n, CHUNK_SCORES // max(scores, groups * width)))
     step = 64 if gradient.space == "lora" else max(1, CHUNK_STATES // (groups * width))
