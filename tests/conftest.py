@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,41 @@ def tiny_model(tmp_path_factory) -> Path:
     )
     LlamaForCausalLM(shape).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gemmas(tiny_model, tmp_path_factory) -> dict[str, Path]:
+    """Folders with a random Gemma-2: a window shorter than any prompt limits every layer, or every other one."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    parent = tmp_path_factory.mktemp("gemmas")
+    shape = json.loads((tiny_model / "config.json").read_text())
+    same = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "eos_token_id",
+    )
+    for name, layers in (
+        ("sliding", ["sliding_attention"] * 2),
+        ("mixed", ["sliding_attention", "full_attention"] * 2),
+    ):
+        shutil.copytree(tiny_model, parent / name)
+        torch.manual_seed(0)
+        gemma = Gemma2Config(
+            **{key: shape[key] for key in same},
+            num_hidden_layers=len(layers),
+            layer_types=layers,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=12,
+            attn_logit_softcapping=2.0,
+            initializer_range=0.2,
+        )
+        Gemma2ForCausalLM(gemma).save_pretrained(parent / name)
+    return {name: parent / name for name in ("sliding", "mixed")}
 
 
 @pytest.fixture(scope="session")

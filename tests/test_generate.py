@@ -3,14 +3,21 @@ import torch
 
 from minirec import generate
 from minirec.artefact import Made
+from minirec.errors import InputError
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.tree import Tree
 
 
-@pytest.fixture(params=["last", "mean", "context"])
-def policy(request, tiny_model, defaults) -> Policy:
-    return Policy.load(tiny_model, defaults.policy.model_copy(update={"pooling": request.param}))
+@pytest.fixture(params=["last", "mean", "context", "eager", "sliding", "mixed"])
+def policy(request, tiny_model, tiny_gemmas, defaults) -> Policy:
+    """A policy with a kind of pooling, or of attention."""
+    pooling = request.param if request.param in ("last", "mean") else "context"
+    settings = defaults.policy.model_copy(update={"pooling": pooling})
+    loaded = Policy.load(tiny_gemmas.get(request.param, tiny_model), settings)
+    if request.param == "eager":
+        loaded.model.set_attn_implementation("eager")
+    return loaded
 
 
 @pytest.fixture
@@ -73,9 +80,21 @@ def test_reading_again_from_the_states_below_the_trained_layers_gives_what_readi
         gradients.append([w.grad.clone() for w in policy.model.parameters() if w.grad is not None])
         policy.model.zero_grad()
         gradients[-1] += [log_p, hidden]
-    assert len(kept.below) == 3
+    assert len(kept.below) == (3 if policy.frozen_layers else 0)
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-5 * float(b.detach().abs().max()))
+
+
+def test_attention_that_takes_no_mask_is_refused(policy):
+    policy.decoder.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(InputError, match="attention is flash_attention_2"):
+        Tree(policy.decoder, [], 1)
+
+
+def test_layers_that_a_mask_cannot_limit_are_refused(policy):
+    policy.decoder.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(InputError, match="layers of linear_attention"):
+        Tree(policy.decoder, [], 1)
 
 
 def test_completions_do_not_depend_on_the_batch_they_are_written_in(policy, prompts):

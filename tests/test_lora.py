@@ -137,6 +137,18 @@ def test_a_reading_pools_the_states_that_the_rollout_kept(judged, defaults, trie
         assert np.allclose(found.detach().numpy(), kept[i], atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["eager", "sliding", "mixed"])
+def test_a_reading_sees_what_a_plain_pass_of_each_completion_sees(tiny_model, tiny_gemmas, defaults, name):
+    settings = defaults.policy.model_copy(update={"pooling": "last", "lora_layers": 1})
+    policy = Policy.load(tiny_gemmas.get(name, tiny_model), settings)
+    policy.model.set_attn_implementation("eager")
+    prompt = policy.user_prompts.encode(PROMPT)
+    found = lora.Reading(policy, prompt, TEXTS).pooled()
+    for state, text in zip(found, TEXTS, strict=True):
+        ids = torch.tensor([[*policy.user_prompts.prefix, *prompt, *text, *policy.marker_ids]])
+        assert torch.allclose(state, policy.decoder(input_ids=ids).last_hidden_state[0, -1], atol=1e-5)
+
+
 @pytest.mark.parametrize("candidates", [None, 12])
 def test_the_stage_writes_projected_derivatives_of_every_sample(judged, tried, tmp_path, candidates):
     given, files = tried

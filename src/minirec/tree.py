@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from minirec.errors import InputError
+
 PROMPT = -1  # branch of tokens that every branch sees
 
 
@@ -28,10 +30,12 @@ class Tree:
         With a depth, `below` holds the states [rows, t, d] under the layer of that number after every call of `extend`.
         """
         self.decoder, self.depth = decoder, depth
-        self.cache = DynamicCache(config=decoder.config)
+        self.windows = _windows(decoder.config)
+        self.cache = DynamicCache()  # without the config: it keeps every key, the mask says which are seen
         self.device = next(decoder.parameters()).device
         self.valid = torch.zeros(1, 0, dtype=torch.bool, device=self.device)  # [rows, keys]
         self.branch = torch.zeros(1, 0, dtype=torch.long, device=self.device)  # [rows, keys]
+        self.positions = torch.zeros(1, 0, dtype=torch.long, device=self.device)  # [rows, keys]
         if len(prefix):
             given = torch.as_tensor(prefix, device=self.device)[None]
             shape = given.shape[:2]
@@ -43,6 +47,7 @@ class Tree:
             self.cache.batch_repeat_interleave(rows)
         self.valid = self.valid.expand(rows, -1)
         self.branch = self.branch.expand(rows, -1)
+        self.positions = self.positions.expand(rows, -1)
         self.length = torch.full((rows,), len(prefix), device=self.device)  # of the prompts
 
     def read(self, prompts: Sequence[Sequence[int] | Tensor]) -> Tensor:
@@ -61,25 +66,36 @@ class Tree:
     def extend(self, ids: Tensor, valid: Tensor, branch: Tensor, positions: Tensor) -> Tensor:
         """Read tokens [rows, t], or states [rows, t, d], of the given branches; returns the states above [rows, t, d].
 
-        A token sees the earlier valid keys of its own branch and of the prompt. Tokens that are not valid are seen by
-        none; their hidden states mean nothing.
+        A token sees the earlier valid keys of its own branch and of the prompt, in layers with a sliding window those
+        within it. Tokens that are not valid are seen by none; their hidden states mean nothing.
         """
         past = self.valid.shape[1]
         self.valid = torch.cat([self.valid, valid], 1)
         self.branch = torch.cat([self.branch, branch], 1)
+        self.positions = torch.cat([self.positions, positions.expand_as(branch)], 1)
         width = ids.shape[1]
         order = torch.ones(width, past + width, dtype=torch.bool, device=self.device).tril(past)
         own = torch.eye(width, past + width, dtype=torch.bool, device=self.device).roll(past, 1)  # no row without keys
         related = (self.branch[:, None, :] == PROMPT) | (self.branch[:, None, :] == branch[:, :, None])
-        mask = (related & self.valid[:, None, :] & order) | own
+        seen = (related & self.valid[:, None, :] & order) | own
+        masks = {kind: self._mask(seen, positions, window) for kind, window in self.windows.items()}
         with self._keeping_below() if self.depth else nullcontext():
             return self.decoder(
                 **{"inputs_embeds" if ids.is_floating_point() else "input_ids": ids},
-                attention_mask=mask[:, None],
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
+
+    def _mask(self, seen: Tensor, positions: Tensor, window: int | None) -> Tensor:
+        """What layers with this window see [rows, 1, t, keys], in the form that the attention takes."""
+        if window is not None:
+            seen = seen & (positions[:, :, None] - self.positions[:, None, :] < window)
+        if self.decoder.config._attn_implementation == "sdpa":
+            return seen[:, None]
+        kind = next(self.decoder.parameters()).dtype
+        return torch.zeros_like(seen, dtype=kind).masked_fill(~seen, -torch.inf)[:, None]  # eager attention adds it
 
     @contextmanager
     def _keeping_below(self) -> Iterator[None]:
@@ -110,6 +126,20 @@ class Part:
             return self.whole(**inputs)
         finally:
             self.whole.layers, self.whole.norm = layers, norm
+
+
+def _windows(config: Any) -> dict[str, int | None]:
+    """How many positions each kind of layer looks back; None: all. Raises InputError where a mask would be ignored."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
+    for kind in {*kinds} - {"full_attention", "sliding_attention"}:
+        raise InputError(f"the model {config.model_type} has layers of {kind}, which cannot be masked; take another")
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise InputError(
+            f"the model's attention is {config._attn_implementation}, which takes no mask; "
+            "set attn_implementation in its config.json to sdpa or eager"
+        )
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds}
 
 
 def pad(rows: Sequence[Sequence[int] | Tensor], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
