@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from minirec import rewards, score
+from minirec.errors import InputError
 from minirec.gradient import gradient_and_hvp, through
 from minirec.whitening import Whitening
 
@@ -163,6 +164,14 @@ def test_ranks_by_counting_equal_a_full_sort_with_ties_to_the_lower_row():
             rows = [v for v in range(12) if v == target[i] or v not in exclude[i].tolist()]
             order = sorted(rows, key=lambda v: (-scores[i, v].item(), v))
             assert found[i].item() == order.index(target[i].item()) + 1
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_state_that_is_not_finite_has_no_rank(broken):
+    states, items = torch.ones(2, 4), torch.eye(4)
+    states[1, 2] = broken
+    with pytest.raises(InputError, match="scores are not finite"):
+        rewards.ranks(rewards.scores(states, items, tau=0.5), torch.tensor([0, 1]), torch.full((2, 1), -1))
 
 
 @pytest.mark.parametrize(("rank", "ndcg"), [(1, 1.0), (3, 0.5), (1000, 1 / np.log2(1001)), (1001, 0.0)])

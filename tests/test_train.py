@@ -214,6 +214,22 @@ def test_a_loss_that_is_not_finite_stops_with_one_sentence(project, tiny_model, 
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    whole = objective.item_loss
+
+    def steep(*given):
+        loss = whole(*given)
+        loss.register_hook(lambda gradient: gradient * torch.nan)
+        return loss
+
+    monkeypatch.setattr(objective, "item_loss", steep)
+    with pytest.raises(InputError, match=r"the gradient's norm is nan at step 1; lower train\.learning_rate"):
+        run(project, tiny_model, defaults, tmp_path)
+    assert not list(tmp_path.glob("checkpoints/checkpoint-*"))
+
+
 def test_early_stopping_waits_for_as_many_evaluations_as_its_patience(
     project, tiny_model, defaults, tmp_path, monkeypatch
 ):

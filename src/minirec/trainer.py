@@ -103,19 +103,24 @@ class RecommenderTrainer(GRPOTrainer):
                 loss.backward()
                 total += loss.detach()
         processes.add_up(total)
-        if not math.isfinite(total.item()):
-            raise InputError(
-                f"the loss is {total.item()} at step {self.state.global_step + 1}; lower train.learning_rate, "
-                "the last checkpoint is kept"
-            )
+        self._demand_finite("loss", total.item())
         with self._timed("items"):
             self._backward_items(items)
         processes.add_up_gradients(self.policy.model.parameters())
+        gradients = [weight.grad for weight in self.policy.model.parameters() if weight.grad is not None]
+        self._demand_finite("gradient's norm", torch.nn.utils.get_total_norm(gradients).item())
         sums = processes.add_up(torch.tensor(list(self.sums.values()), device=self.policy.device)).tolist()
         noted = dict(zip(self.sums, sums, strict=True)) | {f"seconds_{part}": s for part, s in self.times.items()}
         for name, value in (noted | {"seconds": time.perf_counter() - started}).items():
             self._metrics["train"][name].append(value)
         return total
+
+    def _demand_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise InputError(
+                f"the {what} is {value} at step {self.state.global_step + 1}; lower train.learning_rate, "
+                "the last checkpoint is kept"
+            )
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """This process's share of the optimiser batch as micro-batches (list[Batch]), and the BatchItems."""
