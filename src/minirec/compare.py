@@ -61,7 +61,7 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
     """Write comparison.parquet, comparison.txt and figures/comparison.* of a data set."""
     runs = experiment.compared_runs(_load(*config))
     records = [row for run in runs for row in rows(results / "runs", run)]
-    metric = f"ndcg@{10 if 10 in evaluate.cutoffs else evaluate.cutoffs[0]}"
+    metric = "ndcg@10"
     cells = over_seeds(pd.DataFrame(records), metric)
     inputs = {run: results / "runs" / run / "metrics.json" for run in runs}
     table = pa.Table.from_pylist(records, schemas.TABLES["comparison"].schema())

@@ -35,6 +35,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.]{0,63}$")] 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each process adds its number
 Budget = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
@@ -115,7 +116,7 @@ class Model(Section):
     hidden_size: int = Field(128, ge=8, description="tiny: width")
     layers: int = Field(4, ge=1, description="tiny: number of layers")
     vocabulary: int = Field(4096, ge=300, description="tiny: size of the BPE vocabulary")
-    seed: int = Field(0, ge=0, description="tiny: seed of the weights")
+    seed: Seed = Field(0, description="tiny: seed of the weights")
 
     @model_validator(mode="after")
     def _complete(self) -> Model:
@@ -177,7 +178,7 @@ class Prepare(Section):
         Field(min_length=1, description="what the item prompt says, in this order")
     )
     description_words: int = Field(ge=0, description="words kept of a description")
-    seed: int = Field(ge=0, description="of the draws")
+    seed: Seed = Field(description="of the draws")
     memory: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(MB|GB)$")] = Field(
         description="memory of the query engine; larger data spills to disk"
     )
@@ -201,7 +202,7 @@ class Rollout(Section):
 
     engine: Literal["builtin", "vllm"] = Field(description="what writes the completions; vllm must be installed")
     vllm_memory: float = Field(gt=0, lt=1, description="vllm: its share of the GPU's memory; the policy needs the rest")
-    seed: int = Field(ge=0, description="of the random stream; each (sample, completion) has its own")
+    seed: Seed = Field(description="of the random stream; each (sample, completion) has its own")
     shards: int = Field(ge=1, description="jobs that share the work; the result does not depend on it")
 
 
@@ -212,7 +213,7 @@ class Gradient(Section):
     dimensions: int = Field(ge=1, description="lora: dimensions of the random projection")
     advantage: Literal["one", "group"] = Field(description="A: 1, or the rollout's advantage")
     candidates: int | None = Field(ge=1, description="restrict pi to the target and n sampled items; null: all")
-    seed: int = Field(ge=0, description="of the sampled candidates and of the projection")
+    seed: Seed = Field(description="of the sampled candidates and of the projection")
 
 
 class Score(Section):
@@ -238,7 +239,7 @@ class Curriculum(Section):
     """Easy to hard within shuffled groups (METHOD 4.7)."""
 
     group_size: int = Field(ge=1, description="samples a group")
-    seed: int = Field(ge=0, description="of the shuffle")
+    seed: Seed = Field(description="of the shuffle")
 
 
 class Train(Section):
@@ -269,7 +270,14 @@ class Evaluate(Section):
     cutoffs: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="k of HR@k and NDCG@k")
     bootstrap: int = Field(ge=100, description="resamples of the confidence interval")
     confidence: float = Field(gt=0, lt=1, description="of the interval")
-    seed: int = Field(ge=0, description="of the bootstrap")
+    seed: Seed = Field(description="of the bootstrap")
+
+    @field_validator("cutoffs")
+    @classmethod
+    def _with_ten(cls, cutoffs: list[int]) -> list[int]:
+        if 10 not in cutoffs:
+            raise ValueError("the summary shows NDCG@10 and HR@10; add 10")
+        return cutoffs
 
 
 class Main(Section):
@@ -279,7 +287,7 @@ class Main(Section):
     selector: Name
     method: Name
     budget: Budget
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
 
 
 class Compare(Section):
@@ -289,7 +297,7 @@ class Compare(Section):
     selectors: list[Name] = []
     methods: list[Name] = []
     budgets: list[Budget] = []
-    seeds: list[Annotated[int, Field(ge=0)]] = []
+    seeds: list[Seed] = []
 
 
 class Variant(Section):
