@@ -1,7 +1,11 @@
+import copy
+
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from minirec import generate
+from minirec import prompts as prompts_of
 from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.items import Items, Trunk
@@ -209,6 +213,45 @@ def test_a_prompt_reads_as_the_chat_template_makes_it(policy):
     text = policy.tokenizer.decode(p.prefix + p.encode("- just now: Blue Train"))
     assert text.startswith("<|im_start|>user\n")
     assert text.endswith("- just now: Blue Train<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.fixture
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def prefix(tokenizer, system=None):
+    return tokenizer.decode(prompts_of.user_prompts(tokenizer, "<answer>", system).prefix)
+
+
+def test_a_prompt_does_not_depend_on_the_day(tokenizer):
+    """As the templates of Llama 3 and Mistral ask for the day."""
+    start = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    today = "{{ date_string }}, {% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d') }}{% endif %}; "
+    tokenizer.chat_template = start + today + tokenizer.chat_template
+    assert prefix(tokenizer).startswith("26 Jul 2024, 2024-07-26; <|im_start|>user\n")
+
+
+def test_the_constant_day_leaves_the_rest_of_a_template_as_it_is(tokenizer):
+    for start in ("\n", "  ", "  {% set x = 1 %}\n", "{# note #}\n", "\n\n  {{ 'x' }}\n"):
+        changed = copy.copy(tokenizer)
+        changed.chat_template = start + tokenizer.chat_template
+        messages = [{"role": "user", "content": prompts_of.USER_INSTRUCTION + "\n"}]
+        whole = changed.apply_chat_template(messages, tokenize=False)
+        assert whole.startswith(prefix(changed))
+
+
+def test_a_system_message_that_the_chat_template_refuses_is_named(tokenizer):
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    assert prefix(tokenizer).startswith("<|im_start|>user\n")
+    with pytest.raises(InputError, match=r"\(System role not supported\); set policy\.system to null"):
+        prefix(tokenizer, "Be brief.")
+
+
+def test_a_system_message_that_looks_like_the_place_of_the_body_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"take BODY_OF_THE_PROMPT out of policy\.system"):
+        prefix(tokenizer, "Read the BODY_OF_THE_PROMPT.")
 
 
 def test_item_vectors_do_not_depend_on_the_batch(policy):

@@ -10,12 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minirec.errors import InputError
+
 USER_INSTRUCTION = (
     "A user chose these items, oldest first (time before now, title, rating). "
     "Reason briefly about what the user likes and what kind of item comes next."
 )
 ITEM_INSTRUCTION = "Name the key attributes of this item."
 _BODY = "BODY_OF_THE_PROMPT"
+_DATE = (  # in front of the chat template: whatever day it is, a template that asks hears of this one
+    "{% macro strftime_now(format) %}"
+    "{{ format|replace('%d', '26')|replace('%b', 'Jul')|replace('%B', 'July')|replace('%m', '07')"
+    "|replace('%Y', '2024')|replace('%y', '24') }}"
+    "{% endmacro %}\n"
+)
 _UNITS = ((365 * 86_400_000, "year"), (30 * 86_400_000, "month"), (86_400_000, "day"), (3_600_000, "hour"))
 
 
@@ -84,9 +92,22 @@ def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str
     """What the chat template puts before and after the body, the assistant's turn opened."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": f"{instruction}\n{_BODY}"})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    before, after = text.split(_BODY)
-    return before, after
+    try:
+        template = _DATE + tokenizer.get_chat_template()
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, chat_template=template
+        )
+    except Exception as error:  # a template is a program, and says in its own way what it does not take
+        reason = " ".join(str(error).split())[:200]
+        remedy = "take another model" if system is None else "set policy.system to null"
+        raise InputError(f"the model's chat template refuses its messages ({reason}); {remedy}") from error
+    parts = text.split(_BODY)
+    if len(parts) != 2:
+        raise InputError(
+            "the model's chat template must show the user's message once; "
+            f"take {_BODY} out of policy.system, or take another model"
+        )
+    return parts[0], parts[1]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
