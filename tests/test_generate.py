@@ -254,6 +254,19 @@ def test_a_system_message_that_looks_like_the_place_of_the_body_is_refused(token
         prefix(tokenizer, "Read the BODY_OF_THE_PROMPT.")
 
 
+@pytest.mark.parametrize(
+    ("targets", "complaint"),
+    [
+        (["q_proj", "qproj"], r"policy\.lora_targets has qproj, but the model has no such layer"),
+        (["norm"], r"policy\.lora_targets cannot get adapters \(.*; name linear layers"),
+    ],
+)
+def test_wrong_lora_targets_are_named(tiny_model, defaults, targets, complaint):
+    policy = Policy.load(tiny_model, defaults.policy.model_copy(update={"lora_targets": targets}))
+    with pytest.raises(InputError, match=complaint):
+        policy.add_adapter(0)
+
+
 def test_item_vectors_do_not_depend_on_the_batch(policy):
     items = Items(policy, ["Title: Blue Train", "Title: Kind of Blue\nRating: 4.5", "x", "Title: Red Clay"] * 9)
     with torch.no_grad():

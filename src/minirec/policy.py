@@ -79,8 +79,16 @@ class Policy:
             layers_to_transform=None if s.lora_layers is None else list(range(total - s.lora_layers, total)),
             task_type="CAUSAL_LM",
         )
+        names = [f".{name}" for name, _ in self.model.named_modules()]
+        for target in s.lora_targets:
+            if not any(name.endswith(f".{target}") for name in names):
+                raise InputError(f"policy.lora_targets has {target}, but the model has no such layer; correct its name")
         torch.manual_seed(seed)
-        self.model = get_peft_model(self.model, lora)
+        try:
+            self.model = get_peft_model(self.model, lora)
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"policy.lora_targets cannot get adapters ({reason}); name linear layers") from error
 
     @property
     def decoder(self) -> Any:
