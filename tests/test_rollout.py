@@ -67,7 +67,7 @@ def test_shards_joined_are_what_one_job_writes(judged, defaults, tmp_path, monke
     monkeypatch.setattr(splits, "WINDOW", window)
     monkeypatch.setattr(gather, "WINDOW", window)
     (tmp_path / "one").mkdir()
-    run(judged, settings(defaults), tmp_path / "one")
+    one = run(judged, settings(defaults, vllm_memory=0.9), tmp_path / "one")
     shards = []
     for shard in range(count):  # of whole windows in the last case, else of batches
         shards.append(tmp_path / f"shard{shard}")
@@ -82,6 +82,7 @@ def test_shards_joined_are_what_one_job_writes(judged, defaults, tmp_path, monke
         **files,
     )
     assert rows(tmp_path) == rows(tmp_path / "one")
+    assert [path.read_bytes() for path in files.values()] == one
 
 
 def test_a_shard_with_nothing_to_do_writes_empty_files_that_gather_takes(judged, defaults, tmp_path):

@@ -22,6 +22,7 @@ def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Path
     if any(other != made[0] for other in made):
         raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
     was = Made.parse(made[0])
+    was.settings.pop("shards", None)  # they decide what a shard holds, but not the whole
     shapes = [tensors.shapes(path, "sample_id", "hidden")["hidden"] for path in hidden_shards]
     count, groups = sum(shape[0] for shape in shapes), shapes[0][1]
     tables = [schemas.Stream("rollouts", path, list(schemas.TABLES["rollouts"].columns)) for path in rollout_shards]

@@ -49,6 +49,9 @@ def run(
         raise InputError(f"--shard is {shard}, but rollout.shards is {rollout.shards}; take 0 to {rollout.shards - 1}")
     engines.require(rollout.engine)
     settings = {k: v for part in (policy, sampling, reward, rollout) for k, v in part.model_dump().items()}
+    del settings["vllm_memory"]  # of the machine
+    if shard is None:
+        del settings["shards"]
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "model": model}
     made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
     table = torch.from_numpy(tensors.read(items, "items")["items"])
