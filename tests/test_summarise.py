@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import yaml
 
-from minirec import artefact, config, evaluate, schemas, summarise
+from minirec import artefact, config, evaluate, experiment, schemas, summarise
 from minirec.artefact import Made
 from minirec.breakdown import Examined
 from minirec.errors import InputError
@@ -54,7 +53,6 @@ def project(tmp_path, monkeypatch, defaults):
         budget = PICKED if method != "full" else "all"
         main = {"method": method, "budget": PICKED, "seeds": list(range(len(after)))}
         given = config.validate(config.overlay(json.loads(defaults.model_dump_json()), {"main": main}))
-        Path("mine.yaml").write_text(yaml.safe_dump(json.loads(given.model_dump_json())))
         top, selector = Path("results/movielens"), "gemma" if method == "minirec" else "none"
         rows = [
             {
@@ -95,7 +93,10 @@ def project(tmp_path, monkeypatch, defaults):
             one["tokens"] = pa.array([[1]] * TRAINED, pa.list_(pa.int32()))
             schemas.write("rollouts", pa.table(one), top / "signals/gemma/rollouts.parquet", Made("rollout"))
             schemas.write("scores", pa.table(scores), top / "signals/gemma/scores.parquet", Made("score"))
-        for job, seconds in (("rollout/gemma", 12.5), ("train/gemma/seed0", 30)):
+        trained = f"gemma/{selector}/{method}-{budget}"
+        spent = {"rollout/gemma": 12.5, f"train/{trained}/seed0": 30, f"train/{trained}/seed1": 12}
+        spent |= {"train/gemma/none/random-9/seed0": 5, f"train/{trained}/seed7": 6, "rollout/other": 7}  # of others
+        for job, seconds in spent.items():
             file = Path("results/benchmarks/movielens") / f"{job}.tsv"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0\t100.5\n")
@@ -108,7 +109,14 @@ def project(tmp_path, monkeypatch, defaults):
 
 def summarise_it(given) -> None:
     top = Path("results/movielens")
-    summarise.run(evaluate=given.evaluate, results=top, config=[Path("mine.yaml")], out=top / "metrics.json")
+    summarise.run(
+        evaluate=given.evaluate,
+        results=top,
+        main=given.main.model_dump_json(),
+        run=experiment.main_runs(given),
+        job=experiment.jobs(given),
+        out=top / "metrics.json",
+    )
 
 
 def written() -> tuple[dict, str]:
@@ -144,12 +152,13 @@ def test_the_summary_has_the_metrics_of_every_part(project):
         )
 
 
-def test_the_cost_of_every_job_is_in_the_summary(project):
-    project([BASE])
+def test_the_cost_is_that_of_the_jobs_of_this_experiment_and_is_said_by_stage(project):
+    project([BASE, BASE])
     summary, text = written()
     assert summary["cost"]["rollout/gemma"] == {"seconds": 12.5, "max_rss_mib": 100.5}
-    assert summary["cost"]["train/gemma/seed0"]["seconds"] == 30
-    assert "train 30" in text
+    runs = {f"train/gemma/gemma/minirec-{PICKED}/seed{seed}" for seed in (0, 1)}
+    assert set(summary["cost"]) == {"rollout/gemma"} | runs
+    assert "seconds by stage: rollout 12, train 42\n" in text
 
 
 def test_a_large_gain_is_called_significant(project):

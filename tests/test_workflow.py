@@ -189,6 +189,27 @@ def test_shards_are_gathered(finished):
     assert jobs == {"rollout": 3, "gather": 1}
 
 
+def test_settings_given_on_the_command_line_reach_the_summary_and_the_comparison(finished):
+    grid = "compare={models: [tiny], selectors: [tiny], methods: [mine], budgets: [16], seeds: [3]}"
+    change = ("--config", "main={seeds: [0, 3], budget: 16}", "variants={mine: {}}", grid)
+    done = snakemake(finished, "-n", "-p", TARGET, "results/toy/comparison.parquet", *change)
+    (summarise,) = [line for line in done.stdout.splitlines() if "minirec summarise" in line]
+    (compare,) = [line for line in done.stdout.splitlines() if "minirec compare" in line]
+    runs = [f"tiny/tiny/minirec-16/seed{seed}" for seed in (0, 3)]
+    assert f"--run {' '.join(runs)} --job" in summarise
+    assert '"seeds":[0,3]' in summarise
+    assert f"train/{runs[1]}" in summarise
+    assert f"--run {' '.join(runs)} tiny/tiny/mine-16/seed3 --out" in compare
+
+
+def test_the_jobs_of_the_summary_are_those_that_ran_for_it(finished):
+    done = snakemake(finished, "-n", "-p", "-F", TARGET)
+    benchmarks = re.findall(r"^    benchmark: results/benchmarks/toy/(.*)\.tsv$", done.stdout, re.MULTILINE)
+    (summarise,) = [line for line in done.stdout.splitlines() if "minirec summarise" in line]
+    named = summarise.split(" --job ")[1].split(" --out ")[0].split()
+    assert set(named) == set(benchmarks) - {"summarise"} | {"fetch"}
+
+
 def test_an_edit_of_select_plans_select_and_what_follows(finished):
     with edited(finished / "src" / "minirec" / "select.py", "\nNEW = 1\n"):
         assert plan(finished, TARGET) == once("select", *AFTER_SELECT)

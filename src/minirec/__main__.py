@@ -55,7 +55,7 @@ MODEL = Option("model", "folder of the base model")
 ADAPTER = Option("adapter", "folder of the LoRA adapter; without it: the base model", required=False)
 SEED = Option("seed", "seed", int)
 OUT = Option("out", "file or folder to write")
-CONFIG = Option("config", "configuration files, later ones laid over earlier ones", many=True)
+RUN = Option("run", "runs, as MODEL/SELECTOR/METHOD-BUDGET/seedN", str, many=True)
 
 STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
     "fetch": (
@@ -191,7 +191,9 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
         "Gather metrics, costs and pictures of the main experiment.",
         (
             Option("results", "folder of the data set's results"),
-            CONFIG,
+            Option("main", "the experiment, as JSON", str),
+            RUN,
+            Option("job", "jobs whose cost counts, as names of their benchmark files", str, many=True),
             OUT,
         ),
     ),
@@ -199,7 +201,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
         "Gather the runs of the configuration's grid in one table and picture.",
         (
             Option("results", "folder of the data set's results"),
-            CONFIG,
+            RUN,
             OUT,
         ),
     ),

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from minirec import artefact, config, experiment, schemas
+from minirec import artefact, config, schemas
 from minirec.artefact import Made, replacing
 from minirec.progress import log
 
@@ -57,13 +57,12 @@ def text(cells: pd.DataFrame, metric: str, out: Path) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Path) -> None:
+def run(*, evaluate: config.Evaluate, results: Path, run: list[str], out: Path) -> None:
     """Write comparison.parquet, comparison.txt and figures/comparison.* of a data set."""
-    runs = experiment.compared_runs(_load(*config))
-    records = [row for run in runs for row in rows(results / "runs", run)]
+    records = [row for name in run for row in rows(results / "runs", name)]
     metric = "ndcg@10"
     cells = over_seeds(pd.DataFrame(records), metric)
-    inputs = {run: results / "runs" / run / "metrics.json" for run in runs}
+    inputs = {name: results / "runs" / name / "metrics.json" for name in run}
     table = pa.Table.from_pylist(records, schemas.TABLES["comparison"].schema())
     schemas.write("comparison", table, out, Made("compare", evaluate.model_dump(), inputs))
     from minirec import figures
@@ -71,7 +70,4 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
     figures.save(results / "figures", "comparison", figures.quality_and_cost(cells, metric))
     with replacing(results / "comparison.txt") as partial:
         partial.write_text(text(cells, metric, out), encoding="utf-8")
-    log.info("wrote %s with %d runs", out, len(runs))
-
-
-_load = config.load  # `run` has an argument of that name
+    log.info("wrote %s with %d runs", out, len(run))

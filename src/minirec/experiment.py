@@ -86,13 +86,18 @@ def winners(given: Config) -> Callable[[Any], list[str]]:
     """The selections of the first round where a method's `select.shards` asks for one, else none."""
 
     def files(wildcards: Any) -> list[str]:
-        variant = given.variants.get(wildcards.method)
-        shards = (variant.select if variant else {}).get("shards", given.select.shards)
+        shards = _rounds(given, wildcards.method)
         pattern = "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/shards/"
         folder = pattern.format(**dict(wildcards.items()))
         return [f"{folder}{shard}/selection.parquet" for shard in range(shards)] if shards > 1 else []
 
     return files
+
+
+def _rounds(given: Config, method: str) -> int:
+    """`select.shards` of a method."""
+    variant = given.variants.get(method)
+    return int((variant.select if variant else {}).get("shards", given.select.shards))
 
 
 def constraints(given: Config) -> dict[str, str]:
@@ -173,19 +178,36 @@ def tokenizer_items(given: Config, model: str) -> list[str]:
     return [] if dataset is None else [f"data/{dataset}/items.parquet"]
 
 
-def summary_inputs(given: Config, results: str, dataset: str) -> dict[str, str | list[str]]:
-    """The files behind results/DATASET/metrics.json."""
-    top = f"{results}/{dataset}"
+def jobs(given: Config) -> list[str]:
+    """The jobs of the main experiment, as the names of their benchmark files below benchmarks/DATASET."""
     runs = main_runs(given)
+    model, selector = runs[0].split("/")[:2]
     selections = [run.split("/", 1)[1] for run in runs]
-    selector = given.selector(given.main.method, given.main.selector)
+    found = ["fetch", "prepare", "references", f"embed_base/{model}", f"evaluate_base/{model}"]
+    if selector != "none":
+        shards = given.rollout.shards
+        parts = [f"rollout/shards/{shard}" for shard in range(shards)] + ["gather"] if shards > 1 else ["rollout"]
+        stages = ["embed_base", "train_proxy", "embed_proxy", *parts, "gradient", "score"]
+        found += [f"{stage}/{selector}" for stage in stages]
+        if (rounds := _rounds(given, given.main.method)) > 1:
+            found += [f"select/{run}/shards/{shard}" for run in selections for shard in range(rounds)]
+    found += [f"{stage}/{run}" for stage in ("select", "curriculum") for run in selections]
+    found += [f"{stage}/{run}" for stage in ("train", "evaluate") for run in runs]
+    return list(dict.fromkeys(found))
+
+
+def summary_inputs(runs: list[str], results: str, dataset: str) -> dict[str, str | list[str]]:
+    """The files behind results/DATASET/metrics.json, of the runs of the main experiment."""
+    top = f"{results}/{dataset}"
+    model, selector = runs[0].split("/")[:2]
+    selections = [run.split("/", 1)[1] for run in runs]
     files: dict[str, str | list[str]] = {
         "samples": f"{top}/samples.parquet",
         "catalogue": f"{top}/catalogue.parquet",
         "prepare": f"{top}/prepare.json",
         "references": f"{top}/references.json",
-        "base": f"{top}/base/{given.main.model}/metrics.json",
-        "base_ranks": f"{top}/base/{given.main.model}/ranks.parquet",
+        "base": f"{top}/base/{model}/metrics.json",
+        "base_ranks": f"{top}/base/{model}/ranks.parquet",
         "metrics": [f"{top}/runs/{run}/metrics.json" for run in runs],
         "ranks": [f"{top}/runs/{run}/ranks.parquet" for run in runs],
         "history": [f"{top}/runs/{run}/history.parquet" for run in runs],
@@ -202,12 +224,6 @@ def compared_files(given: Config, results: str, dataset: str) -> list[str]:
     """The files behind results/DATASET/comparison.parquet."""
     runs = compared_runs(given)
     return [f"{results}/{dataset}/runs/{run}/{file}" for run in runs for file in ("metrics.json", "history.parquet")]
-
-
-def config_files(files: Iterable[str | Path]) -> list[str]:
-    """The configuration files Snakemake used, the workflow's own first, as paths from here where possible."""
-    paths = [os.path.relpath(file) for file in files]
-    return sorted(dict.fromkeys(paths), key=lambda path: path != os.path.join("config", "config.yaml"))
 
 
 def recorded(benchmark: Path) -> float | None:

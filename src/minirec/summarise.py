@@ -21,15 +21,17 @@ from minirec.progress import log
 K = 10  # the cutoff of tests and of the terminal's summary
 
 
-def costs(benchmarks: Path) -> dict[str, dict[str, float]]:
-    """Seconds and peak memory (MiB) of every job, from the workflow's benchmark files under a folder."""
+def costs(benchmarks: Path, jobs: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory (MiB) of those of the jobs that have run, from their benchmark files under a folder."""
     found = {}
-    for file in sorted(benchmarks.rglob("*.tsv")):
+    for job in jobs:
+        if not (file := benchmarks / f"{job}.tsv").is_file():
+            continue
         with file.open(encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["s"] not in ("", "NA")]
         if rows:
             memory = [float(row["max_rss"]) for row in rows if row["max_rss"] not in ("", "-", "NA")]
-            found[str(file.relative_to(benchmarks).with_suffix(""))] = {
+            found[job] = {
                 "seconds": float(rows[-1]["s"]),
                 "max_rss_mib": max(memory, default=0.0),
             }
@@ -64,6 +66,15 @@ def mean_of(runs: Sequence[Any]) -> Any:
     return float(np.mean(runs))
 
 
+def by_stage(cost: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Seconds of all jobs of a stage."""
+    total: dict[str, float] = {}
+    for job, spent in cost.items():
+        stage = job.split("/")[0]
+        total[stage] = total.get(stage, 0.0) + spent["seconds"]
+    return total
+
+
 def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
     """What the terminal shows at the end."""
     main, change = summary["main"], summary["improvement"]
@@ -96,7 +107,7 @@ def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
         + f" training interactions (targets {lists['after']['popularity_of_targets']:.1f})",
         "",
         "  seconds by stage: "
-        + ", ".join(f"{name.split('/')[0]} {cost['seconds']:.0f}" for name, cost in summary["cost"].items()),
+        + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in by_stage(summary["cost"]).items()),
         f"  files: {top}/metrics.json, {top}/runs/…/ranks.parquet; look into any with: minirec show FILE",
     ]
     if pictures:
@@ -104,10 +115,10 @@ def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Path) -> None:
+def run(*, evaluate: config.Evaluate, results: Path, main: str, run: list[str], job: list[str], out: Path) -> None:
     """Write metrics.json, summary.txt and figures/ of a data set's main experiment."""
-    given = _load(*config)
-    files = experiment.summary_inputs(given, str(results.parent), results.name)
+    given = config.parse(config.Main, main, "--main")
+    files = experiment.summary_inputs(run, str(results.parent), results.name)
     several = {name: [Path(f) for f in value] for name, value in files.items() if isinstance(value, list)}
     one = {name: Path(value) for name, value in files.items() if isinstance(value, str)}
     runs = [artefact.read_json(path) for path in several["metrics"]]
@@ -122,7 +133,7 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
         if not rank["sample_id"].equals(before["sample_id"]):
             raise InputError(f"{path} and {one['base_ranks']} have other test samples; run evaluate again for both")
     summary: dict[str, Any] = {
-        "main": given.main.model_dump(),
+        "main": given.model_dump(),
         "samples": {entry["values"]: entry["counts"] for entry in split},
         "catalogue": schemas.read("catalogue", one["catalogue"], ["row"]).num_rows,
         "selected": selection.num_rows,
@@ -136,14 +147,14 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
         "references": references["references"],
         "breakdown": {
             "before": base["breakdown"],
-            "after": mean_of([run["breakdown"] for run in runs]),
+            "after": mean_of([found["breakdown"] for found in runs]),
             **references["breakdown"],
         },
         "runs": {
-            f"seed{seed}": {"metrics": run["metrics"], "metrics_without_reasoning": run["metrics_without_reasoning"]}
-            for seed, run in zip(given.main.seeds, runs, strict=True)
+            f"seed{seed}": {name: found[name] for name in ("metrics", "metrics_without_reasoning")}
+            for seed, found in zip(given.seeds, runs, strict=True)
         },
-        "cost": costs(results.parent / "benchmarks" / results.name),
+        "cost": costs(results.parent / "benchmarks" / results.name, job),
         "prepare": artefact.read_json(one["prepare"]),
     }
     if scores is not None:
@@ -157,6 +168,3 @@ def run(*, evaluate: config.Evaluate, results: Path, config: list[Path], out: Pa
         partial.write_text(text(summary, results, pictures), encoding="utf-8")
     artefact.write_json(summary, out, made)
     log.info("wrote %s, %s and %d pictures", out, results / "summary.txt", len(pictures))
-
-
-_load = config.load  # `run` has an argument of that name

@@ -1,10 +1,12 @@
 """What the runs say: the main experiment in one file, and the grid of `compare` in one table."""
 
+MAIN_RUNS = experiment.main_runs(CONFIG)
+
 
 rule summarise:
     """Gather metrics, costs and pictures of the main experiment."""
     input:
-        unpack(lambda wildcards: experiment.summary_inputs(CONFIG, wildcards.results, wildcards.dataset)),
+        unpack(lambda wildcards: experiment.summary_inputs(MAIN_RUNS, wildcards.results, wildcards.dataset)),
     output:
         metrics="{results}/{dataset}/metrics.json",
     log:
@@ -18,12 +20,13 @@ rule summarise:
         **needs("summarise"),
     params:
         settings=settings("summarise"),
-        main=CONFIG.main.model_dump_json(),  # a change is seen although the files keep their names
-        config=experiment.config_files(workflow.configfiles),
+        main=CONFIG.main.model_dump_json(),
+        run=MAIN_RUNS,
+        job=experiment.jobs(CONFIG),
         code=code("summarise"),
     shell:
         "python -m minirec summarise {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
-        " --config {params.config:q} --out {output.metrics:q} --log {log:q}"
+        " --main {params.main:q} --run {params.run:q} --job {params.job:q} --out {output.metrics:q} --log {log:q}"
 
 
 rule compare:
@@ -43,9 +46,8 @@ rule compare:
         **needs("compare"),
     params:
         settings=settings("compare"),
-        grid=CONFIG.compare.model_dump_json(),
-        config=experiment.config_files(workflow.configfiles),
+        run=experiment.compared_runs(CONFIG),
         code=code("compare"),
     shell:
         "python -m minirec compare {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
-        " --config {params.config:q} --out {output:q} --log {log:q}"
+        " --run {params.run:q} --out {output:q} --log {log:q}"
