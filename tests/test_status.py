@@ -87,6 +87,24 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     assert "curriculum.log cannot be written (Is a directory)" in capsys.readouterr().err
 
 
+def test_a_job_touches_its_log_until_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "BEAT_SECONDS", 0.01)
+    log = tmp_path / "job.log"
+    job = progress.Job("train", log)
+    os.utime(log, (0, 0))
+    deadline = time.monotonic() + 10
+    while log.stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert log.stat().st_mtime > 0
+    log.unlink()  # what cannot be touched disturbs nobody
+    time.sleep(0.05)
+    job.end("done")
+    time.sleep(0.05)
+    os.utime(log, (0, 0))
+    time.sleep(0.1)
+    assert log.stat().st_mtime == 0
+
+
 def test_a_dry_run_is_read_rule_by_rule():
     score, train = status.jobs(DRY_RUN)
     assert (score.rule, train.rule) == ("score", "train")

@@ -8,9 +8,10 @@ import os
 import resource
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 log = logging.getLogger("minirec")
 LINE_SECONDS = 15.0  # between two lines where there is no terminal
+BEAT_SECONDS = 30.0  # between two signs of life of a job that logs nothing
 _counted: dict[str, tuple[int, float]] = {}  # units and seconds of every loop so far, by "what unit"
 
 
@@ -45,9 +47,13 @@ class Job:
         self.stage, self.file, self.started = stage, file, time.monotonic()
         _counted.clear()
         self._append(event="start", stage=stage, host=socket.gethostname(), pid=os.getpid())
+        self._ended = threading.Event()
+        if file is not None:
+            threading.Thread(target=self._beat, args=(file,), daemon=True).start()
 
     def end(self, reason: str) -> None:
         """Note how the job ended: `done`, or why not."""
+        self._ended.set()
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         peak = max(who.ru_maxrss for who in used)
         self._append(
@@ -60,6 +66,12 @@ class Job:
             peak_mib=round(peak / (1024 if sys.platform != "darwin" else 2**20), 1),
             per_second={what: float(f"{n / max(s, 1e-9):.4g}") for what, (n, s) in _counted.items()},
         )
+
+    def _beat(self, file: Path) -> None:
+        """Touch the log now and then, so that other machines see that the job lives."""
+        while not self._ended.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(file)
 
     def _append(self, **line: Any) -> None:
         if self.file is not None:

@@ -23,7 +23,7 @@ from minirec.errors import InputError
 from minirec.experiment import recorded
 
 STATES = ("done", "running", "failed", "stale", "planned")
-SILENCE = 120.0  # seconds after which a job on another machine counts as dead; progress logs every 15 s
+SILENCE = 120.0  # seconds after which a job on another machine counts as dead; a job touches it every 30 s
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def ending(log: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
 
 
 def alive(start: dict[str, Any], log: Path) -> bool:
-    """Whether the process of a started job still runs; on another machine, whether its log still grows."""
+    """Whether the process of a started job still runs; on another machine, whether its log is still touched."""
     if start["host"] != socket.gethostname():
         return time.time() - log.stat().st_mtime < SILENCE
     try:
