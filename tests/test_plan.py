@@ -113,7 +113,7 @@ def test_a_method_without_signals_needs_neither_proxy_nor_rollout(given, method)
     assert set(needs(given(main={"method": method}))) == {"embed", "evaluate (before RL)", "train", "evaluate"}
 
 
-def test_the_parameters_of_a_model_are_counted_from_its_configuration(tiny_model):
+def test_the_parameters_of_a_model_are_counted_from_its_configuration(tiny_model, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, trust_remote_code=False)
@@ -124,6 +124,9 @@ def test_the_parameters_of_a_model_are_counted_from_its_configuration(tiny_model
     tokens = model.dummy_inputs["input_ids"].numel()
     stored = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert found.key_value_bytes == 4 * stored / tokens
+    nested = tmp_path / "config.json"
+    nested.write_text(json.dumps({"text_config": json.loads((tiny_model / "config.json").read_text())}))
+    assert plan.shape(tmp_path, "float32") == found
     assert plan.shape(tiny_model, "bfloat16").key_value_bytes == 2 * stored / tokens
 
 

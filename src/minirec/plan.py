@@ -73,6 +73,7 @@ def shape(folder: Path, dtype: str) -> Shape | None:
     if not (folder / "config.json").is_file():
         return None
     given = artefact.load_json(folder / "config.json")
+    given = given.get("text_config", given)
     width, layers = given["hidden_size"], given["num_hidden_layers"]
     heads = given.get("head_dim") or width // given["num_attention_heads"]
     keys = given.get("num_key_value_heads") or given["num_attention_heads"]
