@@ -63,8 +63,8 @@ def min_max(values: np.ndarray) -> np.ndarray:
 def run(*, score: config.Score, rollouts: Path, gradients: Path, out: Path) -> None:
     """Write scores.parquet, one row a sample in the order of sample_id."""
     table = schemas.read("rollouts", rollouts, ["sample_id", "reward", "hit"])
-    groups = table.to_pandas().groupby("sample_id", sort=True)
-    rewards = groups["reward"].agg(lambda r: r.astype(np.float64).mean())
+    groups = table.to_pandas().astype({"reward": np.float64}).groupby("sample_id", sort=True)
+    rewards = groups["reward"].mean().astype(np.float32)
     sample_id = rewards.index.to_numpy()
     tensors.shapes(gradients, "sample_id", "gradient", "hvp")
     rows = tensors.rows_of(tensors.part(gradients, "sample_id"), sample_id, gradients)
@@ -77,7 +77,7 @@ def run(*, score: config.Score, rollouts: Path, gradients: Path, out: Path) -> N
     columns = {
         "sample_id": sample_id,
         "mean_reward": rewards.to_numpy(),
-        "reward_std": groups["reward"].agg(lambda r: r.astype(np.float64).std(ddof=1)).fillna(0.0).to_numpy(),
+        "reward_std": groups["reward"].std(ddof=1).astype(np.float32).fillna(0.0).to_numpy(),
         "learnability": learnability(rewards.to_numpy(), score.mu, score.sigma),
         "representativeness": representativeness_of_blocks(directions),
         "gradient_norm": np.concatenate(norms),
