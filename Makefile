@@ -11,7 +11,7 @@ DATASET ?= movielens
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 installed := .venv/.installed
-target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml)/$(DATASET)/metrics.json
+target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml $(CONFIG) | tail -1)/$(DATASET)/metrics.json
 
 .PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning report clean
 
