@@ -1,6 +1,8 @@
 """Every kind of artefact carries a digest of all its bytes: whatever changes afterwards is noticed by its reader."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -204,3 +206,48 @@ def test_hidden_files_which_snakemake_adds_do_not_change_the_digest_of_a_folder(
     assert artefact.digest(tmp_path) == before
     (tmp_path / "part" / "b").write_text("b")
     assert artefact.digest(tmp_path) != before
+
+
+def test_one_process_works_on_a_path_and_the_next_after_it(tmp_path):
+    held, path = [], tmp_path / "work"
+    with artefact.alone(path):
+        with pytest.raises(InputError, match=r"another process is making .*work; wait for it or end it"):
+            artefact.alone(path).__enter__()
+        with artefact.alone(tmp_path / "other"):
+            held.append("other")
+    for _ in range(2):
+        with artefact.alone(path):
+            held.append("again")
+    assert held == ["other", "again", "again"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_that_wait_for_one_path_are_never_in_it_together(tmp_path):
+    inside, most = [], []
+
+    def work(_):
+        with artefact.alone(tmp_path / "work", wait=True):
+            inside.append(1)
+            time.sleep(0.001)
+            most.append(len(inside))
+            inside.pop()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(100)))
+    assert most == [1] * 100
+
+
+def test_the_ranks_of_one_training_do_not_lock_each_other_out(tmp_path, monkeypatch):
+    ran = []
+
+    @artefact.alone_beside("out", "checkpoints")
+    def run(*, out):
+        ran.append(out)
+
+    with artefact.alone(tmp_path / "checkpoints"):
+        monkeypatch.setenv("RANK", "1")
+        run(out=tmp_path / "adapter")
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(InputError, match=r"another process is making .*checkpoints"):
+            run(out=tmp_path / "adapter")
+    assert ran == [tmp_path / "adapter"]

@@ -469,6 +469,18 @@ def test_a_stage_started_twice_at_once_writes_what_one_would(jobs, whole, name):
     COUNT["two processes of one stage"] += 1
 
 
+@pytest.mark.parametrize("name", ["rollout", "train"])
+def test_of_a_stage_with_unfinished_work_the_second_process_is_sent_away(jobs, whole, name):
+    job = jobs[name]
+    remove(job.outputs())
+    ends = [running.end() for running in [job.start(), job.start()]]
+    assert sorted(code for code, _ in ends) == [0, 1], ends
+    assert "another process is making" in max(ends)[1]
+    assert unfinished(job, whole) == []
+    assert not list(job.outputs()[0].parent.glob(".*.lock"))
+    COUNT["two processes of one stage"] += 1
+
+
 @pytest.mark.parametrize("file", ["rollouts.parquet", "hidden.safetensors"])
 def test_a_missing_shard_is_named_and_made_again(project, jobs, file):
     before = science(project)

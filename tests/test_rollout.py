@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -149,13 +150,28 @@ def test_parts_of_other_settings_are_not_used(judged, defaults, tmp_path, whole,
     assert sum(calls) - before == 22
 
 
-def test_a_killed_process_goes_on_where_it_was_to_the_same_bytes(judged, defaults, tmp_path, whole, calls):
-    given = settings(defaults)
-    out = {"rollouts": tmp_path / "rollouts.parquet", "hidden": tmp_path / "hidden.safetensors"}
+def start(judged, given, folder):
+    """The stage in a process of its own."""
+    out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
     command = [sys.executable, "-m", "minirec", "rollout", *shlex.split(config.flags(given, "rollout"))]
     for name, path in {**judged, **out}.items():
         command += [f"--{name}", str(path)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+
+def test_of_two_processes_one_is_sent_away_and_the_other_ends_as_alone(judged, defaults, tmp_path, whole):
+    processes = [start(judged, settings(defaults), tmp_path) for _ in range(2)]
+    said = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 1], said
+    assert re.search(r"another process is making .*rollouts\.unfinished; wait for it or end it", said[codes.index(1)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hidden.safetensors", "rollouts.parquet"]
+    assert [(tmp_path / name).read_bytes() for name in ("rollouts.parquet", "hidden.safetensors")] == whole
+
+
+def test_a_killed_process_goes_on_where_it_was_to_the_same_bytes(judged, defaults, tmp_path, whole, calls):
+    given = settings(defaults)
+    process = start(judged, given, tmp_path)
     folder = tmp_path / "rollouts.unfinished"
     while len(list(folder.rglob("0*.parquet"))) < 2 and process.poll() is None:
         time.sleep(0.002)

@@ -8,16 +8,19 @@ record, so nothing else in the file can look like it. A folder's record names th
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from minirec import __version__
 from minirec.errors import InputError
@@ -25,6 +28,7 @@ from minirec.errors import InputError
 FOLDER_RECORD = "made.json"
 BLOCK = 1 << 20  # bytes hashed at a time
 MARK = b'{"digest": "'  # how a record begins, see `_dump`
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system without flock
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,48 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path, wait: bool = False) -> Iterator[None]:
+    """A block for one process at a time that works on `path`; another waits, or stops with InputError.
+
+    The lock is a hidden file beside `path`, and the kernel frees it however its process ends. It holds on one machine;
+    between machines on a network file system as far as that does flock, and without any flock not at all.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with lock.open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise InputError(f"another process is making {path}; wait for it or end it") from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            if not _is_at(stream, lock):  # who had it has removed it since
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def alone_beside(output: str, folder: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a stage run `alone` on the `folder` beside one of its outputs; of several ranks only the first locks it."""
+
+    def decorate(run: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(run)
+        def locked(**given: Any) -> None:
+            first = int(os.environ.get("RANK", "0")) == 0
+            with alone(given[output].with_name(folder)) if first else contextlib.nullcontext():
+                run(**given)
+
+        return locked
+
+    return decorate
 
 
 @contextlib.contextmanager
@@ -188,6 +234,14 @@ def verify_folder(folder: Path, foreign: bool = False) -> None:
             raise InputError(
                 f"{part} is damaged: its bytes do not match its digest; run the stage that makes {folder} again"
             )
+
+
+def _is_at(stream: IO[str], path: Path) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _names(folder: Path) -> list[str]:

@@ -27,6 +27,7 @@ from minirec.splits import Split
 from minirec.whitening import Whitening
 
 
+@artefact.alone_beside("rollouts", "rollouts.unfinished")
 @torch.no_grad()
 def run(
     *,

@@ -143,6 +143,7 @@ def save_adapter(trainer: RecommenderTrainer, out: Path, made: Made) -> None:
         (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
+@artefact.alone_beside("out", "checkpoints")
 def run(
     *,
     policy: config.Policy,
