@@ -264,6 +264,19 @@ def test_a_damaged_file_stops_with_one_sentence_and_leaves_nothing_behind(server
     with pytest.raises(InputError, match=r"Toys\.csv\.gz is not what Amazon Reviews 2023 looks like"):
         fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
     assert not list((tmp_path / "toys").glob("*"))
+    server.files = dict(AMAZON)
+    fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+    assert (tmp_path / "toys" / "interactions.parquet").is_file()
+
+
+@pytest.mark.parametrize("damage", [b"<html>not now</html>", gzip.compress(b"<html>not now</html>")])
+def test_an_answer_that_is_no_file_of_amazons_is_not_kept(server, tmp_path, damage):
+    server.files = AMAZON | {"/raw/meta_categories/meta_Toys.jsonl.gz": damage}
+    with pytest.raises(InputError, match=r"meta_Toys\.jsonl\.gz is not what .*; fetch it again"):
+        fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+    server.files = dict(AMAZON)
+    fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+    assert (tmp_path / "toys" / "items.parquet").is_file()
 
 
 def test_conversion_gives_the_same_bytes_every_time(tmp_path):

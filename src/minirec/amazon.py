@@ -61,7 +61,7 @@ def _parts(engine: duckdb.DuckDBPyConnection, query: str, values: list[str]) -> 
 
 
 class _reading:
-    """Turn the engine's errors about a file into one sentence."""
+    """Turn the engine's errors about a file into one sentence, and remove the file from the cache."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,6 +71,9 @@ class _reading:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, duckdb.Error | ValueError):
             what = " ".join(str(error).split())[:300]
+            machine = isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException)  # too little memory, disk
+            if not machine or str(self.path) in str(error):
+                self.path.unlink(missing_ok=True)
             raise InputError(
                 f"{self.path} is not what Amazon Reviews 2023 looks like ({what}); fetch it again"
             ) from error
