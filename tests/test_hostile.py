@@ -286,17 +286,39 @@ def test_a_title_of_a_megabyte_becomes_one_line_of_text(tmp_path):
     assert "\n" not in schemas.read("catalogue", tmp_path / "out" / "catalogue.parquet")["title"][0].as_py()
 
 
-def test_free_memory_is_the_least_of_machine_container_and_limit(tmp_path, monkeypatch):
+def container(folder: Path, limit: object, used: int, cache: int, version: int = 2) -> None:
+    """What the kernel says of a control group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {cache}\n")
+
+
+def test_free_memory_is_the_least_of_machine_containers_and_limit(tmp_path, monkeypatch):
     import resource
 
-    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    monkeypatch.setattr(memory, "CONTAINERS", tmp_path)
+    monkeypatch.setattr(memory, "OWN", tmp_path / "own")
     machine = memory.free()
     assert machine > 0
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("2000\n")
+    (tmp_path / "own").write_text("0::/\n")
+    container(tmp_path, 5000, 2000, 0)
     assert memory.free() == 3000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free() > 3000
+    (tmp_path / "own").write_text("0::/slurm/job_1/step_0\n")  # the job has a limit, its step has none
+    container(tmp_path / "slurm" / "job_1", 4000, 2000, 500)
+    container(tmp_path / "slurm" / "job_1" / "step_0", "max", 2000, 500)
+    container(tmp_path / "slurm" / "job_2", 1, 1, 0)
+    assert memory.free() == 2500
+    (tmp_path / "own").write_text("9:cpu,memory:/slurm/job_1\n0::/\n")
+    container(tmp_path / "cpu,memory" / "slurm" / "job_1", 2000, 1000, 300, version=1)
+    container(tmp_path / "cpu,memory", 2**63 - 4096, 1000, 300, version=1)
+    assert memory.free() == 1300
+    (tmp_path / "own").write_text("0::/elsewhere\n")  # a path of the host, seen from within a container
+    container(tmp_path, "max", 2000, 0)
+    assert memory.free() > 5000
     monkeypatch.setattr(resource, "getrlimit", lambda _: (0, 0))
     assert memory.free() == 0
 
