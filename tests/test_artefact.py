@@ -1,6 +1,10 @@
 """Every kind of artefact carries a digest of all its bytes: whatever changes afterwards is noticed by its reader."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -251,3 +255,23 @@ def test_the_ranks_of_one_training_do_not_lock_each_other_out(tmp_path, monkeypa
         with pytest.raises(InputError, match=r"another process is making .*checkpoints"):
             run(out=tmp_path / "adapter")
     assert ran == [tmp_path / "adapter"]
+
+
+def test_what_a_killed_process_of_this_machine_was_writing_is_removed_by_the_next(tmp_path):
+    folder = tmp_path / "folder"
+    code = "import os, signal, sys; from pathlib import Path; from minirec.artefact import *\n"
+    code += "with replacing(Path('file')) as a, replacing_folder(Path('folder'), Made('x')) as b:\n"
+    code += "    a.touch(); (b / 'part').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    dead = sorted(tmp_path.iterdir())
+    assert len(dead) == 2
+    alive = tmp_path / f".file.{socket.gethostname()}.{os.getppid()}.part"
+    elsewhere = tmp_path / dead[0].name.replace(socket.gethostname(), "elsewhere")
+    other = tmp_path / dead[0].name.replace(".file.", ".file.2.")
+    for path in (alive, elsewhere, other):
+        path.touch()
+    with artefact.replacing(tmp_path / "file") as partial:
+        partial.touch()
+    with artefact.replacing_folder(folder, MADE) as partial:
+        (partial / "part").touch()
+    assert set(tmp_path.iterdir()) == {alive, elsewhere, other, folder, tmp_path / "file"}

@@ -11,16 +11,20 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from minirec import __version__
 from minirec.errors import InputError
@@ -73,7 +77,7 @@ def _sha256(path: Path, *state: int) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name on success and vanishes on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = _partial(path)
     try:
         yield partial
         os.replace(partial, path)
@@ -199,8 +203,7 @@ def load_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def replacing_folder(path: Path, made: Made) -> Iterator[Path]:
     """A temporary folder beside `path` that gets its record and takes its name on success, and vanishes on failure."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _partial(path)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -242,6 +245,16 @@ def _is_at(stream: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _partial(path: Path) -> Path:
+    """A name beside `path` for this process to write; what killed processes of this machine left there is removed."""
+    mine = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(mine)}*.part"):
+        number = left.name.removeprefix(mine).removesuffix(".part")
+        if number == str(os.getpid()) or (number.isdigit() and not psutil.pid_exists(int(number))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{mine}{os.getpid()}.part")
 
 
 def _names(folder: Path) -> list[str]:
