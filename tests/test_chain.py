@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -29,6 +30,18 @@ train: {proxy_size: 16, batch_prompts: 8, extra_negatives: 8, learning_rate: 0.0
 evaluate: {bootstrap: 100}
 """
 RUN = "tiny/tiny/minirec-20/seed0"
+
+
+def untimed(name: str, content: bytes) -> object:
+    """What a result of this name says, but for the times it recorded."""
+    if name == "history.parquet":
+        table = pq.read_table(io.BytesIO(content))
+        return table.drop_columns([column for column in table.column_names if "seconds" in column])
+    if name == "metrics.json" and "cost" in (found := json.loads(content)):
+        return found | {"cost": sorted(found["cost"]), "made": found["made"] | {"digest": "covers the times"}}
+    if name == "summary.txt":
+        return [line for line in content.splitlines() if b"seconds by stage" not in line]
+    return content
 
 
 def shop(folder: Path) -> None:

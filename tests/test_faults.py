@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_chain import CONFIG, ROOT, shop
+from test_chain import CONFIG, ROOT, shop, untimed
 
-from minirec import __main__, artefact, schemas
+from minirec import __main__, artefact
 from minirec.progress import log
 
 pytestmark = pytest.mark.faults
@@ -164,14 +164,12 @@ def remove(paths: list[Path]) -> None:
 
 
 def unfinished(job: Job, whole: dict[Path, bytes]) -> list[Path]:
-    """Files under a final name that are not what an undisturbed run writes; what holds seconds is whole."""
-    found = contents(job.outputs())
-    for file in [file for file in found if file.name == "history.parquet"]:
-        schemas.read("history", file)
-        del found[file]
-    if found.pop(job.folder / METRICS, None):
-        artefact.read_json(job.folder / METRICS)
-    return [file for file, content in found.items() if whole.get(file) != content]
+    """Files under a final name that are not what an undisturbed run writes, but for the seconds in them."""
+    return [
+        file
+        for file, content in contents(job.outputs()).items()
+        if file not in whole or untimed(file.name, content) != untimed(file.name, whole[file])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -404,14 +402,13 @@ def test_a_read_only_folder_of_results_is_named_by_every_stage(jobs, project):
     assert contents([project / "results", project / "data"]) == before
 
 
-def science(project: Path) -> dict[Path, bytes]:
-    """What does not hold seconds."""
-    timed = ("benchmarks", "logs", "history.parquet", "summary.txt", "comparison", "figures")
-    files = contents([project / "results" / "shop"])
+def science(project: Path) -> dict[Path, object]:
+    """What the results say, but for the seconds in them."""
+    timed = ("benchmarks", "logs", "comparison", "figures")
     return {
-        file: content
-        for file, content in files.items()
-        if not any(word in str(file.relative_to(project)) for word in timed) and file != project / METRICS
+        file: untimed(file.name, content)
+        for file, content in contents([project / "results" / "shop"]).items()
+        if not any(word in str(file.relative_to(project)) for word in timed)
     }
 
 

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cluster
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from test_chain import CONFIG, RUN, shop
+from test_chain import CONFIG, RUN, shop, untimed
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,18 +243,6 @@ def kill(folder: Path, moment: Callable[[], object], cancel: bool) -> None:
     assert finish(start(folder, "--unlock"))[0] == 0
 
 
-def untimed(file: Path) -> object:
-    """What a result says, but for the times it recorded."""
-    if file.name == "history.parquet":
-        table = pq.read_table(file)
-        return table.drop_columns([name for name in table.column_names if "seconds" in name])
-    if file.name == "metrics.json" and "cost" in (found := json.loads(file.read_bytes())):
-        return found | {"cost": sorted(found["cost"]), "made": found["made"] | {"digest": "covers the times"}}
-    if file.name == "summary.txt":
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if "seconds by stage" not in line]
-    return file.read_bytes()
-
-
 def test_after_two_deaths_of_the_main_process_the_results_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
     folder = project(tmp_path / "project")
     kill(folder, lambda: len(running(folder, "rollout")) == 2, cancel=False)
@@ -266,7 +253,11 @@ def test_after_two_deaths_of_the_main_process_the_results_are_those_of_an_undist
     assert status == 0, said
     assert "going on from" in log.read_text(encoding="utf-8")
     expected, found = (
-        {str(file.relative_to(top)): untimed(file) for file in sorted(top.rglob("*")) if file.is_file()}
+        {
+            str(file.relative_to(top)): untimed(file.name, file.read_bytes())
+            for file in sorted(top.rglob("*"))
+            if file.is_file()
+        }
         for top in (undisturbed[0] / "results" / "shop", folder / "results" / "shop")
     )
     assert list(found) == list(expected)
