@@ -173,6 +173,10 @@ class Killed(Exception):
     pass
 
 
+def killed(*_):
+    raise Killed
+
+
 def dying(step, monkeypatch, project, tiny_model, defaults, folder, **changes):
     """A run that ends when so many steps are done, with what it has kept so far."""
     whole = RecommenderTrainer.training_step
@@ -184,6 +188,14 @@ def dying(step, monkeypatch, project, tiny_model, defaults, folder, **changes):
 
     with monkeypatch.context() as patched:
         patched.setattr(RecommenderTrainer, "training_step", dies)
+        with pytest.raises(Killed):
+            run(project, tiny_model, defaults, folder, **changes)
+
+
+def dying_in(function, monkeypatch, project, tiny_model, defaults, folder, **changes):
+    """A run that ends where it calls a function of train."""
+    with monkeypatch.context() as patched:
+        patched.setattr(train, function, killed)
         with pytest.raises(Killed):
             run(project, tiny_model, defaults, folder, **changes)
 
@@ -236,6 +248,23 @@ def test_early_stopping_waits_for_as_many_evaluations_as_its_patience(
     monkeypatch.setattr(train, "_validator", lambda *_: lambda items: 0.5)
     _, history = run(project, tiny_model, defaults, tmp_path, epochs=9, patience=2)
     assert len(history["step"]) == 3 * 3  # the first is the best, two more are not better
+
+
+@pytest.mark.parametrize("step", [7, None])  # after the first of two bad evaluations, and after the second
+def test_an_interrupted_run_stops_as_early_as_an_undisturbed_one(
+    project, tiny_model, defaults, tmp_path, monkeypatch, step
+):
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: 0.5)
+    changes = {"epochs": 9, "patience": 2}
+    weights, history = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
+    if step is None:
+        dying_in("save_adapter", monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    else:
+        dying(step, monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    resumed, again = run(project, tiny_model, defaults, tmp_path, **changes)
+    assert same(weights, resumed)
+    for name in ("step", "loss", "valid_ndcg"):
+        assert again[name] == history[name]
 
 
 def test_the_proxy_trains_on_a_seeded_draw(project, tiny_model, defaults, tmp_path):

@@ -77,6 +77,7 @@ def arguments(train: config.Train, completions: int, samples: int, seed: int, fo
         greater_is_better=True,
         report_to="none",
         disable_tqdm=True,
+        restore_callback_states_from_checkpoint=True,  # the patience that is left
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,
@@ -101,6 +102,14 @@ class _Bar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.context.__exit__(None, None, None)
+
+
+class _Patience(EarlyStoppingCallback):
+    """Writes no checkpoint at the stop: a run interrupted after it comes to it again, instead of going past it."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
+        super().on_evaluate(args, state, control, metrics, **given)
+        control.should_save &= self.early_stopping_patience_counter < self.early_stopping_patience
 
 
 def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
@@ -199,7 +208,7 @@ def run(
         args=arguments(train, sampling.completions, len(chosen), seed, checkpoints, validated),
         train_dataset=Dataset.from_dict({"prompt": [""] * len(chosen), "row": list(range(len(chosen)))}),
         eval_dataset=Dataset.from_dict({"prompt": [""]}) if validated else None,
-        callbacks=[_Bar("train"), *([EarlyStoppingCallback(train.patience)] if validated else [])],
+        callbacks=[_Bar("train"), *([_Patience(train.patience)] if validated else [])],
     )
     trainer.remove_callback(PrinterCallback)  # the log has its own lines
     trainer.train(resume_from_checkpoint=last)
