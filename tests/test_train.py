@@ -219,6 +219,16 @@ def test_checkpoints_of_other_settings_are_not_resumed(usual, project, tiny_mode
     assert same(usual[0], resumed)
 
 
+def test_checkpoints_of_other_code_are_not_resumed(tmp_path, monkeypatch):
+    train.resumable(tmp_path, Made("train"))
+    (tmp_path / "kept").touch()
+    train.resumable(tmp_path, Made("train"))
+    assert (tmp_path / "kept").exists()
+    monkeypatch.setattr(train, "code_digest", lambda stage: f"another {stage}")
+    train.resumable(tmp_path, Made("train"))
+    assert not (tmp_path / "kept").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_with_one_sentence(project, tiny_model, defaults, tmp_path, monkeypatch):
     monkeypatch.setattr(objective, "item_loss", lambda *_: torch.tensor(torch.nan))
     with pytest.raises(InputError, match="the loss is nan at step 1"):
@@ -285,12 +295,12 @@ def test_each_loss_alone_moves_the_weights(project, tiny_model, defaults, tmp_pa
 
 def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
     folder = tmp_path / "checkpoints"
-    (folder / "checkpoint-3").mkdir(parents=True)
-    (folder / "made.json").write_text("x")
-    train.resumable(folder, "x")
+    train.resumable(folder, Made("train"))
+    (folder / "checkpoint-3").mkdir()
+    train.resumable(folder, Made("train"))
     assert not (folder / "checkpoint-3").exists()
     shutil.rmtree(folder)
-    train.resumable(folder, "x")
+    train.resumable(folder, Made("train"))
     assert [file.name for file in folder.iterdir()] == ["made.json"]
 
 
@@ -299,14 +309,12 @@ def test_a_checkpoint_with_a_flipped_bit_is_left_out_and_the_weights_stay_the_sa
 ):
     dying(4, monkeypatch, project, tiny_model, defaults, tmp_path)
     folder = tmp_path / "checkpoints"
-    note = (folder / "made.json").read_text(encoding="utf-8")
-    train.resumable(folder, note)
     last = get_last_checkpoint(str(folder))
     assert last is not None
     file = Path(last) / "adapter_model.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    train.resumable(folder, note)
+    dying_in("get_last_checkpoint", monkeypatch, project, tiny_model, defaults, tmp_path)  # right after the check
     assert not Path(last).exists()
     assert same(usual[0], run(project, tiny_model, defaults, tmp_path)[0])

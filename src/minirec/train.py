@@ -28,6 +28,7 @@ from minirec.errors import InputError
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import log, progress
+from minirec.provenance import code_digest
 from minirec.splits import Split
 from minirec.trainer import RecommenderTrainer
 from minirec.whitening import Whitening
@@ -125,10 +126,11 @@ def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schemas.TABLES["history"].schema())
 
 
-def resumable(folder: Path, made: str) -> None:
-    """Keep in a folder only the complete checkpoints of a run with the same inputs and settings."""
+def resumable(folder: Path, made: Made) -> None:
+    """Keep in a folder only the complete checkpoints of a run with the same inputs, settings and code."""
+    record = json.dumps({"made": json.loads(made.json()), "code": code_digest("train")})
     note = folder / "made.json"
-    if folder.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != made):
+    if folder.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != record):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for checkpoint in folder.glob("checkpoint-*"):
@@ -138,7 +140,7 @@ def resumable(folder: Path, made: str) -> None:
             log.info("%s is left out (%s)", checkpoint, problem)
             shutil.rmtree(checkpoint)
     with artefact.replacing(note) as partial:
-        partial.write_text(made, encoding="utf-8")
+        partial.write_text(record, encoding="utf-8")
 
 
 def save_adapter(trainer: RecommenderTrainer, out: Path, made: Made) -> None:
@@ -189,7 +191,7 @@ def run(
     checkpoints = out.parent / "checkpoints"
     with processes.first_alone() as first:
         if first:
-            resumable(checkpoints, made.json())
+            resumable(checkpoints, made)
     last = get_last_checkpoint(str(checkpoints))
     if last:
         log.info("going on from %s", last)
