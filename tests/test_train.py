@@ -304,6 +304,21 @@ def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
     assert [file.name for file in folder.iterdir()] == ["made.json"]
 
 
+def test_a_checkpoint_whose_best_is_damaged_is_left_out(project, tiny_model, defaults, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: next(values))
+    values = iter([0.1, 0.5, 0.4])
+    changes = {"epochs": 3, "patience": 2}
+    weights, _ = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
+    values = iter([0.1, 0.5, 0.4])
+    dying_in("save_adapter", monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    best, newest = tmp_path / "checkpoints/checkpoint-6", tmp_path / "checkpoints/checkpoint-9"
+    (best / "adapter_model.safetensors").unlink()
+    dying_in("get_last_checkpoint", monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    assert not newest.exists()
+    values = iter([0.1, 0.5, 0.4])
+    assert same(weights, run(project, tiny_model, defaults, tmp_path, **changes)[0])
+
+
 def test_a_checkpoint_with_a_flipped_bit_is_left_out_and_the_weights_stay_the_same(
     usual, project, tiny_model, defaults, tmp_path, monkeypatch
 ):

@@ -18,7 +18,8 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
@@ -127,7 +128,10 @@ def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
 
 
 def resumable(folder: Path, made: Made) -> None:
-    """Keep in a folder only the complete checkpoints of a run with the same inputs, settings and code."""
+    """Keep in a folder only the complete checkpoints of a run with the same inputs, settings and code.
+
+    One goes with the best before it, which the trainer would otherwise forget and end with the last policy.
+    """
     record = json.dumps({"made": json.loads(made.json()), "code": code_digest("train")})
     note = folder / "made.json"
     if folder.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != record):
@@ -138,6 +142,12 @@ def resumable(folder: Path, made: Made) -> None:
             artefact.verify_folder(checkpoint)
         except InputError as problem:
             log.info("%s is left out (%s)", checkpoint, problem)
+            shutil.rmtree(checkpoint)
+    whole = {checkpoint.resolve() for checkpoint in folder.glob("checkpoint-*")}
+    for checkpoint in whole:
+        best = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
+        if best and Path(best).resolve() not in whole:
+            log.info("%s is left out (its best checkpoint, %s, is gone)", checkpoint, best)
             shutil.rmtree(checkpoint)
     with artefact.replacing(note) as partial:
         partial.write_text(record, encoding="utf-8")
