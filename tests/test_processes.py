@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from test_train import policy, project  # noqa: F401 (a fixture)
 
 from minirec import config, schemas
+from minirec.__main__ import main
 
 
 @pytest.fixture
@@ -30,9 +32,10 @@ def command(request, project, tiny_model, defaults, tmp_path):  # noqa: F811
     whole["policy"] |= policy(defaults).model_dump()
     whole["train"] |= changes
     whole["sampling"] |= sampling
-    flags = shlex.split(config.flags(config.validate(yaml.safe_load(yaml.safe_dump(whole))), "train"))
 
-    def made(out, processes):
+    def made(out, processes, **more):
+        whole["train"] |= more
+        flags = shlex.split(config.flags(config.validate(yaml.safe_load(yaml.safe_dump(whole))), "train"))
         files = {**project, "model": tiny_model, "history": out / "history.parquet", "out": out / "adapter"}
         paths = [word for name, path in files.items() for word in (f"--{name}", str(path))]
         return ["train", *flags, *paths, "--seed", "0", "--log", str(out / "log"), "--processes", str(processes)]
@@ -63,3 +66,22 @@ def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path
     assert history["sample_ids"] == again["sample_ids"]
     for name in ("loss", "token_loss", "item_loss", "reward", "reward_std", "gradient_norm"):
         assert again[name] == pytest.approx(history[name], abs=1e-5, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_the_last_whole_checkpoint_also_where_one_has_no_items(command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("minirec.train.schemas.write", lambda *_: 1 / 0)  # after the adapter, before the end
+        assert main(command(tmp_path, 1, extra_negatives=0)) == 70
+    adapter = tmp_path / "adapter" / "adapter_model.safetensors"
+    one = load_file(adapter)
+    shutil.rmtree(adapter.parent)
+    newest = tmp_path / "checkpoints" / "checkpoint-6"
+    (newest / "adapter_model.safetensors").unlink()
+    for number in range(5000):  # so that two who remove it get in each other's way
+        (newest / str(number)).touch()
+    done = train(command(tmp_path, 2, extra_negatives=0))
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint-6 is left out" in done.stderr
+    two = load_file(adapter)
+    assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)

@@ -75,7 +75,7 @@ class Items:
         gradients where they are enabled. `what` names a progress bar.
         """
         rows = range(len(self)) if rows is None else rows
-        places, vectors = [], []
+        places, vectors = [], [torch.zeros(0, self.policy.width, device=self.policy.device)]  # a share may be empty
         with progress(what, len(rows), "items") if what else nullcontext() as bar:
             for batch in self.batches(rows):
                 hidden, valid = self._read([rows[place] for place in batch])

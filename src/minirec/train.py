@@ -199,13 +199,14 @@ def run(
     validated = train.evaluations_per_epoch > 0
     valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
     checkpoints = out.parent / "checkpoints"
+    chosen = split.take(split.rows_of(order).tolist())
+    settled = arguments(train, sampling.completions, len(chosen), seed, checkpoints, validated)  # joins the processes
     with processes.first_alone() as first:
         if first:
             resumable(checkpoints, made)
     last = get_last_checkpoint(str(checkpoints))
     if last:
         log.info("going on from %s", last)
-    chosen = split.take(split.rows_of(order).tolist())
     trainer = RecommenderTrainer(
         loaded,
         whiten,
@@ -217,7 +218,7 @@ def run(
         reward=reward,
         validate=_validator(loaded, whiten, valid, sampling.max_new_tokens) if valid else None,
         seed=seed,
-        args=arguments(train, sampling.completions, len(chosen), seed, checkpoints, validated),
+        args=settled,
         train_dataset=Dataset.from_dict({"prompt": [""] * len(chosen), "row": list(range(len(chosen)))}),
         eval_dataset=Dataset.from_dict({"prompt": [""]}) if validated else None,
         callbacks=[_Bar("train"), *([_Patience(train.patience)] if validated else [])],
