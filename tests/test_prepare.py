@@ -1,5 +1,6 @@
 import json
 import random
+import socket
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -101,6 +102,18 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, defaults):
         run(tmp_path / name, defaults, frame())
     for name in ("samples.parquet", "catalogue.parquet", "prepare.json"):
         assert (tmp_path / "a/out" / name).read_bytes() == (tmp_path / "b/out" / name).read_bytes()
+
+
+def test_what_a_killed_run_spilled_is_removed(tmp_path, defaults):
+    left = tmp_path / "out" / f".spill.{socket.gethostname()}.{2**31 - 1}.part"  # no process has this number
+    left.mkdir(parents=True)
+    (left / "block").touch()
+    run(tmp_path, defaults, frame())
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "samples.parquet",
+        "catalogue.parquet",
+        "prepare.json",
+    }
 
 
 def test_a_draw_keeps_ids_and_only_what_is_drawn_counts_as_popular(tmp_path, defaults):

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from minirec import schemas
-from minirec.artefact import Made
+from minirec.artefact import Made, temporary
 from minirec.errors import InputError
 from minirec.progress import log
 
@@ -24,7 +24,7 @@ def convert(interactions: Path, items: Path, out: Path, memory: str, made: Made)
 
     Items that are bought but have no metadata get a row with an empty title; of items listed twice the first counts.
     """
-    spill = out / f".fetch-{os.getpid()}"
+    spill = temporary(out / "spill")
     settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory,
         "threads": min(2, os.cpu_count() or 1),

@@ -73,11 +73,21 @@ def _sha256(path: Path, *state: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def temporary(path: Path) -> Path:
+    """A name beside `path` for this process alone; what killed processes of this machine left there is removed."""
+    mine = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(mine)}*.part"):
+        number = left.name.removeprefix(mine).removesuffix(".part")
+        if number == str(os.getpid()) or (number.isdigit() and not psutil.pid_exists(int(number))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{mine}{os.getpid()}.part")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name on success and vanishes on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
+    partial = temporary(path)
     try:
         yield partial
         os.replace(partial, path)
@@ -203,7 +213,7 @@ def load_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def replacing_folder(path: Path, made: Made) -> Iterator[Path]:
     """A temporary folder beside `path` that gets its record and takes its name on success, and vanishes on failure."""
-    partial = _partial(path)
+    partial = temporary(path)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -245,16 +255,6 @@ def _is_at(stream: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _partial(path: Path) -> Path:
-    """A name beside `path` for this process to write; what killed processes of this machine left there is removed."""
-    mine = f".{path.name}.{socket.gethostname()}."
-    for left in path.parent.glob(f"{glob.escape(mine)}*.part"):
-        number = left.name.removeprefix(mine).removesuffix(".part")
-        if number == str(os.getpid()) or (number.isdigit() and not psutil.pid_exists(int(number))):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f"{mine}{os.getpid()}.part")
 
 
 def _names(folder: Path) -> list[str]:

@@ -270,7 +270,7 @@ def run(*, prepare: Prepare, interactions: Path, items: Path, filter: str, out: 
     made = Made(
         "prepare", prepare.model_dump() | {"filter": rules.model_dump()}, {"interactions": interactions, "items": items}
     )
-    spill = out / f".prepare-{os.getpid()}"
+    spill = artefact.temporary(out / "spill")
     spill.mkdir(parents=True, exist_ok=True)
     try:
         with duckdb.connect(
