@@ -269,7 +269,9 @@ def test_a_damaged_file_stops_with_one_sentence_and_leaves_nothing_behind(server
     assert (tmp_path / "toys" / "interactions.parquet").is_file()
 
 
-@pytest.mark.parametrize("damage", [b"<html>not now</html>", gzip.compress(b"<html>not now</html>")])
+@pytest.mark.parametrize(
+    "damage", [b"<html>not now</html>", gzip.compress(b"<html>not now</html>")], ids=["plain", "compressed"]
+)
 def test_an_answer_that_is_no_file_of_amazons_is_not_kept(server, tmp_path, damage):
     server.files = AMAZON | {"/raw/meta_categories/meta_Toys.jsonl.gz": damage}
     with pytest.raises(InputError, match=r"meta_Toys\.jsonl\.gz is not what .*; fetch it again"):
