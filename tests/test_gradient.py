@@ -62,7 +62,7 @@ def test_g_hv_and_z_are_the_means_over_the_completions_of_each_sample(case, defa
     folder, samples, table, states, whiten, items, ids = case
     (found, embedded), _ = run(folder, defaults, advantage="group", candidates=candidates)
     assert found["sample_id"].tolist() == embedded["sample_id"].tolist() == ids.tolist()
-    components = torch.from_numpy(whiten.arrays["components"])
+    components = torch.from_numpy(whiten.arrays["user_components"])
     drawn = gradient.sampled_candidates(ids, M, candidates, 0)
     for i, sample in enumerate(ids):
         row = samples.slice(int(sample), 1).to_pylist()[0]

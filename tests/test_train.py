@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from minirec import embed, objective, schemas, train
+from minirec import embed, metrics, objective, ranking, schemas, splits, train
 from minirec.artefact import Made
 from minirec.errors import InputError
+from minirec.items import Items
+from minirec.policy import Policy
 from minirec.trainer import RecommenderTrainer
+from minirec.whitening import COMPONENTS, Whitening
 
 ITEMS, SAMPLES = 30, 34
 
@@ -82,7 +85,7 @@ def policy(defaults):
 
 
 def run(project, tiny_model, defaults, out: Path, **changes) -> tuple[dict, dict]:
-    """Train; returns the adapter's weights and the history's columns."""
+    """Train; returns the weights of adapter and head, and the history's columns."""
     usual = {
         "batch_prompts": 4,
         "micro_batch_prompts": 4,
@@ -90,6 +93,7 @@ def run(project, tiny_model, defaults, out: Path, **changes) -> tuple[dict, dict
         "evaluations_per_epoch": 1,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
+        "head": "separate",
         "extra_negatives": 5,
         "proxy_size": 6,
     }
@@ -108,7 +112,9 @@ def run(project, tiny_model, defaults, out: Path, **changes) -> tuple[dict, dict
         out=out / "adapter",
     )
     table = schemas.read("history", out / "history.parquet")
-    return load_file(out / "adapter" / "adapter_model.safetensors"), table.to_pydict()
+    kept = Whitening.read(out / "adapter" / "whitening.safetensors").arrays
+    maps = {name: torch.from_numpy(kept[name]) for name in COMPONENTS}
+    return load_file(out / "adapter" / "adapter_model.safetensors") | maps, table.to_pydict()
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +140,25 @@ def test_valid_is_evaluated_as_often_as_asked_and_its_best_policy_is_kept(usual)
     ]
 
 
+@pytest.mark.parametrize("head", ["none", "shared", "separate"])
+def test_what_is_kept_ranks_valid_as_well_as_the_best_evaluation(project, tiny_model, defaults, tmp_path, head):
+    _, history = run(project, tiny_model, defaults, tmp_path, epochs=3, head=head, head_learning_rate=0.1)
+    kept = Policy.load(tiny_model, policy(defaults), tmp_path / "adapter")
+    whiten = Whitening.read(tmp_path / "adapter" / "whitening.safetensors")
+    valid = splits.load(project["samples"], project["catalogue"], "valid", kept.settings.prompt_history)
+    items = whiten.item(Items(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
+    ranked = ranking.rank(kept, whiten, items, valid, 3, 0, "valid")
+    seen = [value for value in history["valid_ndcg"] if value is not None]
+    assert metrics.ndcg(ranked.rank, 10).mean() == pytest.approx(max(seen), abs=1e-6)
+    assert seen.index(max(seen)) < len(seen) - 1 or head == "none"  # the last is not the best, so it shows
+
+
+def test_without_a_head_the_whitening_stays_that_of_the_base_model(project, tiny_model, defaults, tmp_path):
+    base = Whitening.read(project["whitening"]).arrays
+    weights, _ = run(project, tiny_model, defaults, tmp_path, epochs=1, head="none")
+    assert all(np.array_equal(weights[name], base[name]) for name in COMPONENTS)
+
+
 def test_the_weights_move_and_are_the_same_again(usual, project, tiny_model, defaults, tmp_path):
     weights, _ = usual
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
@@ -147,6 +172,7 @@ def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, ti
         "adapter_config.json",
         "adapter_model.safetensors",
         "made.json",
+        "whitening.safetensors",
     ]
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
     assert not (tmp_path / "checkpoints").exists()
@@ -161,8 +187,6 @@ def test_the_micro_batch_changes_memory_and_not_the_result(usual, project, tiny_
 
 def test_items_in_several_passes_give_the_gradients_of_one(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
     weights, _ = usual
-    from minirec.items import Items
-
     whole = Items.batches
     monkeypatch.setattr(Items, "batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part])
     split, _ = run(project, tiny_model, defaults, tmp_path)

@@ -48,7 +48,7 @@ class Option:
 SAMPLES = Option("samples", "samples.parquet")
 CATALOGUE = Option("catalogue", "catalogue.parquet")
 ITEMS = Option("items", "item table, items.safetensors")
-WHITENING = Option("whitening", "whitening.safetensors of the base model")
+WHITENING = Option("whitening", "whitening.safetensors: of the base model, or in the folder of an adapter")
 ROLLOUTS = Option("rollouts", "rollouts.parquet")
 TRUNK = Option("trunk", "trunk.safetensors of the base model")
 MODEL = Option("model", "folder of the base model")

@@ -246,6 +246,10 @@ class Train(Section):
     """GRPO with the item loss (METHOD 3)."""
 
     learning_rate: float = Field(gt=0, description="AdamW's peak rate")
+    head: Literal["none", "shared", "separate"] = Field(
+        description="linear map trained after the whitening: none, one for both sides, or one for each"
+    )
+    head_learning_rate: float = Field(gt=0, description="peak rate of the head")
     scheduler: Literal["constant_with_warmup", "constant", "linear", "cosine"] = Field(description="of the rate")
     warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(gt=0, description="clipping of the global gradient norm")

@@ -120,7 +120,7 @@ def through(whitening: Whitening, device: torch.device | str = "cpu") -> tuple[T
     """(C, C^T C) of the whitening x -> (x - mean) C, or (None, None)."""
     if not whitening.arrays:
         return None, None
-    components = torch.from_numpy(whitening.arrays["components"]).to(device)
+    components = torch.from_numpy(whitening.arrays["user_components"]).to(device)
     return components, components.T @ components
 
 

@@ -26,6 +26,7 @@ from trl import GRPOConfig
 from minirec import artefact, config, metrics, processes, ranking, schemas, splits, tensors
 from minirec.artefact import Made
 from minirec.errors import InputError
+from minirec.head import Head
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
 from minirec.progress import log, progress
@@ -33,6 +34,8 @@ from minirec.provenance import code_digest
 from minirec.splits import Split
 from minirec.trainer import RecommenderTrainer
 from minirec.whitening import Whitening
+
+WHITENING = "whitening.safetensors"  # in the adapter's folder: that of the base model, the trained head after it
 
 
 def proxy_samples(sample_id: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -158,6 +161,7 @@ def save_adapter(trainer: RecommenderTrainer, out: Path, made: Made) -> None:
     with artefact.replacing_folder(out, made) as partial:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, safe_serialization=True)
         (partial / "README.md").unlink(missing_ok=True)
+        trainer.head.folded().write(partial / WHITENING, made)
         settings = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = None  # from the command line; a path would differ between machines
         settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order is not the same twice
@@ -195,7 +199,7 @@ def run(
     made = Made("train", settings | {"seed": seed}, inputs | ({"curriculum": curriculum} if curriculum else {}))
     loaded = Policy.load(model, policy)
     loaded.add_adapter(seed)
-    whiten = Whitening.read(whitening)
+    head = Head(Whitening.read(whitening), loaded.width, train.head)
     validated = train.evaluations_per_epoch > 0
     valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
     checkpoints = out.parent / "checkpoints"
@@ -209,14 +213,14 @@ def run(
         log.info("going on from %s", last)
     trainer = RecommenderTrainer(
         loaded,
-        whiten,
+        head,
         torch.from_numpy(tensors.read(items, "items")["items"]),
         Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk)),
         chosen,
         train=train,
         sampling=sampling,
         reward=reward,
-        validate=_validator(loaded, whiten, valid, sampling.max_new_tokens) if valid else None,
+        validate=_validator(loaded, head, valid, sampling.max_new_tokens) if valid else None,
         seed=seed,
         args=settled,
         train_dataset=Dataset.from_dict({"prompt": [""] * len(chosen), "row": list(range(len(chosen)))}),
@@ -232,12 +236,12 @@ def run(
             shutil.rmtree(checkpoints)
 
 
-def _validator(policy: Policy, whitening: Whitening, valid: Split, max_new_tokens: int) -> Any:
+def _validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) -> Any:
     own = valid.take(processes.share(len(valid)))
 
     def validate(items: Tensor) -> float:
         policy.model.eval()
-        ranked = ranking.rank(policy, whitening, items, own, max_new_tokens, 0, "valid")
+        ranked = ranking.rank(policy, head.folded(), items, own, max_new_tokens, 0, "valid")
         total = torch.tensor(metrics.ndcg(ranked.rank, 10).sum(), device=policy.device)
         return processes.add_up(total).item() / len(valid)
 

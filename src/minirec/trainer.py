@@ -25,12 +25,12 @@ from trl import GRPOTrainer
 from minirec import artefact, config, generate, judge, objective, processes
 from minirec.artefact import Made
 from minirec.errors import InputError
+from minirec.head import Head
 from minirec.items import Items
 from minirec.policy import Policy
 from minirec.splits import Split
-from minirec.whitening import Whitening
 
-ITEMS = "items.safetensors"  # the item table inside a checkpoint
+ITEMS, HEAD = "items.safetensors", "head.safetensors"  # in a checkpoint, beside the adapter
 
 
 @dataclass
@@ -63,7 +63,7 @@ class RecommenderTrainer(GRPOTrainer):
     def __init__(
         self,
         policy: Policy,
-        whitening: Whitening,
+        head: Head,
         item_table: Tensor,
         items: Items,
         samples: Split,
@@ -75,18 +75,28 @@ class RecommenderTrainer(GRPOTrainer):
         seed: int,
         **trainer: Any,
     ) -> None:
-        self.policy, self.whitening, self.samples = policy, whitening, samples
+        self.policy, self.head, self.samples = policy, head.to(policy.device), samples
         self.item_table, self.items = item_table.clone().to(policy.device), items
         self.settings, self.sampling, self.reward = train, sampling, reward
         self.validate, self.seed = validate, seed
         self.prompts = policy.user_bodies(samples.bodies)
         self.times = {"generate": 0.0, "items": 0.0, "loss": 0.0}
         self.sums = {"token_loss": 0.0, "item_loss": 0.0, "reward": 0.0, "reward_std": 0.0}
+        policy.model.add_module("head", self.head)  # its weights are clipped, summed and reset with the adapter's
         super().__init__(policy.model, reward_funcs=_rewarded_inside, processing_class=policy.tokenizer, **trainer)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of `batch_prompts` prompts, the last one may be smaller. Every process sees them whole."""
         return DataLoader(cast(Any, range(len(self.samples))), self.settings.batch_prompts, collate_fn=list)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW without weight decay; the head has a rate of its own."""
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in self.policy.model.named_parameters() if "lora_" in name]},
+            {"params": list(self.head.parameters()), "lr": self.settings.head_learning_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, self.settings.learning_rate, weight_decay=0.0)
+        return self.optimizer
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One optimiser step's gradients; returns the loss."""
@@ -139,7 +149,7 @@ class RecommenderTrainer(GRPOTrainer):
             with self._timed("generate"):
                 written = self._write(prompts, part.sample_id)
             tau = self.policy.settings.tau
-            judged = judge.judge(written.hidden, self.item_table, part, self.whitening, tau, self.reward)
+            judged = judge.judge(written.hidden, self.item_table, part, self.head.folded(), tau, self.reward)
             tokens += sum(len(t) for group in written.tokens for t in group)
             spread = judged["reward"].std(1).sum().item() if judged["reward"].shape[1] > 1 else 0.0
             self.sums["reward"] = judged["reward"].mean(1).sum().item() / len(inputs)
@@ -195,7 +205,7 @@ class RecommenderTrainer(GRPOTrainer):
             self.sums["token_loss"] += token.item() * b.token_share
         if "item" in s.losses:
             best = objective.best_completions(b.advantage, s.relabel_topk)
-            h = self.whitening.user(hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1))
+            h = self.head.user(hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1))
             masked = (b.items.rows[None, :, None] == b.history[:, None, :]).any(-1)
             item = objective.item_loss(
                 h,
@@ -238,7 +248,7 @@ class RecommenderTrainer(GRPOTrainer):
 
     def _vectors(self, rows: list[int]) -> Tensor:
         """Whitened vectors [k, d'] of catalogue rows."""
-        return self.whitening.item(self.items.embed(rows))
+        return self.head.item(self.items.embed(rows))
 
     @torch.no_grad()
     def refresh_items(self) -> None:
@@ -271,6 +281,7 @@ class RecommenderTrainer(GRPOTrainer):
         with processes.first_alone() as first:
             if first:
                 save_file({"items": self.item_table.contiguous()}, folder / ITEMS)
+                save_file(self.head.state_dict(), folder / HEAD)
         with processes.first_alone() as first:  # by now every process has written its files
             if first:
                 artefact.seal_folder(folder, Made("checkpoint"))
@@ -278,6 +289,15 @@ class RecommenderTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.item_table = load_file(Path(resume_from_checkpoint) / ITEMS)["items"].to(self.policy.device)
+        self._load_head(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None
+        self._load_head(self.state.best_model_checkpoint)
+
+    def _load_head(self, checkpoint: str) -> None:
+        self.head.load_state_dict(load_file(Path(checkpoint) / HEAD))
 
     def _timed(self, part: str) -> _Timer:
         return _Timer(self.times, part)

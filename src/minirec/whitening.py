@@ -1,6 +1,7 @@
 """Whitening of the user and the item side: a mean each and one PCA, fitted once on the base model (METHOD 2).
 
-The axes are shared: two PCAs would leave no relation between the sides, and cosines between them would be noise.
+The axes are shared: two PCAs would leave no relation between the sides, and cosines between them would be noise. A head
+that training puts on top is one more linear map, so a trained whitening is a whitening whose sides differ.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from minirec import tensors
 from minirec.artefact import Made
 from minirec.errors import InputError
 
+MEANS = ("user_mean", "item_mean")
+COMPONENTS = ("user_components", "item_components")
+
 
 @dataclass(frozen=True)
 class Whitening:
     """Two affine maps, (x - mean) @ components, or none."""
 
-    arrays: dict[str, np.ndarray]  # user_mean [d], item_mean [d], components [d, k]; or empty
+    arrays: dict[str, np.ndarray]  # user_mean [d], user_components [d, k], and the same of the items; or empty
 
     @classmethod
     def identity(cls) -> Whitening:
@@ -49,8 +53,17 @@ class Whitening:
         directions, spread = directions[:dim], spread[:dim]
         signs = np.sign(directions[np.arange(dim), np.abs(directions).argmax(1)])  # the largest entry is positive
         components = (directions * signs[:, None] / spread[:, None] ** power).T
-        arrays = {"user_mean": means[0], "item_mean": means[1], "components": components}
+        arrays = {"user_mean": means[0], "item_mean": means[1]} | dict.fromkeys(COMPONENTS, components)
         return cls({name: array.astype(np.float32) for name, array in arrays.items()})
+
+    def followed_by(self, user: np.ndarray, item: np.ndarray) -> Whitening:
+        """This whitening and after it a linear map of each side [k, k]; x [k] @ map."""
+        k = len(user)
+        arrays = self.arrays or dict.fromkeys(MEANS, np.zeros(k, np.float32)) | dict.fromkeys(
+            COMPONENTS, np.eye(k, dtype=np.float32)
+        )
+        mapped = {name: arrays[name] @ after for name, after in zip(COMPONENTS, (user, item), strict=True)}
+        return Whitening(arrays | mapped)
 
     @classmethod
     def read(cls, path: Path) -> Whitening:
@@ -75,4 +88,4 @@ class Whitening:
         if not self.arrays:
             return x
         mean = torch.as_tensor(self.arrays[f"{side}_mean"], dtype=x.dtype, device=x.device)
-        return (x - mean) @ torch.as_tensor(self.arrays["components"], dtype=x.dtype, device=x.device)
+        return (x - mean) @ torch.as_tensor(self.arrays[f"{side}_components"], dtype=x.dtype, device=x.device)

@@ -7,7 +7,6 @@ rule rollout:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
         item_table="{results}/{dataset}/signals/{selector}/items.safetensors",
-        whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
         model="data/models/{selector}",
         adapter="{results}/{dataset}/signals/{selector}/proxy/adapter",
     output:
@@ -28,8 +27,8 @@ rule rollout:
         code=code("rollout"),
     shell:
         "python -m minirec rollout {params.settings} {params.shard} --samples {input.samples:q}"
-        " --catalogue {input.catalogue:q} --items {input.item_table:q} --whitening {input.whitening:q}"
-        " --model {input.model:q} --adapter {input.adapter:q}"
+        " --catalogue {input.catalogue:q} --items {input.item_table:q} --model {input.model:q}"
+        " --adapter {input.adapter:q} --whitening {input.adapter:q}/whitening.safetensors"
         " --rollouts {output.rollouts:q} --hidden {output.hidden:q} --log {log:q}"
 
 

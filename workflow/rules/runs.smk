@@ -38,7 +38,6 @@ rule evaluate:
     input:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
-        whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
         trunk="{results}/{dataset}/base/{model}/trunk.safetensors",
         model="data/models/{model}",
         adapter="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter",
@@ -59,8 +58,9 @@ rule evaluate:
         code=code("evaluate"),
     shell:
         "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.whitening:q} --trunk {input.trunk:q}"
-        " --ranks {output.ranks:q} --out {output.metrics:q} --log {log:q}"
+        " --model {input.model:q} --adapter {input.adapter:q}"
+        " --whitening {input.adapter:q}/whitening.safetensors --trunk {input.trunk:q} --ranks {output.ranks:q}"
+        " --out {output.metrics:q} --log {log:q}"
 
 
 rule evaluate_base:

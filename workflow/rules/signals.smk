@@ -62,11 +62,10 @@ rule train_proxy:
 
 
 rule embed_proxy:
-    """Embed the catalogue with the proxy; the whitening stays that of the base model."""
+    """Embed the catalogue with the proxy."""
     input:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
-        whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
         trunk="{results}/{dataset}/base/{selector}/trunk.safetensors",
         model="data/models/{selector}",
         adapter="{results}/{dataset}/signals/{selector}/proxy/adapter",
@@ -86,7 +85,7 @@ rule embed_proxy:
         code=code("embed"),
     shell:
         "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.whitening:q} --trunk {input.trunk:q}"
+        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.adapter:q}/whitening.safetensors --trunk {input.trunk:q}"
         " --out {output:q} --log {log:q}"
 
 
@@ -96,7 +95,7 @@ rule gradient:
         unpack(experiment.gradient_inputs(CONFIG)),
         samples="{results}/{dataset}/samples.parquet",
         item_table="{results}/{dataset}/signals/{selector}/items.safetensors",
-        whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
+        proxy="{results}/{dataset}/signals/{selector}/proxy/adapter",
         rollouts="{results}/{dataset}/signals/{selector}/rollouts.parquet",
         hidden="{results}/{dataset}/signals/{selector}/hidden.safetensors",
     output:
@@ -117,7 +116,7 @@ rule gradient:
         code=code("gradient"),
     shell:
         "python -m minirec gradient {params.settings} --samples {input.samples:q} --items {input.item_table:q}"
-        " --whitening {input.whitening:q} --rollouts {input.rollouts:q} --hidden {input.hidden:q} {params.policy}"
+        " --whitening {input.proxy:q}/whitening.safetensors --rollouts {input.rollouts:q} --hidden {input.hidden:q} {params.policy}"
         " --gradients {output.gradients:q} --embeddings {output.embeddings:q} --log {log:q}"
 
 
