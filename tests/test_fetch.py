@@ -14,7 +14,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from minirec import amazon, config, download, fetch, models
+from minirec import amazon, config, download, fetch, models, movielens
 from minirec.artefact import Made
 from minirec.errors import InputError
 
@@ -299,38 +299,23 @@ def test_without_a_network_the_error_says_which_files_to_put_where(server, tmp_p
         fetch.run(dataset="toys", model=None, source=given, items=None, out=tmp_path / "toys")
 
 
-def test_movielens_from_its_archive_and_from_the_package_give_the_same_tables(server, tmp_path, monkeypatch):
-    flags = "|".join(
-        "1" if g in ("Comedy", "Sci-Fi") else "0"
-        for g in [
-            "u",
-            "A",
-            "B",
-            "C",
-            "D",
-            "Comedy",
-            "E",
-            "F",
-            "G",
-            "H",
-            "I",
-            "J",
-            "K",
-            "L",
-            "M",
-            "Sci-Fi",
-            "N",
-            "O",
-            "P",
-        ]
-    )
-    archive = packed(
+def movielens_archive():
+    genres = "|".join("1" if genre in ("Comedy", "Sci-Fi") else "0" for genre in movielens.GENRES)
+    return packed(
         {
             "ml-100k/u.data": "1\t10\t5\t881250949\n2\t10\t3\t881250950\n",
-            "ml-100k/u.item": f"10|Délice (1995)|01-Jan-1995||http://x|{flags}\n".encode("latin-1"),
+            "ml-100k/u.item": f"10|Délice (1995)|01-Jan-1995||http://x|{genres}\n".encode("latin-1"),
         }
     )
-    server.files = {"/ml.zip": archive, "/ml.zip.md5": f"MD5 (ml.zip) = {hashlib.md5(archive).hexdigest()}\n".encode()}
+
+
+def checksum(archive):
+    return f"MD5 (ml.zip) = {hashlib.md5(archive).hexdigest()}\n".encode()
+
+
+def test_movielens_from_its_archive_and_from_the_package_give_the_same_tables(server, tmp_path, monkeypatch):
+    archive = movielens_archive()
+    server.files = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
     package = {
         "ml-100k.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
         "1\t10\t5\t881250949\n2\t10\t3\t881250950\n",
@@ -347,6 +332,47 @@ def test_movielens_from_its_archive_and_from_the_package_give_the_same_tables(se
         tables = [pq.read_table(tmp_path / folder / name) for folder in "ab"]
         assert tables[0].equals(tables[1])
     assert tables[0].to_pylist()[0]["title"] == "Délice (1995)"
+
+
+OTHER = packed({"readme": "another archive"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ({"/ml.zip.md5": b"<html>not now</html>"}, r"ml\.zip\.md5 holds no md5; fetch again"),
+        ({"/ml.zip.md5": b"0" * 32}, r"ml\.zip sent other bytes than expected"),
+        ({"/ml.zip.md5": checksum(movielens_archive())[:-3]}, r"ml\.zip\.md5 holds no md5; fetch again"),
+        ({"/ml.zip.md5": b"\xff\x00" * 50}, r"ml\.zip\.md5 holds no md5; fetch again"),
+        ({"/ml.zip": b"<html>not now</html>"}, r"ml\.zip sent other bytes than expected"),
+        ({"/ml.zip": OTHER, "/ml.zip.md5": checksum(OTHER)}, r"holds no ml-100k/u\.data"),
+    ],
+    ids=["no md5", "another md5", "cut md5", "binary", "page", "another archive"],
+)
+def test_a_wrong_answer_about_movielens_is_not_kept(server, tmp_path, answers, told):
+    archive = movielens_archive()
+    right = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
+    given = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
+    server.files = right | answers
+    with pytest.raises(InputError, match=told):
+        fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
+    server.files = right
+    fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
+    assert pq.read_table(tmp_path / "out/items.parquet")["title"].to_pylist() == ["Délice (1995)"]
+    server.files = {}  # what was right is kept
+    fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "again")
+
+
+def test_a_checksum_that_was_damaged_in_the_cache_is_asked_for_again(server, tmp_path):
+    archive = movielens_archive()
+    server.files = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
+    given = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
+    fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
+    (kept,) = download.cache().rglob("*.md5")
+    kept.write_text("0" * 32)
+    with pytest.raises(InputError, match="other bytes than expected"):
+        fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
+    fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
 
 
 def test_a_folder_with_a_model_is_taken_without_anything_executable(tiny_model, tmp_path):

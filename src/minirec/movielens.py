@@ -73,11 +73,22 @@ def fetch(source: config.Dataset, out: Path, made: Made) -> None:
 
 def _from_archive(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
     assert source.url is not None
-    checksum = download(source.url + ".md5").read_text(encoding="utf-8", errors="replace")
-    md5 = re.search(r"\b[0-9a-f]{32}\b", checksum)
-    if md5 is None:
-        raise InputError(f"{source.url}.md5 holds no md5; correct datasets.NAME.url")
-    archive = download(source.url, source.sha256.get(Path(source.url).name), md5[0])
+    checksum = download(source.url + ".md5")
+    kept = [checksum]
+    try:
+        md5 = re.search(r"\b[0-9a-f]{32}\b", checksum.read_text(encoding="utf-8", errors="replace"))
+        if md5 is None:
+            raise InputError(f"{source.url}.md5 holds no md5; fetch again, or correct datasets.NAME.url")
+        archive = download(source.url, source.sha256.get(Path(source.url).name), md5[0])
+        kept.append(archive)
+        return archive, *_unpacked(archive)
+    except InputError:  # one of the two is wrong: the next fetch asks for both again
+        for file in kept:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _unpacked(archive: Path) -> tuple[list[Rating], list[Film]]:
     text = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("u.data", "u.item"):
@@ -89,7 +100,7 @@ def _from_archive(source: config.Dataset) -> tuple[Path, list[Rating], list[Film
             (row[0], row[1], ", ".join(g for g, on in zip(GENRES, row[5:24], strict=True) if on == "1"))
             for row in _rows(text["u.item"], "|")
         ]
-    return archive, ratings, films
+    return ratings, films
 
 
 def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
