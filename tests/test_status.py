@@ -44,7 +44,7 @@ def lines(log: Path) -> list[dict]:
 def curriculum(folder: Path) -> list[str]:
     words = ["curriculum", "--selection", "none.parquet", "--out", "out.parquet", "--group-size", "2", "--seed", "0"]
     words[2], words[4] = str(folder / words[2]), str(folder / words[4])
-    return [*words, "--log", str(folder / "curriculum.log")]
+    return [*words, "--log", str(folder / "curriculum.log"), "--wildcards", "dataset=a=b", "seed=0"]
 
 
 def test_a_log_begins_and_ends_with_a_structured_line(tmp_path, monkeypatch):
@@ -56,9 +56,9 @@ def test_a_log_begins_and_ends_with_a_structured_line(tmp_path, monkeypatch):
     monkeypatch.setattr("minirec.curriculum.run", stage)
     assert __main__.main(curriculum(tmp_path)) == 0
     start, end = lines(tmp_path / "curriculum.log")
-    assert start == {"event": "start", "stage": "curriculum", "host": socket.gethostname(), "pid": os.getpid()}
-    assert (end["event"], end["stage"], end["reason"]) == ("end", "curriculum", "done")
-    assert end["log"] == str(tmp_path / "curriculum.log")
+    job = {"stage": "curriculum", "wildcards": {"dataset": "a=b", "seed": "0"}}
+    assert start == {"event": "start", **job, "host": socket.gethostname(), "pid": os.getpid()}
+    assert end.items() >= {"event": "end", **job, "reason": "done"}.items()
     assert 0.05 <= end["seconds"] < 60
     assert 10 < end["peak_mib"] < 100_000
     assert 20 < end["per_second"]["rollout samples"] <= 200
@@ -72,6 +72,17 @@ def test_the_reason_of_a_wrong_input_and_of_a_defect_is_in_the_last_line(tmp_pat
     assert __main__.main(curriculum(tmp_path)) == 70
     assert lines(tmp_path / "curriculum.log")[-1]["reason"].startswith("defect: ZeroDivisionError")
     assert len(lines(tmp_path / "curriculum.log")) == 2  # a new run begins a new log
+
+
+def test_a_wildcard_without_a_name_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main([*curriculum(tmp_path)[:-1], "=0"])
+    assert "'=0' is not NAME=VALUE" in capsys.readouterr().err
+
+
+def test_a_job_by_hand_has_no_wildcards(tmp_path):
+    assert __main__.main(curriculum(tmp_path)[:-3]) == 1
+    assert [line["wildcards"] for line in lines(tmp_path / "curriculum.log")] == [{}, {}]
 
 
 def test_a_terminated_job_says_so(tmp_path, monkeypatch):
@@ -90,7 +101,7 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
 def test_a_job_touches_its_log_until_it_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "BEAT_SECONDS", 0.01)
     log = tmp_path / "job.log"
-    job = progress.Job("train", log)
+    job = progress.Job("train", log, {})
     os.utime(log, (0, 0))
     deadline = time.monotonic() + 10
     while log.stat().st_mtime == 0 and time.monotonic() < deadline:

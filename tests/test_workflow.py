@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from minirec import status
+
 ROOT = Path(__file__).resolve().parents[1]
 PRETEND = '''
 def _pretend(stage, given):
@@ -187,6 +189,15 @@ def test_only_derivatives_by_the_adapter_need_the_policy(finished):
 def test_shards_are_gathered(finished):
     jobs = plan(finished, "results/toy/signals/tiny/rollouts.parquet", configs=("rollout: {shards: 3}",))
     assert jobs == {"rollout": 3, "gather": 1}
+
+
+def test_the_log_of_every_job_names_its_wildcards(finished):
+    done = snakemake(finished, "-n", "-F", TARGET)
+    planned = re.findall(r"^    log: (.*)$(?s:.*?)^    wildcards: (.*)$", done.stdout, re.MULTILINE)
+    assert len(planned) == 15
+    for log, wildcards in planned:
+        for line in status.ending(finished / log):
+            assert ", ".join(f"{name}={value}" for name, value in line["wildcards"].items()) == wildcards
 
 
 def test_settings_given_on_the_command_line_reach_the_summary_and_the_comparison(finished):

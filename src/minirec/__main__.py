@@ -238,9 +238,19 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
             )
         if options:
             command.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")
+            command.add_argument(
+                "--wildcards", type=_pair, nargs="+", metavar="NAME=VALUE", help="what the log says the job is for"
+            )
         if asked in (None, stage):
             _add_settings(command, stage)
     return top
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def _add_settings(command: argparse.ArgumentParser, stage: str) -> None:
@@ -295,13 +305,13 @@ def main(arguments: list[str] | None = None) -> int:
         os.execv(command[0], command)
     from minirec.progress import Job, log, start_log
 
-    file = given.pop("log", None)
+    file, wildcards = given.pop("log", None), dict(given.pop("wildcards", None) or ())
     if (rank := int(os.environ.get("RANK", "0"))) > 0:  # one process speaks for all
         file = None
     try:
         start_log(stage, file)
         log.setLevel("ERROR" if rank else "INFO")
-        job = Job(stage, file)
+        job = Job(stage, file, wildcards)
     except OSError as error:
         sys.stderr.write(f"error: the log {file} cannot be written ({error.strerror})\n")
         return 1

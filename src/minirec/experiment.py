@@ -38,6 +38,11 @@ def settings(given: Config, stage: str) -> Callable[[Wildcards], str]:
     return lambda wildcards: config.flags(given, stage, wildcards.get("method"))
 
 
+def named(wildcards: Wildcards) -> list[str]:
+    """A job's wildcards as NAME=VALUE, for its log."""
+    return [f"{name}={value}" for name, value in wildcards.items()]
+
+
 def entry(given: Config, kind: str, name: str) -> str:
     """Where a data set or model comes from, as JSON; a data set's filter is not part of it."""
     return str(getattr(given, kind)[name].model_dump_json(exclude={"filter"}, exclude_defaults=True))

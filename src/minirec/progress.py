@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,11 @@ class Job:
     They go to the file only. A log that has the first but not the second is of a job that runs, or that was killed.
     """
 
-    def __init__(self, stage: str, file: Path | None) -> None:
-        self.stage, self.file, self.started = stage, file, time.monotonic()
+    def __init__(self, stage: str, file: Path | None, wildcards: Mapping[str, str]) -> None:
+        self.file, self.started = file, time.monotonic()
+        self.name = {"stage": stage, "wildcards": dict(wildcards)}
         _counted.clear()
-        self._append(event="start", stage=stage, host=socket.gethostname(), pid=os.getpid())
+        self._append(event="start", **self.name, host=socket.gethostname(), pid=os.getpid())
         self._ended = threading.Event()
         if file is not None:
             threading.Thread(target=self._beat, args=(file,), daemon=True).start()
@@ -58,8 +59,7 @@ class Job:
         peak = max(who.ru_maxrss for who in used)
         self._append(
             event="end",
-            stage=self.stage,
-            log=str(self.file),  # its path holds the wildcards
+            **self.name,
             reason=reason,
             seconds=round(time.monotonic() - self.started, 3),
             cpu_seconds=round(sum(who.ru_utime + who.ru_stime for who in used), 3),

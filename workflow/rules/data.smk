@@ -22,10 +22,12 @@ rule fetch_data:
     resources:
         **needs("fetch"),
     params:
+        wildcards=experiment.named,
         source=lambda wildcards: experiment.entry(CONFIG, "datasets", wildcards.dataset),
     shell:
         "python -m minirec fetch --dataset {wildcards.dataset:q} --source {params.source:q}"
-        " --out data/{wildcards.dataset:q} --log {log:q}"
+        " --out data/{wildcards.dataset:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule fetch_model:
@@ -44,11 +46,13 @@ rule fetch_model:
     resources:
         **needs("fetch"),
     params:
+        wildcards=experiment.named,
         source=lambda wildcards: experiment.entry(CONFIG, "models", wildcards.model),
         titles=lambda wildcards, input: f"--items {shlex.quote(str(input))}" if input else "",
     shell:
         "python -m minirec fetch --model {wildcards.model:q} --source {params.source:q} {params.titles}"
-        " --out {output:q} --log {log:q}"
+        " --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule prepare:
@@ -69,10 +73,12 @@ rule prepare:
     resources:
         **needs("prepare"),
     params:
+        wildcards=experiment.named,
         settings=settings("prepare"),
         filter=lambda wildcards: experiment.data_filter(CONFIG, wildcards.dataset),
         code=code("prepare"),
     shell:
         "python -m minirec prepare {params.settings} --filter {params.filter:q}"
         " --interactions {input.interactions:q} --items {input.item_file:q}"
-        " --out {wildcards.results:q}/{wildcards.dataset:q} --log {log:q}"
+        " --out {wildcards.results:q}/{wildcards.dataset:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"

@@ -22,6 +22,7 @@ rule rollout:
     resources:
         **needs("rollout"),
     params:
+        wildcards=experiment.named,
         settings=settings("rollout"),
         shard=lambda wildcards: f"--shard {wildcards.shard}" if SHARD else "",
         code=code("rollout"),
@@ -29,7 +30,8 @@ rule rollout:
         "python -m minirec rollout {params.settings} {params.shard} --samples {input.samples:q}"
         " --catalogue {input.catalogue:q} --items {input.item_table:q} --model {input.model:q}"
         " --adapter {input.adapter:q} --whitening {input.adapter:q}/whitening.safetensors"
-        " --rollouts {output.rollouts:q} --hidden {output.hidden:q} --log {log:q}"
+        " --rollouts {output.rollouts:q} --hidden {output.hidden:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 if SHARD:
@@ -52,7 +54,9 @@ if SHARD:
         resources:
             **needs("gather"),
         params:
+            wildcards=experiment.named,
             code=code("gather"),
         shell:
             "python -m minirec gather --rollout-shards {input.rollouts:q} --hidden-shards {input.hidden:q}"
-            " --rollouts {output.rollouts:q} --hidden {output.hidden:q} --log {log:q}"
+            " --rollouts {output.rollouts:q} --hidden {output.hidden:q}"
+            " --log {log:q} --wildcards {params.wildcards:q}"

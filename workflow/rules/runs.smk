@@ -24,12 +24,14 @@ rule train:
     resources:
         **needs("train"),
     params:
+        wildcards=experiment.named,
         settings=settings("train"),
         code=code("train"),
     shell:
         "python -m minirec train {params.settings} --seed {wildcards.seed} --samples {input.samples:q}"
         " --catalogue {input.catalogue:q} --curriculum {input.curriculum:q} --model {input.model:q}"
-        " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
         " --processes {resources.processes}"
 
 
@@ -54,13 +56,15 @@ rule evaluate:
     resources:
         **needs("evaluate"),
     params:
+        wildcards=experiment.named,
         settings=settings("evaluate"),
         code=code("evaluate"),
     shell:
         "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
         " --model {input.model:q} --adapter {input.adapter:q}"
         " --whitening {input.adapter:q}/whitening.safetensors --trunk {input.trunk:q} --ranks {output.ranks:q}"
-        " --out {output.metrics:q} --log {log:q}"
+        " --out {output.metrics:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule evaluate_base:
@@ -84,12 +88,14 @@ rule evaluate_base:
     resources:
         **needs("evaluate"),
     params:
+        wildcards=experiment.named,
         settings=settings("evaluate"),
         code=code("evaluate"),
     shell:
         "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
         " --model {input.model:q} --items {input.item_table:q} --whitening {input.whitening:q} --ranks {output.ranks:q}"
-        " --out {output.metrics:q} --log {log:q}"
+        " --out {output.metrics:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule references:
@@ -110,8 +116,10 @@ rule references:
     resources:
         **needs("references"),
     params:
+        wildcards=experiment.named,
         settings=settings("references"),
         code=code("references"),
     shell:
         "python -m minirec references {params.settings} --samples {input.samples:q}"
-        " --catalogue {input.catalogue:q} --ranks {output.ranks:q} --out {output.metrics:q} --log {log:q}"
+        " --catalogue {input.catalogue:q} --ranks {output.ranks:q} --out {output.metrics:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"

@@ -23,6 +23,7 @@ rule select:
     resources:
         **needs("select"),
     params:
+        wildcards=experiment.named,
         settings=settings("select"),
         method=lambda wildcards: CONFIG.method(wildcards.method),
         winners=experiment.flags_of("winners"),
@@ -30,7 +31,8 @@ rule select:
     shell:
         "python -m minirec select {params.settings} --method {params.method:q} --budget {wildcards.budget}"
         " --seed {wildcards.seed} {params.winners} --samples {input.samples:q} --scores {input.scores:q}"
-        " --embeddings {input.embeddings:q} --out {output:q} --log {log:q}"
+        " --embeddings {input.embeddings:q} --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule select_shard:
@@ -54,13 +56,15 @@ rule select_shard:
     resources:
         **needs("select"),
     params:
+        wildcards=experiment.named,
         settings=settings("select"),
         method=lambda wildcards: CONFIG.method(wildcards.method),
         code=code("select"),
     shell:
         "python -m minirec select {params.settings} --method {params.method:q} --budget {wildcards.budget}"
         " --seed {wildcards.seed} --shard {wildcards.shard} --samples {input.samples:q} --scores {input.scores:q}"
-        " --embeddings {input.embeddings:q} --out {output:q} --log {log:q}"
+        " --embeddings {input.embeddings:q} --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule select_without_signals:
@@ -82,12 +86,14 @@ rule select_without_signals:
     resources:
         **needs("select"),
     params:
+        wildcards=experiment.named,
         settings=settings("select"),
         method=lambda wildcards: CONFIG.method(wildcards.method),
         code=code("select"),
     shell:
         "python -m minirec select {params.settings} --method {params.method:q} --budget {wildcards.budget}"
-        " --seed {wildcards.seed} --samples {input.samples:q} --out {output:q} --log {log:q}"
+        " --seed {wildcards.seed} --samples {input.samples:q} --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule curriculum:
@@ -110,11 +116,13 @@ rule curriculum:
     resources:
         **needs("curriculum"),
     params:
+        wildcards=experiment.named,
         settings=settings("curriculum"),
         code=code("curriculum"),
     shell:
         "python -m minirec curriculum {params.settings} --selection {input.selection:q} --scores {input.scores:q}"
-        " --out {output:q} --log {log:q}"
+        " --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule curriculum_without_signals:
@@ -136,8 +144,10 @@ rule curriculum_without_signals:
     resources:
         **needs("curriculum"),
     params:
+        wildcards=experiment.named,
         settings=settings("curriculum"),
         code=code("curriculum"),
     shell:
         "python -m minirec curriculum {params.settings} --selection {input.selection:q}"
-        " --out {output:q} --log {log:q}"
+        " --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"

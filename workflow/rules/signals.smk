@@ -21,12 +21,14 @@ rule embed_base:
     resources:
         **needs("embed"),
     params:
+        wildcards=experiment.named,
         settings=settings("embed"),
         code=code("embed"),
     shell:
         "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
         " --model {input.model:q} --whitening {output.whitening:q}"
-        " --trunk {output.trunk:q} --out {output.item_table:q} --log {log:q}"
+        " --trunk {output.trunk:q} --out {output.item_table:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule train_proxy:
@@ -51,13 +53,15 @@ rule train_proxy:
     resources:
         **needs("train"),
     params:
+        wildcards=experiment.named,
         settings=settings("train"),
         seed=CONFIG.rollout.seed,
         code=code("train"),
     shell:
         "python -m minirec train {params.settings} --seed {params.seed}"
         " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q}"
-        " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q} --log {log:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
         " --processes {resources.processes}"
 
 
@@ -81,12 +85,14 @@ rule embed_proxy:
     resources:
         **needs("embed"),
     params:
+        wildcards=experiment.named,
         settings=settings("embed"),
         code=code("embed"),
     shell:
         "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
         " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.adapter:q}/whitening.safetensors --trunk {input.trunk:q}"
-        " --out {output:q} --log {log:q}"
+        " --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule gradient:
@@ -111,13 +117,15 @@ rule gradient:
     resources:
         **needs("gradient"),
     params:
+        wildcards=experiment.named,
         settings=settings("gradient"),
         policy=experiment.flags_of("catalogue", "model", "adapter"),
         code=code("gradient"),
     shell:
         "python -m minirec gradient {params.settings} --samples {input.samples:q} --items {input.item_table:q}"
         " --whitening {input.proxy:q}/whitening.safetensors --rollouts {input.rollouts:q} --hidden {input.hidden:q} {params.policy}"
-        " --gradients {output.gradients:q} --embeddings {output.embeddings:q} --log {log:q}"
+        " --gradients {output.gradients:q} --embeddings {output.embeddings:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule score:
@@ -137,8 +145,10 @@ rule score:
     resources:
         **needs("score"),
     params:
+        wildcards=experiment.named,
         settings=settings("score"),
         code=code("score"),
     shell:
         "python -m minirec score {params.settings} --rollouts {input.rollouts:q} --gradients {input.gradients:q}"
-        " --out {output:q} --log {log:q}"
+        " --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"

@@ -19,6 +19,7 @@ rule summarise:
     resources:
         **needs("summarise"),
     params:
+        wildcards=experiment.named,
         settings=settings("summarise"),
         main=CONFIG.main.model_dump_json(),
         run=MAIN_RUNS,
@@ -26,7 +27,8 @@ rule summarise:
         code=code("summarise"),
     shell:
         "python -m minirec summarise {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
-        " --main {params.main:q} --run {params.run:q} --job {params.job:q} --out {output.metrics:q} --log {log:q}"
+        " --main {params.main:q} --run {params.run:q} --job {params.job:q} --out {output.metrics:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule compare:
@@ -45,9 +47,11 @@ rule compare:
     resources:
         **needs("compare"),
     params:
+        wildcards=experiment.named,
         settings=settings("compare"),
         run=experiment.compared_runs(CONFIG),
         code=code("compare"),
     shell:
         "python -m minirec compare {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
-        " --run {params.run:q} --out {output:q} --log {log:q}"
+        " --run {params.run:q} --out {output:q}"
+        " --log {log:q} --wildcards {params.wildcards:q}"
