@@ -30,7 +30,9 @@ def _pretend(stage, given):
     elif stage in ("fetch", "train"):
         files[0] = given["out"] / "weights"
     elif stage == "summarise":
-        files += [given["results"] / "summary.txt", given["results"] / "figures" / "one.png"]
+        from minirec import experiment
+        pictures = [f"figures/{name}.{kind}" for name in experiment.pictures(given["run"]) for kind in ("png", "svg")]
+        files += [given["results"] / name for name in ("summary.txt", *pictures)]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{stage} wrote this\\n")
@@ -189,6 +191,21 @@ def test_only_derivatives_by_the_adapter_need_the_policy(finished):
 def test_shards_are_gathered(finished):
     jobs = plan(finished, "results/toy/signals/tiny/rollouts.parquet", configs=("rollout: {shards: 3}",))
     assert jobs == {"rollout": 3, "gather": 1}
+
+
+def test_a_picture_is_a_result_like_any_other(finished):
+    top = finished / "results" / "toy"
+    for name in ("figures/scores.png", "figures/curriculum.svg", "summary.txt"):
+        assert plan(finished, f"results/toy/{name}") == {}
+        with deleted(top / name):
+            assert plan(finished, f"results/toy/{name}") == once("summarise")
+    for name in ("figures/comparison.png", "figures/comparison.svg", "comparison.txt"):
+        assert plan(finished, f"results/toy/{name}")["compare"] == 1
+    assert {"results/toy/figures/rewards.png", "results/toy/summary.txt"} <= set(
+        re.findall(r"^Would delete (.*)$", snakemake(finished, "-n", "--delete-all-output", TARGET).stdout, re.M)
+    )
+    random = snakemake(finished, "-n", "results/toy/figures/scores.png", configs=("main: {method: random}",))
+    assert "No rule to produce" in random.stdout
 
 
 def test_the_log_of_every_job_names_its_wildcards(finished):

@@ -225,6 +225,11 @@ def summary_inputs(runs: list[str], results: str, dataset: str) -> dict[str, str
     return files
 
 
+def pictures(runs: list[str]) -> list[str]:
+    """The pictures of the main experiment; none where no selector has judged."""
+    return [] if runs[0].split("/")[1] == "none" else ["rewards", "scores", "curriculum"]
+
+
 def compared_files(given: Config, results: str, dataset: str) -> list[str]:
     """The files behind results/DATASET/comparison.parquet."""
     runs = compared_runs(given)

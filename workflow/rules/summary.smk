@@ -1,6 +1,7 @@
 """What the runs say: the main experiment in one file, and the grid of `compare` in one table."""
 
 MAIN_RUNS = experiment.main_runs(CONFIG)
+PICTURES = experiment.pictures(MAIN_RUNS)
 
 
 rule summarise:
@@ -9,6 +10,9 @@ rule summarise:
         unpack(lambda wildcards: experiment.summary_inputs(MAIN_RUNS, wildcards.results, wildcards.dataset)),
     output:
         metrics="{results}/{dataset}/metrics.json",
+        text=report("{results}/{dataset}/summary.txt"),
+        pictures=report(expand("{results}/{dataset}/figures/{name}.png", name=PICTURES, allow_missing=True)),
+        vectors=expand("{results}/{dataset}/figures/{name}.svg", name=PICTURES, allow_missing=True),
     log:
         "{results}/logs/{dataset}/summarise.log",
     benchmark:
@@ -36,7 +40,10 @@ rule compare:
     input:
         lambda wildcards: experiment.compared_files(CONFIG, wildcards.results, wildcards.dataset),
     output:
-        "{results}/{dataset}/comparison.parquet",
+        table="{results}/{dataset}/comparison.parquet",
+        text=report("{results}/{dataset}/comparison.txt"),
+        picture=report("{results}/{dataset}/figures/comparison.png"),
+        vectors="{results}/{dataset}/figures/comparison.svg",
     log:
         "{results}/logs/{dataset}/compare.log",
     benchmark:
@@ -53,5 +60,5 @@ rule compare:
         code=code("compare"),
     shell:
         "python -m minirec compare {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
-        " --run {params.run:q} --out {output:q}"
+        " --run {params.run:q} --out {output.table:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
