@@ -120,7 +120,8 @@ def rules() -> list[tuple[str, str]]:
 
 def test_no_rule_gives_an_unquoted_value_to_a_shell():
     quoted = {f"params.{name}" for name in ("settings", "policy", "shard", "titles", "winners")}  # each part is
-    digits = {"params.seed", "resources.processes", *(f"wildcards.{name}" for name in ("seed", "budget", "shard"))}
+    digits = {"params.seed", *(f"wildcards.{name}" for name in ("seed", "budget", "shard"))}
+    digits |= {"resources.processes", "resources.nodes"}
     assert len(rules()) >= 15
     for file, text in rules():
         for field in re.findall(r"\{([^{}]+)\}", text):

@@ -30,7 +30,7 @@ def table() -> dict[str, dict]:
 def test_every_line_of_the_resources_is_a_stage_and_asks_in_units_of_slurm(table):
     assert set(table) - {"default"} <= set(__main__.STAGES)
     for stage, line in table.items():
-        assert set(line) - {"gpu", "processes"} == {"threads", "mem_mb", "runtime"}, stage
+        assert set(line) - {"gpu", "nodes", "processes"} == {"threads", "mem_mb", "runtime"}, stage
         assert all(isinstance(value, int) and value > 0 for value in line.values()), stage
         assert line["mem_mb"] >= 600, f"{stage}: the step that Slurm starts takes 300 MB itself"
 
@@ -63,7 +63,7 @@ def test_the_profile_asks_squeue_and_before_slurm_has_forgotten_a_job():
     assert 3 * profile("slurm")["slurm-init-seconds-before-status-checks"] <= 300  # MinJobAge where nobody set it
 
 
-def submission(stage: str, **more: object) -> list[str]:
+def submission(stage: str, table: Path = TABLE, **more: object) -> list[str]:
     """The words of the sbatch line for a job of a stage, first attempt."""
     submit = pytest.importorskip("snakemake_executor_plugin_slurm.submit_string")
     gres = pytest.importorskip("snakemake_executor_plugin_slurm.utils")
@@ -71,9 +71,9 @@ def submission(stage: str, **more: object) -> list[str]:
     class Resources(dict):
         __getattr__ = dict.__getitem__
 
-    asked = Resources(experiment.resources(TABLE)(stage) | more)
+    asked = Resources(experiment.resources(table)(stage) | more)
     asked["mem_mb"] = asked["mem_mb"](None, 1)
-    job = SimpleNamespace(resources=asked, threads=experiment.threads(TABLE)(stage))
+    job = SimpleNamespace(resources=asked, threads=experiment.threads(table)(stage))
     names = {"run_uuid": "u", "slurm_logfile": "l", "comment_str": "c", "account": "", "partition": "", "workdir": "."}
     return (submit.get_submit_command(job, names) + gres.set_gres_string(job)).split()
 
@@ -88,6 +88,17 @@ def test_a_job_asks_slurm_for_what_the_resources_say():
 
 def test_a_job_with_four_gpus_is_one_task_and_not_four():
     assert not [word for word in submission("train", gpu=4) if word.startswith("--ntasks")]
+
+
+def test_a_job_on_two_nodes_is_one_task_with_all_its_gpus_on_each(tmp_path, table):
+    changed = table | {"train": table["train"] | {"nodes": 2, "gpu": 4}}
+    (tmp_path / "resources.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+    words = submission("train", tmp_path / "resources.yaml")
+    assert {"--nodes=2", "--ntasks=2", "--cpus-per-task=8", "--gres=gpu:4"} <= set(words)
+    assert not [word for word in words if word.startswith(("--gpus", "--ntasks-per"))]
+    asked = experiment.resources(tmp_path / "resources.yaml")("train")
+    assert (asked["processes"], asked["nodes"]) == (4, 2)
+    assert "mpi" in asked  # without, the plugin starts the job within a step of one task, on one node
 
 
 def test_snakemake_takes_every_option_of_the_profile(tmp_path):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minirec import __version__
+from minirec import __version__, launch
 from minirec.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Option:
     type: Any = Path
     required: bool = True
     many: bool = False
+    default: Any = None
 
 
 SAMPLES = Option("samples", "samples.parquet")
@@ -164,7 +165,8 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             MODEL,
             Option("curriculum", "curriculum.parquet; without it: a proxy on random samples", required=False),
             SEED,
-            Option("processes", "processes of this machine that share every step, one a GPU", int, required=False),
+            Option("processes", "processes a node that share every step, one a GPU", int, required=False, default=1),
+            Option("nodes", "nodes of a Slurm job that share every step", int, required=False, default=1),
             Option("history", "history.parquet to write"),
             Option("out", "folder of the adapter to write"),
         ),
@@ -232,6 +234,7 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
                 f"--{option.name}",
                 type=option.type,
                 required=option.required,
+                default=option.default,
                 nargs="+" if option.many else None,
                 help=option.help,
                 metavar=option.name.upper().replace("-", "_"),
@@ -288,21 +291,18 @@ def _terminate(*_: Any) -> None:
     raise Terminated
 
 
-def launcher(processes: int, arguments: list[str]) -> list[str]:
-    """The command that runs the same sub-command in several processes of this machine."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *several, "-m", "--", "minirec", *arguments]
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     given = vars(parser(next((word for word in arguments if word in STAGES), "")).parse_args(arguments))
     stage = given.pop("stage")
-    processes = given.pop("processes", None) or 1
-    if processes > 1 and "RANK" not in os.environ:
-        command = launcher(processes, arguments)
-        os.execv(command[0], command)
+    try:
+        several = launch.command(arguments, given.pop("processes", 1), given.pop("nodes", 1), os.environ)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    if several:
+        os.execvp(several[0], several)
     from minirec.progress import Job, log, start_log
 
     file, wildcards = given.pop("log", None), dict(given.pop("wildcards", None) or ())

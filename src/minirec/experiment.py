@@ -166,9 +166,18 @@ def resources(file: Path) -> Callable[[str], dict[str, Any]]:
         asked.pop("threads")
         if stage == "train":
             asked.setdefault("processes", max(1, asked.get("gpu", 1)))
+            asked |= _nodes(asked.setdefault("nodes", 1), asked.pop("gpu", 0))
         return {"mem_mb": lambda wildcards, attempt: memory * attempt, **asked}
 
     return needs
+
+
+def _nodes(nodes: int, gpu: int) -> dict[str, Any]:
+    """What Slurm's plugin must be told for one task on each of several nodes; `gpu` is a node's."""
+    if nodes == 1:
+        return {"gpu": gpu} if gpu else {}
+    one_a_node = {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0}  # the command calls srun, not the plugin
+    return one_a_node | ({"gres": f"gpu:{gpu}"} if gpu else {})
 
 
 def threads(file: Path) -> Callable[[str], int]:

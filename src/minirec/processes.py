@@ -1,4 +1,4 @@
-"""Several processes that train as one (`torch.distributed.run`): who does what, and what they tell each other.
+"""Several processes that train as one (`launch`): who does what, and what they tell each other.
 
 With one process all of it does nothing.
 """

@@ -32,7 +32,7 @@ rule train:
         " --catalogue {input.catalogue:q} --curriculum {input.curriculum:q} --model {input.model:q}"
         " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
-        " --processes {resources.processes}"
+        " --processes {resources.processes} --nodes {resources.nodes}"
 
 
 rule evaluate:

@@ -62,7 +62,7 @@ rule train_proxy:
         " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q}"
         " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
-        " --processes {resources.processes}"
+        " --processes {resources.processes} --nodes {resources.nodes}"
 
 
 rule embed_proxy:
