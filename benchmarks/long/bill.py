@@ -25,7 +25,7 @@ from minirec import artefact, config, experiment, schemas
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "bill.csv"
 DATASET = "cds"
-LAYERS = {"tiny": ["quickstart", "learning", "learning_tiny", "bill"], "smollm": ["quickstart", "learning"]}
+LAYERS = {"tiny": ["quickstart", "learning", "bill"], "smollm": ["quickstart", "learning"]}
 SMALL = {"prepare": {"max_train": 96}, "train": {"proxy_size": 48, "epochs": 1, "evaluations_per_epoch": 0}}
 NAMES = ("model", "job", "samples", "seconds", "share_of_everything", "how")
 

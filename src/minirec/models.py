@@ -149,7 +149,7 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
         LlamaConfig(
             vocab_size=len(fast),
             hidden_size=source.hidden_size,
-            intermediate_size=3 * source.hidden_size,
+            intermediate_size=source.hidden_size,
             num_hidden_layers=source.layers,
             num_attention_heads=heads,
             num_key_value_heads=heads,
