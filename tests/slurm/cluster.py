@@ -1,7 +1,8 @@
-"""A real Slurm of one node on this machine, for the tests: `python tests/slurm/cluster.py` keeps one up until Ctrl-C.
+"""A real Slurm on this machine, for the tests: `python tests/slurm/cluster.py` keeps one up until Ctrl-C.
 
-Everything listens on 127.0.0.1. CPUs, memory and GPUs are pretended, so that the workflow's own requests fit on any
-machine; memory is still watched, job by job. Nothing survives: the daemons end with the process that started them.
+Everything listens on 127.0.0.1. CPUs, memory, GPUs and a second node are pretended, so that the workflow's own requests
+fit on any machine; memory is still watched, job by job. The partition `pair` has both nodes, the others only the first.
+Nothing survives: the daemons end with the process that started them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 PACKAGES = ("slurm-wlm", "munge")
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CPUS, MEMORY_MB, GPUS = 64, 256_000, 4
+SECOND = "localhost"  # this machine under another name, which Slurm takes for another node
 ETC = Path("/etc/slurm")  # where the Slurm of a distribution looks; jobs do not inherit SLURM_CONF
 MARK = "# written by minirec's tests/slurm/cluster.py, which deletes it again"
 
@@ -31,20 +33,19 @@ class Unavailable(Exception):
 
 
 def slurm_conf(home: Path, host: str) -> str:
-    """The configuration of a cluster of one node, its state below `home`."""
+    """The configuration of a cluster of two nodes, its state below `home`."""
     return f"""{MARK}
 ClusterName=minirec
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort=16817
-SlurmdPort=16818
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
 AuthInfo=socket={home}/munge.socket
 SlurmUser=root
 StateSaveLocation={home}/state
-SlurmdSpoolDir={home}/spool
+SlurmdSpoolDir={home}/spool.%n
 SlurmctldPidFile={home}/slurmctld.pid
-SlurmdPidFile={home}/slurmd.pid
+SlurmdPidFile={home}/slurmd.%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -58,15 +59,17 @@ GresTypes=gpu
 ReturnToService=2
 MinJobAge=3600
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:{GPUS}
+NodeName={host} Port=16818 NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:{GPUS}
+NodeName={SECOND} Port=16819 NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:{GPUS}
 PartitionName=cpu Nodes={host} Default=YES
 PartitionName=gpu Nodes={host}
+PartitionName=pair Nodes={host},{SECOND}
 """
 
 
 def gres_conf(home: Path, host: str) -> str:
     """The pretended GPUs: empty files instead of devices."""
-    return f"{MARK}\nNodeName={host} AutoDetect=off Name=gpu File={home}/gpu[0-{GPUS - 1}]\n"
+    return f"{MARK}\nNodeName={host},{SECOND} AutoDetect=off Name=gpu File={home}/gpu[0-{GPUS - 1}]\n"
 
 
 @contextmanager
@@ -82,8 +85,7 @@ def running() -> Iterator[Path]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minirec-slurm-")))
         home.chmod(0o755)  # munged insists
-        for name in ("state", "spool"):
-            (home / name).mkdir()
+        (home / "state").mkdir()
         for number in range(GPUS):
             (home / f"gpu{number}").touch()
         (home / "munge.key").write_bytes(secrets.token_bytes(128))
@@ -98,9 +100,11 @@ def running() -> Iterator[Path]:
         await_that(lambda: (home / "munge.socket").exists(), "munged opens its socket", home)
         start(stack, home, "slurmctld", "-D")
         await_that(lambda: "is UP" in said("scontrol", "ping"), "slurmctld answers", home)
-        start(stack, home, "slurmd", "-D", "-N", host)
+        for node in (host, SECOND):
+            start(stack, home, "slurmd", "-D", "-N", node)
         stack.callback(cancel_all)
-        await_that(lambda: said("sinfo", "-h", "-p", "cpu", "-o", "%T").strip() == "idle", "the node is idle", home)
+        states = ("sinfo", "-h", "-p", "pair", "-o", "%D %T")
+        await_that(lambda: said(*states).strip() == "2 idle", "both nodes are idle", home)
         yield home
 
 
@@ -143,7 +147,7 @@ def install() -> None:
 
 def start(stack: ExitStack, home: Path, daemon: str, *arguments: str) -> None:
     """Start a daemon that ends with the stack, or at the latest with this process."""
-    with (home / f"{daemon}.out").open("wb") as log:
+    with (home / f"{daemon}.out").open("ab") as log:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", daemon, *arguments],
             stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The workflow on a real Slurm of one node: `make test-slurm`. Without root or packages the tests say why they skip."""
+"""The workflow on a real Slurm: `make test-slurm`. Without root or packages the tests say why they skip."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def jobs(folder: Path, states: str = "all") -> list[dict[str, str]]:
     """Slurm's own record of a folder's jobs in some states, in order of submission."""
     columns = {"id": "JobID", "state": "State", "rule": "Comment", "start": "StartTime", "end": "EndTime"}
-    columns |= {"gpus": "tres-per-job", "memory": "MinMemory", "folder": "WorkDir"}
+    columns |= {"gpus": "tres-per-job", "memory": "MinMemory", "folder": "WorkDir", "nodes": "NumNodes"}
     form = ",".join(f"{column}:300" for column in columns.values())
     lines = cluster.said("squeue", "--noheader", "--sort", "i", "--states", states, "--Format", form).splitlines()
     found = [dict(zip(columns, map(str.strip, re.findall("(.{300})", line)), strict=True)) for line in lines]
@@ -219,6 +219,23 @@ with pathlib.Path("launched").open("a") as launched:
     status, said = finish(start(folder, "--", "results/shop/samples.parquet"))
     assert status == 0, said
     assert (folder / "launched").read_text(encoding="utf-8").splitlines() == [f"{cluster.GPUS} 1 gpu"]
+
+
+def test_two_nodes_train_to_the_bytes_of_two_processes_on_one(undisturbed, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(undisturbed[0], folder, symlinks=True)
+    table = folder / "workflow" / "resources.yaml"
+    asked = yaml.safe_load(table.read_text(encoding="utf-8"))
+    adapter = Path("results/shop/runs") / RUN / "adapter"
+    weights = []
+    for more in ({"gpu": 2}, {"gpu": 1, "nodes": 2, "slurm_partition": "pair"}):
+        table.write_text(yaml.safe_dump(asked | {"train": asked["train"] | more}), encoding="utf-8")
+        shutil.rmtree(folder / adapter)
+        status, said = finish(start(folder, "--", str(adapter)))
+        assert status == 0, said
+        weights.append((folder / adapter / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert [job["nodes"] for job in jobs(folder)] == ["1", "2"]
 
 
 def recovery() -> str:
