@@ -5,16 +5,25 @@ import shlex
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_train import policy, project  # noqa: F401 (a fixture)
+from torch import distributed
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from minirec import config, launch, schemas
 from minirec.__main__ import main
+from minirec.artefact import Made
 from minirec.errors import InputError
+from minirec.items import Trunk
+from minirec.processes import add_up
+from minirec.spread import Spread
 
 
 @pytest.fixture
@@ -28,6 +37,7 @@ def command(request, project, tiny_model, defaults, tmp_path):  # noqa: F811
         "warmup_steps": 0,
         "extra_negatives": 4,
         "item_refresh_steps": 2,
+        "head": "separate",
     }
     sampling = {"max_new_tokens": 3, "completions": 2}
     whole = config.load("config/config.yaml").model_dump(mode="json")
@@ -35,23 +45,17 @@ def command(request, project, tiny_model, defaults, tmp_path):  # noqa: F811
     whole["train"] |= changes
     whole["sampling"] |= sampling
 
-    def made(out, processes, *words, **more):
+    def made(out, processes, *words, all_layers=False, **more):
         whole["train"] |= more
+        whole["policy"] |= {"lora_layers": None} if all_layers else {}
         flags = shlex.split(config.flags(config.validate(yaml.safe_load(yaml.safe_dump(whole))), "train"))
         files = {**project, "model": tiny_model, "history": out / "history.parquet", "out": out / "adapter"}
+        if all_layers:
+            files["trunk"] = tmp_path / "trunk.safetensors"
+            Trunk.write(None, files["trunk"], Made("embed"))
         paths = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-        return [
-            "train",
-            *flags,
-            *paths,
-            "--seed",
-            "0",
-            "--log",
-            str(out / "log"),
-            "--processes",
-            str(processes),
-            *words,
-        ]
+        more_words = ["--seed", "0", "--log", str(out / "log"), "--processes", str(processes), *words]
+        return ["train", *flags, *paths, *more_words]
 
     return made
 
@@ -63,11 +67,16 @@ def train(arguments, **environment):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"spread": True}, {"spread": True, "all_layers": True, "micro_batch_prompts": 1}],
+    ids=["whole", "spread", "spread, all layers trained"],
+)
+def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, changes):
     found = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        done = train(command(out, processes))
+        done = train(command(out, processes, **changes))
         assert done.returncode == 0, done.stderr
         weights = load_file(out / "adapter" / "adapter_model.safetensors")
         found.append((weights, schemas.read("history", out / "history.parquet").to_pydict()))
@@ -79,6 +88,45 @@ def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path
     assert history["sample_ids"] == again["sample_ids"]
     for name in ("loss", "token_loss", "item_loss", "reward", "reward_std", "gradient_norm"):
         assert again[name] == pytest.approx(history[name], abs=1e-5, rel=1e-4)
+
+
+def unequal(rank, meeting):
+    """One of two processes: three passes and one backward pass in the first, seven and two in the second."""
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    models = [LlamaForCausalLM(LlamaConfig(**size, vocab_size=50)).eval()]
+    models.append(deepcopy(models[0]))
+    layers = models[1].get_decoder().layers
+    of_layer = sum(weight.nbytes for weight in layers[0].parameters())
+    spread = Spread(layers, torch.device("cpu"))
+    held = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in layers.parameters()}
+    assert sum(held.values()) + sum(part.nbytes for part in spread.parts) == of_layer + 4 * of_layer / 2
+    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    for place, model in enumerate(models):
+        torch.manual_seed(1)
+        models[place] = get_peft_model(model, lora)
+    for number in range(3 + 4 * rank):
+        ids = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(number + 10 * rank))
+        with torch.set_grad_enabled(number % 3 == 1):
+            found = []
+            for model in models:
+                model.zero_grad()
+                cache = DynamicCache()
+                model(ids[:, :3], past_key_values=cache)
+                logits = model(ids[:, 3:], past_key_values=cache).logits  # its gradients reach the first pass, too
+                if logits.requires_grad:
+                    logits.square().mean().backward()
+                found.append([logits, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+        assert len(found[0]) == (1 + 4 * 7 * 2 if number % 3 == 1 else 1)
+        assert all(map(torch.equal, *found))
+    assert add_up(torch.ones(1)).item() == 2
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_spread_layers_compute_what_whole_ones_do_however_often_each_process_needs_them(tmp_path):
+    torch.multiprocessing.spawn(unequal, (str(tmp_path / "meeting"),), nprocs=2)
 
 
 SRUN = """#!/bin/bash
@@ -108,7 +156,11 @@ def test_a_launcher_on_each_of_two_nodes_gives_the_weights_of_one_process(comman
         (slurm / name).chmod(0o755)
     done = train(command(tmp_path / "one", 1))
     assert done.returncode == 0, done.stderr
-    job = {"SLURM_JOB_ID": str(os.getpid()), "PATH": f"{slurm}:{os.environ['PATH']}"}
+    foreign = tmp_path / "home" / "accelerate" / "default_config.yaml"  # what `accelerate config` may have left
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("distributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 8\nmachine_rank: 5\n")
+    job = {"SLURM_JOB_ID": str(os.getpid()), "HF_HOME": str(tmp_path / "home")}
+    job["PATH"] = f"{slurm}:{os.environ['PATH']}"
     done = train(command(tmp_path / "two", 1, "--nodes", "2"), **job)
     assert done.returncode == 0, done.stderr
     assert (slurm / "started").read_text().split() == ["0", "1"]

@@ -255,6 +255,7 @@ class Train(Section):
     max_grad_norm: float = Field(gt=0, description="clipping of the global gradient norm")
     batch_prompts: int = Field(ge=1, description="prompts an optimiser step")
     micro_batch_prompts: int = Field(ge=1, description="prompts a backward pass; memory, not results")
+    spread: bool = Field(description="a process keeps its part of the frozen layers only; memory, not results")
     epochs: int = Field(ge=1, description="passes over the curriculum")
     evaluations_per_epoch: int = Field(ge=0, description="valid evaluations an epoch; 0: none, the last policy is kept")
     patience: int = Field(ge=1, description="valid evaluations without a better NDCG@10 before training stops")

@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from minirec import artefact, config, prompts
 from minirec.errors import InputError
+from minirec.spread import Spread
 
 
 @dataclass
@@ -28,8 +29,11 @@ class Policy:
     settings: config.Policy
 
     @classmethod
-    def load(cls, folder: Path, settings: config.Policy, adapter: Path | None = None) -> Policy:
-        """Load a base model from safetensors, and an adapter on it; raises InputError where one is unusable."""
+    def load(cls, folder: Path, settings: config.Policy, adapter: Path | None = None, spread: bool = False) -> Policy:
+        """Load a base model from safetensors, and an adapter on it; raises InputError where one is unusable.
+
+        spread: no process ever has all its layers on its device, see `Spread`.
+        """
         for needed in ("config.json", "tokenizer.json"):
             if not (folder / needed).is_file():
                 raise InputError(f"{folder} has no {needed}; fetch the model again")
@@ -61,6 +65,8 @@ class Policy:
             artefact.verify_folder(adapter)
             with _loading(adapter):
                 model = PeftModel.from_pretrained(model, adapter)
+        if spread:
+            Spread(model.get_decoder().layers, device)
         return cls(model.to(device).eval(), tokenizer, settings)
 
     def add_adapter(self, seed: int) -> None:

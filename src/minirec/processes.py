@@ -5,12 +5,24 @@ With one process all of it does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+_settling: list[Callable[[], None]] = []
+
+
+def before_talking(settle: Callable[[], None]) -> None:
+    """Have this called in every process before they talk through this module."""
+    _settling[:] = [settle]
+
+
+def _settle() -> None:
+    for settle in _settling:
+        settle()
 
 
 def number() -> int:
@@ -31,6 +43,7 @@ def share(total: int) -> list[int]:
 def add_up(values: Tensor) -> Tensor:
     """Sum of the processes' tensors of one shape, in place."""
     if count() > 1:
+        _settle()
         distributed.all_reduce(values)
     return values
 
@@ -60,4 +73,5 @@ def first_alone() -> Iterator[bool]:
     """A block that says whether this is the first process; the others leave it when the first one has."""
     yield number() == 0
     if count() > 1:
+        _settle()
         distributed.barrier()

@@ -197,14 +197,14 @@ def run(
     settings = {k: v for part in (policy, sampling, reward, train) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "whitening": whitening, "model": model}
     made = Made("train", settings | {"seed": seed}, inputs | ({"curriculum": curriculum} if curriculum else {}))
-    loaded = Policy.load(model, policy)
-    loaded.add_adapter(seed)
-    head = Head(Whitening.read(whitening), loaded.width, train.head)
     validated = train.evaluations_per_epoch > 0
-    valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
     checkpoints = out.parent / "checkpoints"
     chosen = split.take(split.rows_of(order).tolist())
     settled = arguments(train, sampling.completions, len(chosen), seed, checkpoints, validated)  # joins the processes
+    loaded = Policy.load(model, policy, spread=train.spread and processes.count() > 1)
+    loaded.add_adapter(seed)
+    head = Head(Whitening.read(whitening), loaded.width, train.head)
+    valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
     with processes.first_alone() as first:
         if first:
             resumable(checkpoints, made)
