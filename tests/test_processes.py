@@ -13,7 +13,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_train import policy, project  # noqa: F401 (a fixture)
+from test_train import policy, project, trained  # noqa: F401 (a fixture)
 from torch import distributed
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -78,8 +78,7 @@ def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path
         out = tmp_path / str(processes)
         done = train(command(out, processes, **changes))
         assert done.returncode == 0, done.stderr
-        weights = load_file(out / "adapter" / "adapter_model.safetensors")
-        found.append((weights, schemas.read("history", out / "history.parquet").to_pydict()))
+        found.append((trained(out / "adapter"), schemas.read("history", out / "history.parquet").to_pydict()))
         assert not (out / "checkpoints").exists()
         assert (out / "log").read_text().count('"event": "end"') == 1
     (one, history), (two, again) = found

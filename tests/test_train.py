@@ -112,9 +112,14 @@ def run(project, tiny_model, defaults, out: Path, **changes) -> tuple[dict, dict
         out=out / "adapter",
     )
     table = schemas.read("history", out / "history.parquet")
-    kept = Whitening.read(out / "adapter" / "whitening.safetensors").arrays
+    return trained(out / "adapter"), table.to_pydict()
+
+
+def trained(adapter: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter, and the maps of its whitening with the head after it."""
+    kept = Whitening.read(adapter / "whitening.safetensors").arrays
     maps = {name: torch.from_numpy(kept[name]) for name in COMPONENTS}
-    return load_file(out / "adapter" / "adapter_model.safetensors") | maps, table.to_pydict()
+    return load_file(adapter / "adapter_model.safetensors") | maps
 
 
 @pytest.fixture(scope="module")
