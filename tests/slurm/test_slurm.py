@@ -72,9 +72,9 @@ for name in ("samples.parquet", "catalogue.parquet", "prepare.json"):
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start snakemake with the profile as it is."""
+    """Start snakemake with the profile as it is, but that it looks at its jobs, which are short, more often."""
     command = [sys.executable, "-m", "snakemake", "--workflow-profile", "workflow/profiles/slurm", "--nocolor"]
-    command += ["--configfile", "config/quickstart.yaml", "shop.yaml"]
+    command += ["--slurm-init-seconds-before-status-checks", "2", "--configfile", "config/quickstart.yaml", "shop.yaml"]
     environment = os.environ | {"PYTHONPATH": str(folder / "src")}
     return subprocess.Popen(
         [*command, *arguments],
