@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import zipfile
 from collections import Counter
@@ -24,7 +25,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from minirec import amazon, artefact, config, download, models, movielens, prepare, prompts, schemas, tensors
+from minirec import amazon, artefact, config, download, models, movielens, policy, prepare, prompts, schemas, tensors
 from minirec.__main__ import sections
 from minirec.artefact import Made
 from minirec.errors import InputError
@@ -63,7 +64,7 @@ def reading(kind: str):
         yield
     except InputError as error:
         REFUSED[kind] += 1
-        if "\n" in str(error):
+        if len(str(error).splitlines()) != 1:
             raise AssertionError(f"more than one line: {error}") from error
     finally:
         signal.alarm(0)
@@ -322,6 +323,9 @@ def paths(value, before=()):
 @given(st.sampled_from([path for path in paths(RAW) if path]), ANYTHING)
 @example(("policy", "lora_targets"), ["\x85", "-\u2028🎷"])
 @example(("policy", "system"), "\ud800")
+@example(("policy", "system"), "2020-13-45")
+@example(("policy", "system"), "1" * 5000)
+@example(("policy", "system"), "[" * 5000)
 @example(("compare",), {"\n": None})
 def test_any_value_of_any_setting_is_refused_or_reaches_the_stage_unharmed(path, value):
     changed = json.loads(json.dumps(RAW, default=str))
@@ -473,6 +477,22 @@ def test_a_damaged_gguf_is_a_model_or_refused(folder):
         path.write_bytes(head + content[7000:])
         with reading("GGUF"):
             models.convert(path, folder / "converted")
+
+    check()
+
+
+def test_a_damaged_model_of_a_user_is_a_policy_or_refused(folder, tiny_model, defaults):
+    model = folder / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns(artefact.FOLDER_RECORD))
+    path = model / "model.safetensors"
+    content = path.read_bytes()
+
+    @inputs(600, 5)
+    @given(damage(content[:4000]))
+    def check(head):
+        path.write_bytes(head + content[4000:])
+        with reading("safetensors of a model"):
+            policy.Policy.load(model, defaults.policy)
 
     check()
 

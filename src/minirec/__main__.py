@@ -277,7 +277,7 @@ def sections(stage: str, given: dict[str, Any]) -> dict[str, config.Section]:
         text = given.pop(name)
         try:
             values.setdefault(section, {})[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except config.NOT_YAML as error:
             raise InputError(f"{config.flag(name)} is {text!r}, which is not YAML; put quotes around it") from error
     return {section: config.section(section, found) for section, found in values.items()}
 

@@ -168,7 +168,7 @@ def record(raw: bytes | str, path: Path) -> dict[str, Any]:
     """A stored record; raises InputError where it is damaged."""
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise InputError(f"{path} carries a damaged record of what made it; run the stage that makes it again")

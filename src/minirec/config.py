@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import re
+import reprlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
@@ -37,6 +38,7 @@ Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+==[A-Za
 Url = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each process adds its number
 Budget = Annotated[int, Field(ge=1)] | Literal["all"]
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # also what its reader raises over month 13 and deep nests
 
 
 class Section(BaseModel):
@@ -424,7 +426,7 @@ def load(*files: str | Path) -> Config:
     for file in files:
         try:
             layer = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, *NOT_YAML) as error:
             raise InputError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
         if not isinstance(layer, dict):
             raise InputError(f"{file} must hold keys and values")
@@ -459,7 +461,7 @@ def _scalar(value: Any) -> str:
         return text
     try:
         bare = yaml.safe_load(text) == value and not text.startswith("-")
-    except yaml.YAMLError:
+    except NOT_YAML:
         bare = False
     return text if bare else yaml.safe_dump(value, default_style='"', default_flow_style=True, width=math.inf).strip()
 
@@ -484,9 +486,14 @@ def section(name: str, values: Mapping[str, Any]) -> Section:
 def parse(kind: type[S], text: str, where: str) -> S:
     """A part of the configuration passed as JSON on the command line."""
     try:
-        return _validate(kind, json.loads(text), where)
-    except json.JSONDecodeError as error:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
+    return _validate(kind, raw, where)
+
+
+_SHORT = reprlib.Repr()  # a value in a sentence: a few names of YAML can stand for gigabytes of text
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 2, 10, 10, 200, 200
 
 
 def _validate(kind: type[S], raw: Mapping[str, Any], where: str) -> S:
@@ -515,7 +522,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
     if first["type"] == "value_error":
         return f"{key}: {message}" if path or where else message
     reasons = [e["msg"][0].lower() + e["msg"][1:] for e in found if _path(e["loc"]) == path]  # one for each alternative
-    return f"{key} is {first['input']!r}, but {', or '.join(reasons)}"
+    return f"{key} is {_SHORT.repr(first['input'])}, but {', or '.join(reasons)}"
 
 
 def _path(location: Iterable[int | str]) -> list[str]:
