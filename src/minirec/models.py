@@ -14,6 +14,7 @@ from minirec.artefact import Made
 from minirec.download import Unreachable, cache, wheel_member
 from minirec.errors import InputError
 from minirec.progress import log
+from minirec.prompts import TITLE
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
 CHAT_TEMPLATE = (
@@ -138,7 +139,8 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    titles = schemas.read("items", items, ["title"])["title"].to_pylist()
+    # What prompts say of a title; longer words would take a time that grows with the square of their length.
+    titles = [title[:TITLE] for title in schemas.read("items", items, ["title"])["title"].to_pylist()]
     tokenizer.train_from_iterator(titles, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
     fast.chat_template = CHAT_TEMPLATE

@@ -17,6 +17,7 @@ USER_INSTRUCTION = (
     "Reason briefly about what the user likes and what kind of item comes next."
 )
 ITEM_INSTRUCTION = "Name the key attributes of this item."
+TITLE = 1000  # characters of a title that a prompt says: one title must not become a prompt of a million tokens
 _BODY = "BODY_OF_THE_PROMPT"
 _DATE = (  # in front of the chat template: whatever day it is, a template that asks hears of this one
     "{% macro strftime_now(format) %}"
@@ -67,7 +68,7 @@ def history_lines(titles: Sequence[str], ratings: Sequence[float | None], ages: 
     lines = []
     for title, rating, milliseconds in zip(titles, ratings, ages, strict=True):
         stars = "" if rating is None or rating != rating else f", rated {rating:g}"
-        lines.append(f"- {age(milliseconds)}: {' '.join(title.split()) or 'untitled'}{stars}")
+        lines.append(f"- {age(milliseconds)}: {' '.join(title[:TITLE].split()) or 'untitled'}{stars}")
     return "\n".join(lines)
 
 
