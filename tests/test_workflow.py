@@ -33,6 +33,9 @@ def _pretend(stage, given):
         from minirec import experiment
         pictures = [f"figures/{name}.{kind}" for name in experiment.pictures(given["run"]) for kind in ("png", "svg")]
         files += [given["results"] / name for name in ("summary.txt", *pictures)]
+    elif stage == "compare":
+        pictures = ["figures/comparison.png", "figures/comparison.svg"]
+        files += [given["results"] / name for name in ("comparison.txt", *pictures)]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{stage} wrote this\\n")
@@ -191,6 +194,12 @@ def test_only_derivatives_by_the_adapter_need_the_policy(finished):
 def test_shards_are_gathered(finished):
     jobs = plan(finished, "results/toy/signals/tiny/rollouts.parquet", configs=("rollout: {shards: 3}",))
     assert jobs == {"rollout": 3, "gather": 1}
+
+
+def test_another_number_of_shards_can_leave_finished_rollouts_alone(finished):
+    shards = ("rollout: {shards: 3}",)
+    assert plan(finished, TARGET, configs=shards)["rollout"] == 3
+    assert plan(finished, "--rerun-triggers", "mtime", "--", TARGET, configs=shards) == {}
 
 
 def test_a_picture_is_a_result_like_any_other(finished):
