@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -65,6 +67,98 @@ def test_conda_has_a_python_that_the_package_accepts(conda, project):
 
     (python,) = [part for part in conda if isinstance(part, str) and part.startswith("python ")]
     assert SpecifierSet(project["requires-python"]).contains(python.split("=")[1] + ".0")
+
+
+def test_every_rule_names_the_environment():
+    for file in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
+        text = file.read_text(encoding="utf-8")
+        named = re.findall(r"^ +conda:\n +\"(.*)\"$", text, re.MULTILINE)
+        assert len(named) == len(re.findall(r"^ *rule \w+:", text, re.MULTILINE)) > 0
+        assert {(file.parent / name).resolve() for name in named} == {ROOT / "environment.yml"}
+
+
+# Stands for conda, which no registry of Python packages has: it makes an environment of the packages that are here,
+# without this one, and activates it. All else is Snakemake's doing and environment.post-deploy.sh's.
+CONDA = """
+import json, pathlib, sys, sysconfig, venv
+top = pathlib.Path(__file__).resolve().parent
+match sys.argv[1:]:
+    case ["--version"]:
+        print("conda 25.1.0")
+    case ["info", "--json"]:
+        print(json.dumps({"conda_prefix": str(top), "platform": "linux-64"}))
+    case ["clean", *_]:
+        pass
+    case ["config", *_]:
+        print(json.dumps({"get": {"channel_priority": "strict"}}))
+    case ["env", "create", *words]:
+        with (top / "created").open("a") as created:
+            print(words[words.index("--file") + 1], words[words.index("--prefix") + 1], file=created)
+        prefix = pathlib.Path(words[words.index("--prefix") + 1])
+        venv.create(prefix, with_pip=True)
+        (packages,) = prefix.glob("lib/python*/site-packages")
+        (packages / "here.pth").write_text(f"import sys; sys.path.insert(0, {sysconfig.get_path('purelib')!r})")
+    case other:
+        sys.exit(f"not expected: {other}")
+"""
+
+
+@pytest.mark.slow
+def test_every_rule_runs_in_an_environment_made_by_conda_with_the_package_of_its_folder(tmp_path):
+    from test_workflow import CONFIG, PRETEND
+
+    folder, tools = tmp_path / "project", tmp_path / "tools"
+    for part in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("environment.yml", "environment.post-deploy.sh", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    program = folder / "src" / "minirec" / "__main__.py"
+    code = program.read_text(encoding="utf-8")
+    run = 'importlib.import_module(f"minirec.{stage}").run(**given)'
+    assert run in code
+    code = code.replace(run, "_pretend(stage, given); _report(stage)")
+    report = """
+def _report(stage):
+    with Path("ran").open("a", encoding="utf-8") as ran:
+        print(stage, sys.prefix, sys.modules["minirec"].__file__, file=ran)
+"""
+    program.write_text(code.replace("\ndef main(", PRETEND + report + "\n\ndef main("), encoding="utf-8")
+    given = yaml.safe_load(CONFIG) | {"rollout": {"shards": 2}, "select": {"shards": 2}}
+    given["compare"] = {"models": ["tiny"], "methods": ["minirec", "random"], "budgets": [8], "seeds": [0]}
+    (folder / "toy.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    (folder / "data" / "toy").mkdir(parents=True)
+    for name in ("interactions", "items"):
+        (folder / "data" / "toy" / f"{name}.parquet").write_text("mine\n", encoding="utf-8")
+    (tools / "bin").mkdir(parents=True)
+    (tools / "conda.py").write_text(CONDA, encoding="utf-8")
+    (tools / "bin" / "conda").write_text(f'#!/bin/sh\nexec {sys.executable} {tools}/conda.py "$@"\n', encoding="utf-8")
+    (tools / "bin" / "conda").chmod(0o755)
+    (tools / "bin" / "activate").write_text('export PATH="$1/bin:$PATH"\n', encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PATH": f"{tools}/bin:{os.environ['PATH']}", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 turns it off
+    targets = ["results/toy/metrics.json", "results/toy/comparison.parquet", "data/cds/interactions.parquet"]
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--use-conda", "--nocolor"]
+    done = subprocess.run(
+        [*command, "--configfile", "toy.yaml", "--", *targets],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    rules = {
+        rule
+        for file in (ROOT / "workflow" / "rules").glob("*.smk")
+        for rule in re.findall(r"^ *rule (\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.MULTILINE)) == rules
+    ((file, prefix),) = [line.split() for line in (tools / "created").read_text(encoding="utf-8").splitlines()]
+    assert Path(file).read_bytes() == (ROOT / "environment.yml").read_bytes()
+    ran = [line.split() for line in (folder / "ran").read_text(encoding="utf-8").splitlines()]
+    assert len(ran) > len(rules)
+    assert {(where, package) for _, where, package in ran} == {(prefix, str(program.with_name("__init__.py")))}
 
 
 @pytest.fixture(scope="module")
