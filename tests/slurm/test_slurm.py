@@ -247,6 +247,16 @@ def recovery() -> str:
     )
 
 
+def undone(done: Path, folder: Path) -> Path:
+    """A copy of a project in which everything from the rollouts on is still to be done."""
+    shutil.copytree(done, folder)
+    top = folder / "results" / "shop"
+    signals = [path for path in (top / "signals" / "tiny").iterdir() if path.name not in ("proxy", "items.safetensors")]
+    for path in [*signals, *(top / name for name in ("selections", "runs", "figures", "metrics.json", "summary.txt"))]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
 def kill(folder: Path, moment: Callable[[], object], cancel: bool) -> None:
     """Start the workflow and kill snakemake with -9 when the moment has come, then unlock; its jobs may go on."""
     process = start(folder, "--", TARGET)
@@ -261,7 +271,7 @@ def kill(folder: Path, moment: Callable[[], object], cancel: bool) -> None:
 
 
 def test_after_two_deaths_of_the_main_process_the_results_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
-    folder = project(tmp_path / "project")
+    folder = undone(undisturbed[0], tmp_path / "project")
     kill(folder, lambda: len(running(folder, "rollout")) == 2, cancel=False)
     checkpoints = folder / "results" / "shop" / "runs" / RUN / "checkpoints"
     kill(folder, lambda: any(checkpoints.glob("checkpoint-*/items.safetensors")), cancel=True)
