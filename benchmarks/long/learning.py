@@ -131,6 +131,12 @@ def show() -> None:
         partial.write_text(f"{before}{BEGIN}{table(read())}{END}{after}", encoding="utf-8")
 
 
+def settings_of(model: str, dataset: str) -> tuple[list[Path], config.Config, str]:
+    """The configuration files of a model, what they say together, and the model's name for a data set."""
+    files = [ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", f"learning_{model}")]
+    return files, config.load(ROOT / "config" / "config.yaml", *files), f"tiny_{dataset}" if model == "tiny" else model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny", "smollm"], choices=["tiny", "smollm"])
@@ -140,14 +146,12 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     given = parser.parse_args()
     for model in given.models:
-        files = [ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", f"learning_{model}")]
-        settings = config.load(ROOT / "config" / "config.yaml", *files)
         for dataset in given.datasets:
+            files, settings, name = settings_of(model, dataset)
             own = settings.datasets[dataset].source == "own"
             if own and not (ROOT / "data" / dataset / "interactions.parquet").is_file():
                 sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
                 continue
-            name = f"tiny_{dataset}" if model == "tiny" else model
             top = Path(settings.results) / dataset
             for seed in given.seeds:
                 for arm in given.arms:

@@ -1,0 +1,125 @@
+"""What a head alone learns on the frozen states of a model after an empty completion: seconds a trial, on valid.
+
+    python benchmarks/long/head.py --model tiny --dataset toys --epochs 1 2 --history 1 2 5
+
+Tries every combination of the values given. The states are computed once and kept below the results of bench-learning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from learning import ROOT, settings_of
+from torch import Tensor
+
+from minirec import config, embed, metrics, objective, rewards, splits, tensors
+from minirec.artefact import Made
+from minirec.head import Head
+from minirec.items import Items
+from minirec.policy import Policy
+from minirec.splits import Split
+from minirec.whitening import Whitening
+
+TRIED = {  # name: type, default, meaning
+    "kind": (str, "separate", "shared or separate"),
+    "samples": (int, 8000, "training samples"),
+    "history": (int, 2, "items in the prompt"),
+    "dimensions": (int, 500, "of the whitening"),
+    "power": (float, 0.5, "policy.whiten_power"),
+    "tau": (float, 0.1, "policy.tau"),
+    "rate": (float, 3e-3, "train.head_learning_rate, with a linear decay after 16 steps"),
+    "epochs": (int, 1, "passes over the samples"),
+    "batch": (int, 24, "samples a step"),
+    "negatives": (int, 24, "sampled items beside the targets"),
+}
+
+
+class States:
+    """Pooled states of the items, and of the users of both splits, with what to predict."""
+
+    def __init__(self, settings: config.Config, name: str, top: Path, history: int) -> None:
+        files = [top / f"{part}.parquet" for part in ("samples", "catalogue")]
+        self.parts: dict[str, Split] = {part: splits.load(*files, part, history) for part in ("train", "valid")}
+        kept = top / "states" / f"{name}-{history}.safetensors"
+        if not kept.is_file():
+            policy = Policy.load(ROOT / "data" / "models" / name, settings.policy)
+            goods = Items(policy, splits.catalogue_texts(files[1]))
+            with torch.no_grad():
+                found = {part: embed.user_states(policy, list(of.bodies)).numpy() for part, of in self.parts.items()}
+                found["items"] = goods.embed(what="items").numpy()
+            tensors.write(found, kept, Made("states"))
+        self.states = {part: torch.from_numpy(values) for part, values in tensors.read(kept).items()}
+
+    def ndcg(self, head: Whitening | Head) -> float:
+        """NDCG@10 on valid."""
+        with torch.no_grad():
+            scores = rewards.scores(head.user(self.states["valid"]), head.item(self.states["items"]), 1.0)
+        valid = self.parts["valid"]
+        rank = rewards.ranks(scores, torch.from_numpy(valid.target), torch.from_numpy(valid.history))
+        return float(metrics.ndcg(rank.numpy(), 10).mean())
+
+
+def learnt(states: States, whitening: Whitening, trial: argparse.Namespace) -> Head:
+    """A head trained with the item loss, A = 1, on the first samples of a seeded draw."""
+    torch.manual_seed(0)
+    head, split = Head(whitening, 0, trial.kind), states.parts["train"]
+    optimiser = torch.optim.AdamW(head.parameters(), trial.rate, weight_decay=0.0)
+    chosen = torch.randperm(len(split))[: trial.samples]
+    steps = trial.epochs * -(-len(chosen) // trial.batch)
+    factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / 16) * (1 - step / steps))
+    for _ in range(trial.epochs):
+        for rows in chosen[torch.randperm(len(chosen))].split(trial.batch):
+            loss = batch_loss(states, head, split.take(rows.tolist()), states.states["train"][rows], trial)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            optimiser.step()
+            factor.step()
+    return head
+
+
+def batch_loss(states: States, head: Head, batch: Split, users: Tensor, trial: argparse.Namespace) -> Tensor:
+    """The mean item loss of a batch."""
+    target, history = torch.from_numpy(batch.target), torch.from_numpy(batch.history)
+    rows = objective.batch_items(target, len(states.states["items"]), trial.negatives, torch.default_generator)
+    column = torch.searchsorted(rows[: len(target.unique())], target)
+    masked = (rows[None, :, None] == history[:, None, :]).any(-1)
+    items, one = head.item(states.states["items"][rows]), torch.ones(len(target))
+    return objective.item_loss(head.user(users), items, column, masked, one, trial.tau, 0.2, 0.28) / len(target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm"])
+    parser.add_argument("--dataset", default="movielens", choices=["movielens", "cds", "toys"])
+    for name, (kind, default, meaning) in TRIED.items():
+        parser.add_argument(f"--{name}", type=kind, nargs="+", default=[default], help=f"{meaning}; {default}")
+    given = vars(parser.parse_args())
+    model, dataset = given.pop("model"), given.pop("dataset")
+    files, settings, name = settings_of(model, dataset)
+    top = ROOT / settings.results / dataset
+    wanted = [f"{settings.results}/{dataset}/samples.parquet", f"data/models/{name}"]
+    command = ["snakemake", "--cores", "1", "--quiet", "all", "--configfile", *map(str, files), "--", *wanted]
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+    for values in itertools.product(*given.values()):
+        trial, started = argparse.Namespace(**dict(zip(given, values, strict=True))), time.monotonic()
+        states = States(settings, name, top, trial.history)
+        users = states.states["train"]
+        spread = np.linspace(0, len(users) - 1, min(1000, len(users))).round().astype(int)
+        items = states.states["items"].numpy()
+        whitening = Whitening.fit(users[spread].numpy(), items, trial.dimensions, trial.power)
+        after = states.ndcg(learnt(states, whitening, trial))
+        said = " ".join(f"{key} {value}" for key, value in vars(trial).items())
+        seconds = time.monotonic() - started
+        sys.stdout.write(f"{dataset} {model} {said}: {states.ndcg(whitening):.4f} to {after:.4f}, {seconds:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()
