@@ -26,6 +26,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from minirec import config, generate, objective, rewards, train
+from minirec.head import Head
 from minirec.items import Items
 from minirec.policy import Policy
 from minirec.splits import Split
@@ -85,7 +86,7 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> tuple[lis
     policy.user_bodies = lambda _: prompts  # type: ignore[method-assign]
     trainer = RecommenderTrainer(
         policy,
-        Whitening.identity(),
+        Head(Whitening.identity(), policy.width, "none"),
         table,
         Items(policy, texts),
         split,
