@@ -84,7 +84,7 @@ def policy(defaults):
     return defaults.policy.model_copy(update=changes)
 
 
-def run(project, tiny_model, defaults, out: Path, **changes) -> tuple[dict, dict]:
+def run(project, tiny_model, defaults, out: Path, beta: float = 0.05, **changes) -> tuple[dict, dict]:
     """Train; returns the weights of adapter and head, and the history's columns."""
     usual = {
         "batch_prompts": 4,
@@ -102,7 +102,7 @@ def run(project, tiny_model, defaults, out: Path, **changes) -> tuple[dict, dict
     train.run(
         policy=policy(defaults),
         sampling=sampling,
-        reward=defaults.reward,
+        reward=defaults.reward.model_copy(update={"beta": beta}),
         train=defaults.train.model_copy(update=usual | changes),
         **given,
         curriculum=None if "proxy_size" in changes else project["curriculum"],
@@ -320,6 +320,18 @@ def test_each_loss_alone_moves_the_weights(project, tiny_model, defaults, tmp_pa
     weights, history = run(project, tiny_model, defaults, tmp_path, losses=losses, epochs=1)
     assert max(history["gradient_norm"]) > 0
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize(("advantage", "differs"), [("group", True), ("one", False)])
+def test_with_advantage_one_no_completion_is_picked_by_its_reward(
+    project, tiny_model, defaults, tmp_path, advantage, differs
+):
+    changes = {"losses": ["item"], "item_advantage": advantage, "relabel_topk": 2, "epochs": 1}
+    one, two = (
+        run(project, tiny_model, defaults, tmp_path / str(beta), beta=beta, **changes)[0] for beta in (0.0, 1.0)
+    )
+    assert same(one, two, tolerance=1e-5) != differs  # the order of a sum moves the last bits
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in two.items())
 
 
 def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):

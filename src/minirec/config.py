@@ -263,6 +263,9 @@ class Train(Section):
     patience: int = Field(ge=1, description="valid evaluations without a better NDCG@10 before training stops")
     losses: list[Literal["token", "item"]] = Field(min_length=1, description="parts of the loss")
     relabel_topk: int = Field(ge=1, description="best completions of a prompt that get the item loss")
+    item_advantage: Literal["group", "one"] = Field(
+        description="A of the item loss: the completion's in its group, or 1"
+    )
     extra_negatives: int = Field(ge=0, description="sampled items beside the batch's targets in the item loss")
     item_refresh_steps: int = Field(ge=1, description="steps between full recomputations of the item table")
     epsilon_low: float = Field(gt=0, lt=1, description="lower clip")

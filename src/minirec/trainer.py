@@ -205,6 +205,7 @@ class RecommenderTrainer(GRPOTrainer):
             self.sums["token_loss"] += token.item() * b.token_share
         if "item" in s.losses:
             best = objective.best_completions(b.advantage, s.relabel_topk)
+            advantage = b.advantage.gather(1, best) if s.item_advantage == "group" else torch.ones_like(best).float()
             h = self.head.user(hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1))
             masked = (b.items.rows[None, :, None] == b.history[:, None, :]).any(-1)
             item = objective.item_loss(
@@ -212,7 +213,7 @@ class RecommenderTrainer(GRPOTrainer):
                 b.items.vectors,
                 b.column.repeat_interleave(best.shape[1]),
                 masked.repeat_interleave(best.shape[1], 0),
-                b.advantage.gather(1, best).flatten(),
+                advantage.flatten(),
                 self.policy.settings.tau,
                 s.epsilon_low,
                 s.epsilon_high,
