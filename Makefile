@@ -34,7 +34,7 @@ test-faults: $(installed) ## kill, damage and starve every stage, and compare wh
 	python -m pytest -m faults tests/test_faults.py
 
 fuzz: $(installed) ## more than 100,000 damaged and hostile inputs for every reader
-	MINIREC_FUZZ=full python -m pytest tests/test_fuzz.py
+	MINIREC_FUZZ=full python -m pytest -n $(CORES) tests/test_fuzz.py
 
 check: $(installed) ## format, lint, types and the fast tests
 	ruff format --check .
