@@ -12,7 +12,6 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 from test_train import policy, project, trained  # noqa: F401 (a fixture)
 from torch import distributed
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -163,11 +162,16 @@ def test_a_launcher_on_each_of_two_nodes_gives_the_weights_of_one_process(comman
     done = train(command(tmp_path / "two", 1, "--nodes", "2"), **job)
     assert done.returncode == 0, done.stderr
     assert (slurm / "started").read_text().split() == ["0", "1"]
-    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    one, two = (trained(tmp_path / name / "adapter") for name in ("one", "two"))
     assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)
 
 
-def test_several_nodes_need_slurm_which_starts_a_task_on_each():
+@pytest.fixture
+def tools(monkeypatch):
+    monkeypatch.setattr(launch.shutil, "which", {"srun": "/bin/srun", "scontrol": "/bin/scontrol"}.get)
+
+
+def test_several_nodes_need_slurm_which_starts_a_task_on_each(tools):
     with pytest.raises(InputError, match="--nodes is 2, but this is no Slurm job"):
         launch.command(["train"], 4, 2, {})
     words = launch.command(["train"], 4, 2, {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_NODES": "1"})
@@ -175,7 +179,7 @@ def test_several_nodes_need_slurm_which_starts_a_task_on_each():
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1"} <= set(words)
 
 
-def test_every_node_starts_its_own_processes_and_all_know_where_to_meet(monkeypatch):
+def test_every_node_starts_its_own_processes_and_all_know_where_to_meet(tools, monkeypatch):
     step = {"SLURM_JOB_ID": "30007", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2"}
     step |= {"SLURM_STEP_NODELIST": "gpu[03,07]", "OMP_NUM_THREADS": "8"}
     monkeypatch.setattr(launch, "_first_host", {"gpu[03,07]": "gpu03"}.get)
@@ -189,6 +193,20 @@ def test_every_node_starts_its_own_processes_and_all_know_where_to_meet(monkeypa
         assert [understood.training_script, *understood.training_script_args] == ["minirec", "train", "--seed", "0"]
 
 
+def test_no_processes_and_no_srun_are_one_sentence(monkeypatch):
+    with pytest.raises(InputError, match="--processes is 0 and --nodes 1; both are 1 or more"):
+        launch.command(["train"], 0, 1, {})
+    monkeypatch.setattr(launch.shutil, "which", {"srun": "/bin/srun"}.get)
+    with pytest.raises(InputError, match="--nodes is 2, but scontrol is not on the PATH"):
+        launch.command(["train"], 4, 2, {"SLURM_JOB_ID": "7"})
+
+
+@pytest.mark.parametrize(("threads", "each"), [("", "1"), ("8,2", "2"), ("3", "1")])
+def test_the_processes_share_the_threads_of_the_job(threads, each):
+    words = launch.command(["train"], 4, 1, {"OMP_NUM_THREADS": threads})
+    assert words[words.index("--num_cpu_threads_per_process") + 1] == each
+
+
 def test_what_a_launcher_started_starts_no_other():
     assert launch.command(["train"], 1, 1, {}) is None
     assert launch.command(["train"], 4, 2, {"RANK": "5"}) is None
@@ -199,13 +217,13 @@ def test_two_processes_go_on_from_the_last_whole_checkpoint_also_where_one_has_n
     with monkeypatch.context() as patched:
         patched.setattr("minirec.train.schemas.write", lambda *_: 1 / 0)  # after the adapter, before the end
         assert main(command(tmp_path, 1, extra_negatives=0)) == 70
-    adapter = tmp_path / "adapter" / "adapter_model.safetensors"
-    one = load_file(adapter)
-    shutil.rmtree(adapter.parent)
+    adapter = tmp_path / "adapter"
+    one = trained(adapter)
+    shutil.rmtree(adapter)
     newest = tmp_path / "checkpoints" / "checkpoint-6"
     (newest / "adapter_model.safetensors").unlink()
     done = train(command(tmp_path, 2, extra_negatives=0))
     assert done.returncode == 0, done.stderr
     assert "checkpoint-6 is left out" in done.stderr
-    two = load_file(adapter)
+    two = trained(adapter)
     assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)

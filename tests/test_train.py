@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from minirec import embed, metrics, objective, ranking, schemas, splits, train
+from minirec import embed, judge, metrics, objective, ranking, schemas, splits, train
 from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.items import Items
@@ -320,6 +320,38 @@ def test_each_loss_alone_moves_the_weights(project, tiny_model, defaults, tmp_pa
     weights, history = run(project, tiny_model, defaults, tmp_path, losses=losses, epochs=1)
     assert max(history["gradient_norm"]) > 0
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
+
+
+def test_head_and_adapter_have_rates_of_their_own_and_no_weight_decays(project, tiny_model, defaults, tmp_path):
+    base = Whitening.read(project["whitening"]).arrays
+    one_step = {"batch_prompts": 11, "epochs": 1, "evaluations_per_epoch": 0, "scheduler": "constant"}
+    weights, _ = run(project, tiny_model, defaults, tmp_path, learning_rate=1e-3, head_learning_rate=0.01, **one_step)
+    for name in COMPONENTS:  # AdamW's first step moves every weight by its rate
+        head = np.linalg.lstsq(base[name], weights[name].numpy(), rcond=None)[0]
+        assert np.allclose(np.abs(head - np.eye(8)), 0.01, atol=3e-5)
+    moved = torch.cat([tensor.abs().flatten() for name, tensor in weights.items() if "lora_B" in name])
+    assert moved.median() == pytest.approx(1e-3, rel=1e-3)
+    assert moved.max() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_pays_rewards_by_the_head_as_trained_so_far(project, tiny_model, defaults, tmp_path, monkeypatch):
+    whole_step, whole_judge, trainers, apart = RecommenderTrainer.training_step, judge.judge, [], []
+
+    def step(self, *given, **named):
+        trainers[:] = [self]
+        return whole_step(self, *given, **named)
+
+    def judged(hidden, items, split, whitening, *rest):
+        head = trainers[0].head
+        assert torch.allclose(whitening.user(hidden), head.user(hidden), atol=1e-4)
+        apart.append(float((whitening.user(hidden) - head.whitening.user(hidden)).abs().max()))
+        return whole_judge(hidden, items, split, whitening, *rest)
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", step)
+    monkeypatch.setattr(judge, "judge", judged)
+    run(project, tiny_model, defaults, tmp_path, head_learning_rate=0.1)
+    assert apart[0] == 0
+    assert min(apart[1:]) > 0.01
 
 
 @pytest.mark.parametrize(("advantage", "differs"), [("group", True), ("one", False)])

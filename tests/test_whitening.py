@@ -4,7 +4,7 @@ import torch
 
 from minirec.artefact import Made
 from minirec.errors import InputError
-from minirec.whitening import Whitening
+from minirec.whitening import COMPONENTS, Whitening
 
 
 @pytest.fixture
@@ -60,3 +60,20 @@ def test_no_whitening_changes_nothing_and_is_read_as_it_was_written(tmp_path, si
     fitted = Whitening.fit(*sides, 3)
     fitted.write(tmp_path / "some.safetensors", Made("embed"))
     assert torch.equal(Whitening.read(tmp_path / "some.safetensors").user(x), fitted.user(x))
+
+
+def test_a_whitening_beside_an_adapter_that_has_another_is_refused(tmp_path, sides):
+    base = Whitening.fit(*sides, 3)
+    base.write(tmp_path / "base.safetensors", Made("embed"))
+    (tmp_path / "adapter").mkdir()
+    assert Whitening.read(tmp_path / "base.safetensors", tmp_path / "adapter").arrays.keys() == base.arrays.keys()
+    trained = base.followed_by(np.eye(3, dtype=np.float32) * 2, np.eye(3, dtype=np.float32))
+    trained.write(tmp_path / "adapter" / "whitening.safetensors", Made("train"))
+    with pytest.raises(
+        InputError, match=r"base\.safetensors is not the whitening of .*adapter; take .*adapter/whitening"
+    ):
+        Whitening.read(tmp_path / "base.safetensors", tmp_path / "adapter")
+    own = tmp_path / "adapter" / "whitening.safetensors"
+    assert np.array_equal(
+        Whitening.read(own, tmp_path / "adapter").arrays[COMPONENTS[0]], trained.arrays[COMPONENTS[0]]
+    )

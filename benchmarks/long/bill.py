@@ -37,7 +37,7 @@ def run(model: str, changes: dict, budget: int, everything: bool) -> tuple[confi
     overlay.write_text(yaml.safe_dump({"results": f"results/bill/{model}"} | changes), encoding="utf-8")
     files = [*[ROOT / "config" / f"{name}.yaml" for name in LAYERS[model]], overlay]
     given = config.load(ROOT / "config" / "config.yaml", *files)
-    name = "tiny_cds" if model == "tiny" else model
+    name = "bill_cds" if model == "tiny" else model
     picked = experiment.run_path(given, name, name, "minirec", budget, 0)
     whole = experiment.run_path(given, name, "none", "full", "all", 0)
     wanted = [f"{given.results}/{DATASET}/runs/{path}/history.parquet" for path in [picked] + [whole] * everything]

@@ -12,6 +12,7 @@ import itertools
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +48,18 @@ class States:
     def __init__(self, settings: config.Config, name: str, top: Path, history: int) -> None:
         files = [top / f"{part}.parquet" for part in ("samples", "catalogue")]
         self.parts: dict[str, Split] = {part: splits.load(*files, part, history) for part in ("train", "valid")}
-        kept = top / "states" / f"{name}-{history}.safetensors"
+        model = ROOT / "data" / "models" / name
+        made = Made(
+            "states", settings.policy.model_dump(), {"samples": files[0], "catalogue": files[1], "model": model}
+        )
+        kept = top / "states" / f"{name}-{history}-{sha256(made.json().encode()).hexdigest()[:12]}.safetensors"
         if not kept.is_file():
-            policy = Policy.load(ROOT / "data" / "models" / name, settings.policy)
+            policy = Policy.load(model, settings.policy)
             goods = Items(policy, splits.catalogue_texts(files[1]))
             with torch.no_grad():
                 found = {part: embed.user_states(policy, list(of.bodies)).numpy() for part, of in self.parts.items()}
                 found["items"] = goods.embed(what="items").numpy()
-            tensors.write(found, kept, Made("states"))
+            tensors.write(found, kept, made)
         self.states = {part: torch.from_numpy(values) for part, values in tensors.read(kept).items()}
 
     def ndcg(self, head: Whitening | Head) -> float:

@@ -25,7 +25,7 @@ MODEL = "tiny_cds"
 
 def derive(given: config.Config, top: Path, out: Path, **changes) -> tuple[dict[str, np.ndarray], float]:
     """(g and Hv of every sample, CPU seconds) of one run of the stage."""
-    signals, base = top / "signals" / MODEL, top / "base" / MODEL
+    signals = top / "signals" / MODEL
     started = time.process_time()
     gradient.run(
         policy=given.policy,
@@ -33,7 +33,7 @@ def derive(given: config.Config, top: Path, out: Path, **changes) -> tuple[dict[
         samples=top / "samples.parquet",
         catalogue=top / "catalogue.parquet",
         items=signals / "items.safetensors",
-        whitening=base / "whitening.safetensors",
+        whitening=signals / "proxy" / "adapter" / "whitening.safetensors",
         rollouts=signals / "rollouts.parquet",
         hidden=signals / "hidden.safetensors",
         model=ROOT / "data" / "models" / MODEL,

@@ -298,11 +298,11 @@ def main(arguments: list[str] | None = None) -> int:
     stage = given.pop("stage")
     try:
         several = launch.command(arguments, given.pop("processes", 1), given.pop("nodes", 1), os.environ)
+        if several:
+            os.execvp(several[0], several)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    if several:
-        os.execvp(several[0], several)
     from minirec.progress import Job, log, start_log
 
     file, wildcards = given.pop("log", None), dict(given.pop("wildcards", None) or ())

@@ -59,7 +59,7 @@ def run(
         Trunk.write(goods.make_trunk() if embed.keep_trunk else None, trunk, made)
     raw = goods.embed(what="items").cpu()
     if adapter is not None:
-        whiten = Whitening.read(whitening)
+        whiten = Whitening.read(whitening, adapter)
     elif dim is None or train is None:
         whiten = Whitening.identity()
         whiten.write(whitening, made)

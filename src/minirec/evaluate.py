@@ -70,7 +70,7 @@ def run(
     """Evaluate a policy; the item table is computed where none is given."""
     test = splits.load(samples, catalogue, "test", policy.prompt_history)
     loaded = Policy.load(model, policy, adapter)
-    whiten = Whitening.read(whitening)
+    whiten = Whitening.read(whitening, adapter)
     if items is not None:
         table = torch.from_numpy(tensors.read(items, "items")["items"])
     else:

@@ -250,7 +250,7 @@ def run(
     """Write g and Hv by the hidden state before whitening or by the adapter, and the embeddings z, of every sample."""
     shape = tensors.shapes(hidden, "sample_id", "hidden")["hidden"]
     n, groups, width = shape
-    whiten = Whitening.read(whitening)
+    whiten = Whitening.read(whitening, adapter)
     goods = torch.from_numpy(tensors.read(items, "items")["items"])
     goods = goods.to("cuda" if torch.cuda.is_available() else "cpu")
     scores = len(goods) if gradient.candidates is None else (gradient.candidates + 1) * goods.shape[1]

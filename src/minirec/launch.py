@@ -5,6 +5,7 @@ Only `workflow/resources.yaml` says how many. The precision is the model's, `pol
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ def command(arguments: Sequence[str], processes: int, nodes: int, environment: M
 
     Raises InputError where several nodes are wanted but Slurm, which starts them, gives none.
     """
+    if min(processes, nodes) < 1:
+        raise InputError(f"--processes is {processes} and --nodes {nodes}; both are 1 or more")
     if processes * nodes == 1 or "RANK" in environment:
         return None
     if nodes == 1:
@@ -28,6 +31,11 @@ def command(arguments: Sequence[str], processes: int, nodes: int, environment: M
             f"--nodes is {nodes}, but this is no Slurm job; lower nodes of train in workflow/resources.yaml to 1, "
             "or submit it to Slurm"
         )
+    for tool in ("srun", "scontrol"):
+        if shutil.which(tool) is None:
+            raise InputError(
+                f"--nodes is {nodes}, but {tool} is not on the PATH of this job; load Slurm's module there"
+            )
     if [environment.get(f"SLURM_STEP_NUM_{what}") for what in ("NODES", "TASKS")] != [str(nodes)] * 2:
         step = ["--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", f"--nodes={nodes}", f"--ntasks={nodes}"]
         return ["srun", *step, "--ntasks-per-node=1", sys.executable, "-m", "minirec", *arguments]
@@ -39,7 +47,8 @@ def command(arguments: Sequence[str], processes: int, nodes: int, environment: M
 
 def _accelerate(processes: int, nodes: int, environment: Mapping[str, str]) -> list[str]:
     """`accelerate launch`, with every answer given that it would look for in a person's own configuration."""
-    threads = max(1, int(environment.get("OMP_NUM_THREADS", processes)) // processes)
+    given = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # one number for each level of nesting
+    threads = max(1, (int(given) if given.isdigit() else processes) // processes)
     said = {
         "num_processes": processes * nodes,
         "num_machines": nodes,

@@ -16,7 +16,7 @@ _settling: list[Callable[[], None]] = []
 
 
 def before_talking(settle: Callable[[], None]) -> None:
-    """Have this called in every process before they talk through this module."""
+    """Have this, and nothing else, called in every process before they talk through this module."""
     _settling[:] = [settle]
 
 

@@ -56,7 +56,7 @@ def run(
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "model": model}
     made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
     table = torch.from_numpy(tensors.read(items, "items")["items"])
-    whiten = Whitening.read(whitening)
+    whiten = Whitening.read(whitening, adapter)
     loaded = Policy.load(model, policy, adapter)
     table = table.to(loaded.device)
     engine = engines.load(loaded, sampling, rollout, model, adapter)

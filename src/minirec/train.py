@@ -33,9 +33,7 @@ from minirec.progress import log, progress
 from minirec.provenance import code_digest
 from minirec.splits import Split
 from minirec.trainer import RecommenderTrainer
-from minirec.whitening import Whitening
-
-WHITENING = "whitening.safetensors"  # in the adapter's folder: that of the base model, the trained head after it
+from minirec.whitening import WHITENING, Whitening
 
 
 def proxy_samples(sample_id: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -62,8 +60,6 @@ def arguments(train: config.Train, completions: int, samples: int, seed: int, fo
         lr_scheduler_type=train.scheduler,
         warmup_steps=train.warmup_steps,
         max_grad_norm=train.max_grad_norm,
-        optim="adamw_torch",
-        weight_decay=0.0,
         beta=0.0,
         bf16=False,
         gradient_checkpointing=False,

@@ -82,7 +82,9 @@ class RecommenderTrainer(GRPOTrainer):
         self.prompts = policy.user_bodies(samples.bodies)
         self.times = {"generate": 0.0, "items": 0.0, "loss": 0.0}
         self.sums = {"token_loss": 0.0, "item_loss": 0.0, "reward": 0.0, "reward_std": 0.0}
-        policy.model.add_module("head", self.head)  # its weights are clipped, summed and reset with the adapter's
+        policy.model.add_module(
+            "minirec_head", self.head
+        )  # its weights are clipped, summed and reset with the adapter's
         super().__init__(policy.model, reward_funcs=_rewarded_inside, processing_class=policy.tokenizer, **trainer)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -205,7 +207,11 @@ class RecommenderTrainer(GRPOTrainer):
             self.sums["token_loss"] += token.item() * b.token_share
         if "item" in s.losses:
             best = objective.best_completions(b.advantage, s.relabel_topk)
-            advantage = b.advantage.gather(1, best) if s.item_advantage == "group" else torch.ones_like(best).float()
+            advantage = (
+                b.advantage.gather(1, best)
+                if s.item_advantage == "group"
+                else torch.ones(best.shape, device=best.device)
+            )
             h = self.head.user(hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1))
             masked = (b.items.rows[None, :, None] == b.history[:, None, :]).any(-1)
             item = objective.item_loss(
@@ -248,7 +254,7 @@ class RecommenderTrainer(GRPOTrainer):
             self._vectors([wanted[place] for place in places]).backward(gradient[places])
 
     def _vectors(self, rows: list[int]) -> Tensor:
-        """Whitened vectors [k, d'] of catalogue rows."""
+        """Vectors [k, d'] of catalogue rows, after whitening and head."""
         return self.head.item(self.items.embed(rows))
 
     @torch.no_grad()

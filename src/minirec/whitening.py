@@ -17,6 +17,7 @@ from minirec import tensors
 from minirec.artefact import Made
 from minirec.errors import InputError
 
+WHITENING = "whitening.safetensors"  # in the folder of an adapter: that of the base model, the trained head after it
 MEANS = ("user_mean", "item_mean")
 COMPONENTS = ("user_components", "item_components")
 
@@ -58,18 +59,21 @@ class Whitening:
 
     def followed_by(self, user: np.ndarray, item: np.ndarray) -> Whitening:
         """This whitening and after it a linear map of each side [k, k]; x [k] @ map."""
-        k = len(user)
-        arrays = self.arrays or dict.fromkeys(MEANS, np.zeros(k, np.float32)) | dict.fromkeys(
-            COMPONENTS, np.eye(k, dtype=np.float32)
-        )
-        mapped = {name: arrays[name] @ after for name, after in zip(COMPONENTS, (user, item), strict=True)}
-        return Whitening(arrays | mapped)
+        if not self.arrays:
+            nowhere = np.zeros(len(user), user.dtype)
+            return Whitening(dict(zip(MEANS + COMPONENTS, (nowhere, nowhere, user, item), strict=True)))
+        mapped = {name: self.arrays[name] @ after for name, after in zip(COMPONENTS, (user, item), strict=True)}
+        return Whitening(self.arrays | mapped)
 
     @classmethod
-    def read(cls, path: Path) -> Whitening:
-        """From whitening.safetensors."""
+    def read(cls, path: Path, adapter: Path | None = None) -> Whitening:
+        """From whitening.safetensors; raises InputError where it is not the one that an adapter was trained with."""
         arrays = tensors.read(path)
         arrays.pop("whitened")
+        if adapter is not None and (adapter / WHITENING).is_file():
+            own = cls.read(adapter / WHITENING).arrays
+            if own.keys() != arrays.keys() or not all(np.array_equal(own[name], arrays[name]) for name in own):
+                raise InputError(f"{path} is not the whitening of {adapter}; take {adapter / WHITENING}")
         return cls(arrays)
 
     def write(self, path: Path, made: Made) -> None:

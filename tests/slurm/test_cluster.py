@@ -56,5 +56,7 @@ def test_everything_listens_on_loopback_only(tmp_path):
     lines = cluster.slurm_conf(tmp_path, "host").splitlines()
     settings = dict(line.split("=", 1) for line in lines if "=" in line)
     assert settings["SlurmctldHost"] == "host(127.0.0.1)"
-    assert all("NodeAddr=127.0.0.1" in line for line in lines if line.startswith("NodeName="))
+    nodes = [line for line in lines if line.startswith("NodeName=")]
+    assert nodes
+    assert all("NodeAddr=127.0.0.1" in line for line in nodes)
     assert settings["CommunicationParameters"].split(",") == ["NoInAddrAny", "NoCtldInAddrAny"]
