@@ -17,7 +17,7 @@ USER_INSTRUCTION = (
     "Reason briefly about what the user likes and what kind of item comes next."
 )
 ITEM_INSTRUCTION = "Name the key attributes of this item."
-TITLE = 1000  # characters of a title that a prompt says: one title must not become a prompt of a million tokens
+TITLE = 1000  # characters of a title that a user's prompt says: one title must not become a prompt of a million tokens
 _BODY = "BODY_OF_THE_PROMPT"
 _DATE = (  # in front of the chat template: whatever day it is, a template that asks hears of this one
     "{% macro strftime_now(format) %}"
