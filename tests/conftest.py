@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,19 @@ from minirec.artefact import Made
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def snakemake(folder: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run snakemake in a folder, with the code of this tree where no environment is given; all it says is in stdout."""
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--nocolor", *words],
+        cwd=folder,
+        env=environment or os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
 
 
 @pytest.fixture(autouse=True)

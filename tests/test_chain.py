@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT, snakemake
 
 from minirec import schemas, tensors
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
 datasets: {shop: {source: own, filter: {core: 2, title: true}}}
 models: {tiny: {source: tiny, dataset: shop, hidden_size: 32, layers: 2, vocabulary: 500}}
@@ -64,12 +64,8 @@ def shop(folder: Path) -> None:
 
 
 def run(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=2", "--nocolor", "--configfile"]
-    command += ["config/quickstart.yaml", "shop.yaml", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
+    words = ["--cores", "2", "--resources", "gpu=2", "--configfile", "config/quickstart.yaml", "shop.yaml"]
+    done = snakemake(folder, *words, *arguments)
     assert done.returncode == 0, done.stdout
     return done.stdout
 

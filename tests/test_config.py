@@ -3,15 +3,14 @@
 import copy
 import math
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from minirec import __main__, config
 from minirec.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 PAPER, QUICKSTART = ROOT / "config" / "config.yaml", ROOT / "config" / "quickstart.yaml"
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).resolve().parents[1]
+from conftest import ROOT, snakemake
 
 
 def canonical(name: str) -> str:
@@ -137,16 +136,8 @@ def _report(stage):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PATH": f"{tools}/bin:{os.environ['PATH']}", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 turns it off
     targets = ["results/toy/metrics.json", "results/toy/comparison.parquet", "data/cds/interactions.parquet"]
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--use-conda", "--nocolor"]
-    done = subprocess.run(
-        [*command, "--configfile", "toy.yaml", "--", *targets],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
+    words = ["--cores", "2", "--use-conda", "--configfile", "toy.yaml", "--", *targets]
+    done = snakemake(folder, *words, environment=environment)
     assert done.returncode == 0, done.stdout
     rules = {
         rule

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_chain import CONFIG, ROOT, shop, untimed
+from conftest import ROOT, snakemake
+from test_chain import CONFIG, shop, untimed
 
 from minirec import __main__, artefact
 from minirec.progress import log
@@ -49,6 +50,7 @@ JOBS += ("select", "curriculum", "train", "evaluate", "evaluate_base", "referenc
 KILLS = 3  # a stage, one after the other
 COUNT: Counter[str] = Counter()
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+WORDS = ["--cores", "1", "--configfile", "config/quickstart.yaml", "shop.yaml"]
 FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -135,21 +137,8 @@ class Job:
         return time.monotonic() - started
 
 
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words_of_snakemake(*arguments),
-        cwd=folder,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-
-
-def words_of_snakemake(*arguments: str) -> list[str]:
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nocolor"]
-    return [*command, "--configfile", "config/quickstart.yaml", "shop.yaml", *arguments]
+def spawn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return snakemake(folder, *WORDS, *arguments, environment=ENVIRONMENT)
 
 
 def contents(paths: list[Path]) -> dict[Path, bytes]:
@@ -186,7 +175,7 @@ def project(tmp_path_factory) -> Path:
     (folder / "shop.yaml").write_text(CONFIG + "compare: {models: []}\n", encoding="utf-8")
     shop(folder / "data" / "shop")
     FORKS.Process(target=time.monotonic).start()  # the libraries are imported meanwhile
-    done = snakemake(folder, "--", METRICS, COMPARISON)
+    done = spawn(folder, "--", METRICS, COMPARISON)
     assert done.returncode == 0, done.stdout
     return folder
 
@@ -194,7 +183,7 @@ def project(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def jobs(project) -> dict[str, Job]:
     """Every job of the workflow by rule; of the two shards the first."""
-    planned = snakemake(project, "-n", "-p", "-F", "--", METRICS, COMPARISON)
+    planned = spawn(project, "-n", "-p", "-F", "--", METRICS, COMPARISON)
     assert planned.returncode == 0, planned.stdout
     found: dict[str, Job] = {}
     for line in planned.stdout.splitlines():
@@ -415,7 +404,7 @@ def science(project: Path) -> dict[Path, object]:
 def started(project: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """A run of the workflow in a session of its own that holds the lock of its folder."""
     process = subprocess.Popen(
-        words_of_snakemake(*arguments),
+        [sys.executable, "-m", "snakemake", *WORDS, *arguments],
         cwd=project,
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
@@ -436,11 +425,11 @@ def test_a_killed_workflow_leaves_a_lock_that_is_named_and_goes_on_after_unlock(
     time.sleep(random.Random(rule).uniform(0, 5))
     os.killpg(process.pid, signal.SIGKILL)  # the jobs, too
     process.wait()
-    second = snakemake(project, *work)
+    second = spawn(project, *work)
     assert second.returncode != 0
     assert "--unlock" in second.stdout
-    assert snakemake(project, "--unlock", "--", METRICS).returncode == 0
-    third = snakemake(project, *work)
+    assert spawn(project, "--unlock", "--", METRICS).returncode == 0
+    third = spawn(project, *work)
     assert third.returncode == 0, third.stdout
     assert science(project) == before
     COUNT["kill -9 of the workflow, stale lock"] += 1
@@ -449,7 +438,7 @@ def test_a_killed_workflow_leaves_a_lock_that_is_named_and_goes_on_after_unlock(
 def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_as_alone(project):
     before, work = science(project), ("-R", "curriculum", "--", METRICS, COMPARISON)
     first = started(project, *work)
-    second = snakemake(project, *work)
+    second = spawn(project, *work)
     assert second.returncode != 0
     assert "cannot be locked" in second.stdout
     assert first.wait() == 0
@@ -489,7 +478,7 @@ def test_a_missing_shard_is_named_and_made_again(project, jobs, file):
     code, said = jobs["gather"].run()
     assert code == 1
     assert f"shards/1/{file} does not exist; run the stage that makes it" in said
-    done = snakemake(project, "--", *(str(path.relative_to(project)) for path in jobs["gather"].outputs()))
+    done = spawn(project, "--", *(str(path.relative_to(project)) for path in jobs["gather"].outputs()))
     assert done.returncode == 0, done.stdout
     assert science(project) == before
     COUNT["missing shard"] += 1
@@ -522,12 +511,12 @@ def test_inputs_from_the_future_are_used_and_the_results_are_the_same(project):
     for name in ("samples.parquet", "catalogue.parquet"):
         os.utime(project / "results/shop" / name, (tomorrow, tomorrow))
     remove([project / "results/shop/references.json"])
-    done = snakemake(project, "--", METRICS)
+    done = spawn(project, "--", METRICS)
     assert "Traceback" not in done.stdout
     now = time.time()
     for file in (project / "results/shop").rglob("*"):
         os.utime(file, (now, now))
-    done = snakemake(project, "-R", "references", "--", METRICS, COMPARISON)
+    done = spawn(project, "-R", "references", "--", METRICS, COMPARISON)
     assert done.returncode == 0, done.stdout
     assert science(project) == before
     COUNT["clock set back"] += 1

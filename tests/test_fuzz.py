@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import ROOT
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,6 @@ from minirec.errors import InputError
 
 FULL = os.environ.get("MINIREC_FUZZ") == "full"
 PATIENCE_SECONDS = 120  # longer is a hang
-ROOT = Path(__file__).resolve().parents[1]
 MADE = Made("fuzz", {"mu": 0.5})
 TRIED: Counter[str] = Counter()
 REFUSED: Counter[str] = Counter()

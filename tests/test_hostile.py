@@ -8,8 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -17,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import ROOT, snakemake
 
 from minirec import __main__, amazon, artefact, config, download, embed, memory, movielens, plan, prepare, schemas
 from minirec.artefact import Made
 from minirec.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 RAW = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
 PAYLOADS = {
     "semicolon": "a; touch CANARY",
@@ -215,17 +213,9 @@ def test_what_a_setting_says_reaches_every_stage_through_a_real_shell_and_runs_n
         (tmp_path / "toy.yaml").write_text(yaml.safe_dump(given, allow_unicode=True), encoding="utf-8")
         (tmp_path / "arrived.jsonl").unlink(missing_ok=True)
         shutil.rmtree(tmp_path / "data" / "models", ignore_errors=True)
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "toy.yaml", "--nocolor"]
         environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(
-            [*command, "--", f"results{number}/toy/metrics.json"],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        words = ["--cores", "2", "--configfile", "toy.yaml", "--", f"results{number}/toy/metrics.json"]
+        done = snakemake(tmp_path, *words, environment=environment)
         assert done.returncode == 0, done.stdout
         arrived = [json.loads(line) for line in (tmp_path / "arrived.jsonl").read_text(encoding="utf-8").splitlines()]
         policies = [values["policy"] for _, values in arrived if "policy" in values]
@@ -397,10 +387,9 @@ def test_a_hostile_shop_goes_through_every_stage(tmp_path, monkeypatch, users, t
     goods = pa.table({"item_id": [f"i{number}" for number in range(len(TITLES))], "title": TITLES})
     pq.write_table(goods, tmp_path / "data" / "shop" / "items.parquet")
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-m", "snakemake", "-n", "-p", "--nocolor", "--configfile", "config/quickstart.yaml"]
-    planned = subprocess.run(
-        [*command, "shop.yaml", "--", "results/shop/metrics.json"], text=True, capture_output=True, check=True
-    )
+    words = ["--configfile", "config/quickstart.yaml", "shop.yaml", "--", "results/shop/metrics.json"]
+    planned = snakemake(tmp_path, "-n", "-p", *words)
+    assert planned.returncode == 0, planned.stdout
     jobs = [line.split("python -m minirec ")[1] for line in planned.stdout.splitlines() if "-m minirec " in line]
     assert len(jobs) == 17
     for words in jobs:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from conftest import ROOT, snakemake
 
 from minirec import __main__, experiment
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "workflow" / "resources.yaml"
 
 
@@ -106,14 +103,6 @@ def test_snakemake_takes_every_option_of_the_profile(tmp_path):
     for part in ("workflow", "config"):
         shutil.copytree(ROOT / part, tmp_path / part)
     shutil.copy(ROOT / "environment.yml", tmp_path)
-    command = [sys.executable, "-m", "snakemake", "-n", "--workflow-profile", "workflow/profiles/slurm", "--nocolor"]
-    done = subprocess.run(
-        [*command, "results/cds/metrics.json"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gpu=1" in done.stdout + done.stderr
+    done = snakemake(tmp_path, "-n", "--workflow-profile", "workflow/profiles/slurm", "results/cds/metrics.json")
+    assert done.returncode == 0, done.stdout
+    assert "gpu=1" in done.stdout

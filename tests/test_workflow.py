@@ -6,14 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, snakemake
 
 from minirec import status
 
-ROOT = Path(__file__).resolve().parents[1]
 PRETEND = '''
 def _pretend(stage, given):
     """Write what the stage would write: every path that no input could be."""
@@ -67,28 +66,25 @@ def finished(tmp_path_factory) -> Path:
     (folder / "data" / "toy").mkdir(parents=True)
     for name in ("interactions", "items"):
         (folder / "data" / "toy" / f"{name}.parquet").write_text("mine\n", encoding="utf-8")
-    done = snakemake(folder, "--cores", "2", TARGET)
+    done = spawn(folder, "--cores", "2", TARGET)
     assert done.returncode == 0, done.stdout
     assert "summarise wrote this" in done.stdout
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def spawn(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run snakemake in a folder; `configs` are YAML texts laid over the folder's toy.yaml."""
     files = ["toy.yaml"]
     for number, text in enumerate(configs):
         (folder / f"over{number}.yaml").write_text(text, encoding="utf-8")
         files.append(f"over{number}.yaml")
-    command = [sys.executable, "-m", "snakemake", "--configfile", *files, "--nocolor", *arguments]
     environment = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
+    return snakemake(folder, "--configfile", *files, *arguments, environment=environment)
 
 
 def plan(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> dict[str, int]:
     """The jobs a dry run plans, by rule."""
-    done = snakemake(folder, "-n", "--quiet", "rules", "host", "--nocolor", *arguments, configs=configs)
+    done = spawn(folder, "--quiet", "rules", "host", "-n", *arguments, configs=configs)
     assert done.returncode == 0, done.stdout
     jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)}
     jobs.pop("total", None)
@@ -103,7 +99,7 @@ AFTER_SELECT = ("curriculum", "train", "evaluate", "summarise")
 
 
 def test_a_second_run_has_nothing_to_do(finished):
-    done = snakemake(finished, "--cores", "2", TARGET)
+    done = spawn(finished, "--cores", "2", TARGET)
     assert "Nothing to be done" in done.stdout
 
 
@@ -133,7 +129,7 @@ def test_a_variant_shares_the_signals(finished):
 
 
 def test_a_variant_of_training_has_flags_of_its_own(finished):
-    done = snakemake(finished, "-n", "-p", "results/toy/runs/tiny/none/item_loss-all/seed0/metrics.json")
+    done = spawn(finished, "-n", "-p", "results/toy/runs/tiny/none/item_loss-all/seed0/metrics.json")
     trained = [line for line in done.stdout.splitlines() if "minirec train" in line]
     assert len(trained) == 1
     assert "--losses '[\"item\"]'" in trained[0]
@@ -145,7 +141,7 @@ def test_a_selection_in_two_rounds_picks_in_every_shard_first(finished):
     variants = "variants: {rounds: {select: {shards: 2}}}"
     file = "results/toy/selections/tiny/{}-8/seed0/selection.parquet"
     assert plan(finished, file.format("rounds"), configs=(variants,)) == once("select") | {"select_shard": 2}
-    done = snakemake(finished, "-n", "-p", file.format("rounds"), configs=(variants,))
+    done = spawn(finished, "-n", "-p", file.format("rounds"), configs=(variants,))
     (told,) = [line for line in done.stdout.splitlines() if "--winners" in line]
     shards = [f"results/toy/selections/tiny/rounds-8/seed0/shards/{shard}/selection.parquet" for shard in range(2)]
     assert f"--winners {' '.join(shards)} --samples" in told
@@ -159,7 +155,7 @@ def test_random_needs_no_signals(finished):
 
 def test_full_has_no_budget_but_all(finished):
     assert plan(finished, "results/toy/runs/tiny/none/full-all/seed0/metrics.json")["train"] == 1
-    done = snakemake(finished, "-n", "results/toy/runs/tiny/none/full-8/seed0/metrics.json")
+    done = spawn(finished, "-n", "results/toy/runs/tiny/none/full-8/seed0/metrics.json")
     assert "No rule to produce" in done.stdout
 
 
@@ -183,7 +179,7 @@ def test_only_derivatives_by_the_adapter_need_the_policy(finished):
     told = {}
     for space in ("hidden", "lora"):
         config = f"gradient: {{space: {space}}}"
-        done = snakemake(finished, "-n", "-p", "-R", "gradient", "--", file, configs=(config,))
+        done = spawn(finished, "-n", "-p", "-R", "gradient", "--", file, configs=(config,))
         (told[space],) = [line for line in done.stdout.splitlines() if "minirec gradient" in line]
     assert not {"--model", "--adapter", "--catalogue"} & set(told["hidden"].split())
     assert "--adapter results/toy/signals/tiny/proxy/adapter" in told["lora"]
@@ -211,14 +207,14 @@ def test_a_picture_is_a_result_like_any_other(finished):
     for name in ("figures/comparison.png", "figures/comparison.svg", "comparison.txt"):
         assert plan(finished, f"results/toy/{name}")["compare"] == 1
     assert {"results/toy/figures/rewards.png", "results/toy/summary.txt"} <= set(
-        re.findall(r"^Would delete (.*)$", snakemake(finished, "-n", "--delete-all-output", TARGET).stdout, re.M)
+        re.findall(r"^Would delete (.*)$", spawn(finished, "-n", "--delete-all-output", TARGET).stdout, re.M)
     )
-    random = snakemake(finished, "-n", "results/toy/figures/scores.png", configs=("main: {method: random}",))
+    random = spawn(finished, "-n", "results/toy/figures/scores.png", configs=("main: {method: random}",))
     assert "No rule to produce" in random.stdout
 
 
 def test_the_log_of_every_job_names_its_wildcards(finished):
-    done = snakemake(finished, "-n", "-F", TARGET)
+    done = spawn(finished, "-n", "-F", TARGET)
     planned = re.findall(r"^    log: (.*)$(?s:.*?)^    wildcards: (.*)$", done.stdout, re.MULTILINE)
     assert len(planned) == 15
     for log, wildcards in planned:
@@ -229,7 +225,7 @@ def test_the_log_of_every_job_names_its_wildcards(finished):
 def test_settings_given_on_the_command_line_reach_the_summary_and_the_comparison(finished):
     grid = "compare={models: [tiny], selectors: [tiny], methods: [mine], budgets: [16], seeds: [3]}"
     change = ("--config", "main={seeds: [0, 3], budget: 16}", "variants={mine: {}}", grid)
-    done = snakemake(finished, "-n", "-p", TARGET, "results/toy/comparison.parquet", *change)
+    done = spawn(finished, "-n", "-p", TARGET, "results/toy/comparison.parquet", *change)
     (summarise,) = [line for line in done.stdout.splitlines() if "minirec summarise" in line]
     (compare,) = [line for line in done.stdout.splitlines() if "minirec compare" in line]
     runs = [f"tiny/tiny/minirec-16/seed{seed}" for seed in (0, 3)]
@@ -240,7 +236,7 @@ def test_settings_given_on_the_command_line_reach_the_summary_and_the_comparison
 
 
 def test_the_jobs_of_the_summary_are_those_that_ran_for_it(finished):
-    done = snakemake(finished, "-n", "-p", "-F", TARGET)
+    done = spawn(finished, "-n", "-p", "-F", TARGET)
     benchmarks = re.findall(r"^    benchmark: results/benchmarks/toy/(.*)\.tsv$", done.stdout, re.MULTILINE)
     (summarise,) = [line for line in done.stdout.splitlines() if "minirec summarise" in line]
     named = summarise.split(" --job ")[1].split(" --out ")[0].split()
@@ -287,7 +283,7 @@ def test_a_forced_run_of_everything_leaves_own_data_alone(finished):
 
 def test_missing_own_data_are_named_in_one_sentence(finished):
     with deleted(finished / "data" / "toy" / "items.parquet"):
-        done = snakemake(finished, "-n", "-F", TARGET)
+        done = spawn(finished, "-n", "-F", TARGET)
     assert done.returncode != 0
     assert "data/toy/items.parquet is not there; put it there" in done.stdout
     assert "Traceback" not in done.stdout
@@ -303,7 +299,7 @@ def test_the_published_experiment_is_planned_without_any_data(finished):
 
 
 def test_an_unknown_key_stops_the_run_with_one_sentence(finished):
-    done = snakemake(finished, "-n", TARGET, configs=("score: {muu: 0.4}",))
+    done = spawn(finished, "-n", TARGET, configs=("score: {muu: 0.4}",))
     assert done.returncode != 0
     assert "score.muu is not a setting (did you mean mu?)" in done.stdout
     assert "Traceback" not in done.stdout
@@ -311,7 +307,7 @@ def test_an_unknown_key_stops_the_run_with_one_sentence(finished):
 
 def test_a_path_with_an_unknown_name_has_no_rule(finished):
     for name in ("gemna", "tiny;true", "$(id)"):
-        done = snakemake(finished, "-n", f"results/toy/signals/{name}/scores.parquet")
+        done = spawn(finished, "-n", f"results/toy/signals/{name}/scores.parquet")
         assert done.returncode != 0
         assert "No rule to produce" in done.stdout
 

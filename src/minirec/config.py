@@ -38,6 +38,7 @@ Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+==[A-Za
 Url = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each process adds its number
 Budget = Annotated[int, Field(ge=1)] | Literal["all"]
+HeadKind = Literal["none", "shared", "separate"]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # also what its reader raises over month 13 and deep nests
 
 
@@ -248,9 +249,7 @@ class Train(Section):
     """GRPO with the item loss (METHOD 3)."""
 
     learning_rate: float = Field(gt=0, description="AdamW's peak rate")
-    head: Literal["none", "shared", "separate"] = Field(
-        description="linear map trained after the whitening: none, one for both sides, or one for each"
-    )
+    head: HeadKind = Field(description="linear map trained after the whitening: none, one for both sides, or for each")
     head_learning_rate: float = Field(gt=0, description="peak rate of the head")
     scheduler: Literal["constant_with_warmup", "constant", "linear", "cosine"] = Field(description="of the rate")
     warmup_steps: int = Field(ge=0, description="steps of linear warm-up")

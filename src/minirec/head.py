@@ -5,21 +5,19 @@ It begins as the identity. After training it is multiplied into the whitening, s
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from minirec.config import HeadKind
 from minirec.whitening import Whitening
 
-Kind = Literal["none", "shared", "separate"]
-SIDES: dict[Kind, tuple[str, ...]] = {"none": (), "shared": ("both",), "separate": ("user", "item")}
+SIDES: dict[HeadKind, tuple[str, ...]] = {"none": (), "shared": ("both",), "separate": ("user", "item")}
 
 
 class Head(nn.Module):
     """A whitening and the trained maps [k, k] after it: none, one for both sides, or one for each."""
 
-    def __init__(self, whitening: Whitening, width: int, kind: Kind) -> None:
+    def __init__(self, whitening: Whitening, width: int, kind: HeadKind) -> None:
         """width: of the hidden states, d; the size of the maps where nothing is whitened."""
         super().__init__()
         self.whitening = whitening
