@@ -219,6 +219,14 @@ def test_the_pictures_are_made_as_png_and_svg(project):
         assert str(figures / f"{file.stem}.png") in written()[1]
 
 
+def test_pictures_of_an_earlier_main_do_not_stay(project):
+    project([BASE])
+    of_compare = Path("results/movielens/figures/comparison.png")
+    of_compare.write_bytes(PNG)
+    project([BASE], method="random")
+    assert list(of_compare.parent.iterdir()) == [of_compare]
+
+
 def test_the_same_artefacts_give_the_same_bytes(project):
     given = project([BASE])
     top = Path("results/movielens")

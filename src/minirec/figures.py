@@ -28,22 +28,29 @@ from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
 from matplotlib.figure import Figure  # noqa: E402
 
 ALL, PICKED, LINE = "#b8c4d0", "#d1495b", "#2b4c6f"
+OF_PICKS = ("rewards", "scores", "curriculum")
+KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}  # nothing that changes
 
 
 def draw(folder: Path, scores: pa.Table | None, selection: pa.Table, curriculum: pa.Table) -> list[Path]:
-    """Draw what can be drawn without (`scores` None) or with signals; returns the PNG files."""
-    pictures: dict[str, Figure] = {}
-    if scores is not None:
-        picked = np.isin(numpy(scores, "sample_id"), numpy(selection, "sample_id"))
-        pictures["rewards"] = rewards(scores, picked)
-        pictures["scores"] = learnability_and_representativeness(scores, picked)
-        pictures["curriculum"] = training_order(curriculum)
-    return [save(folder, name, figure) for name, figure in pictures.items()]
+    """Draw the picks among all samples; returns the PNG files. Without signals, removes those of an earlier run."""
+    if scores is None:
+        for name in OF_PICKS:
+            for kind in KINDS:
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+        return []
+    picked = np.isin(numpy(scores, "sample_id"), numpy(selection, "sample_id"))
+    drawn = (
+        rewards(scores, picked),
+        learnability_and_representativeness(scores, picked),
+        training_order(curriculum),
+    )
+    return [save(folder, name, figure) for name, figure in zip(OF_PICKS, drawn, strict=True)]
 
 
 def save(folder: Path, name: str, figure: Figure) -> Path:
     """Write a picture as PNG and SVG; returns the PNG file."""
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+    for kind, metadata in KINDS.items():
         with replacing(folder / f"{name}.{kind}") as partial:
             figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
     plt.close(figure)
