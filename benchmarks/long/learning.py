@@ -11,6 +11,7 @@ import argparse
 import csv
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -139,31 +140,29 @@ def settings_of(model: str, dataset: str) -> tuple[list[Path], config.Config, st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny", "smollm"], choices=["tiny", "smollm"])
-    parser.add_argument("--datasets", nargs="+", default=["movielens", "cds", "toys"])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--models", nargs="+", default=["tiny", "smollm"], choices=["tiny", "smollm"], help="all")
+    parser.add_argument("--datasets", nargs="+", default=["movielens", "cds", "toys"], help="all")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="losses; all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training; 0 1 2")
+    parser.add_argument("--cores", type=int, default=2, help="2")
     given = parser.parse_args()
-    for model in given.models:
-        for dataset in given.datasets:
-            files, settings, name = settings_of(model, dataset)
-            own = settings.datasets[dataset].source == "own"
-            if own and not (ROOT / "data" / dataset / "interactions.parquet").is_file():
-                sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
-                continue
-            top = Path(settings.results) / dataset
-            for seed in given.seeds:
-                for arm in given.arms:
-                    run = top / "runs" / experiment.run_path(settings, name, "none", arm, "all", seed)
-                    wanted = [run / "metrics.json", top / "base" / name / "metrics.json", top / "references.json"]
-                    command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
-                    command += ["--configfile", *map(str, files), "--", *map(str, wanted)]
-                    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-                    found = row(ROOT / top, ROOT / run, name, arm, seed)
-                    keep(found)
-                    show()
-                    sys.stdout.write(f"{found}\n")
+    runs = product(given.models, given.arms, given.datasets, given.seeds)  # the full loss on everything first
+    for model, arm, dataset, seed in runs:
+        files, settings, name = settings_of(model, dataset)
+        own = settings.datasets[dataset].source == "own"
+        if own and not (ROOT / "data" / dataset / "interactions.parquet").is_file():
+            sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
+            continue
+        top = Path(settings.results) / dataset
+        run = top / "runs" / experiment.run_path(settings, name, "none", arm, "all", seed)
+        wanted = [run / "metrics.json", top / "base" / name / "metrics.json", top / "references.json"]
+        command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
+        command += ["--configfile", *map(str, files), "--", *map(str, wanted)]
+        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+        found = row(ROOT / top, ROOT / run, name, arm, seed)
+        keep(found)
+        show()
+        sys.stdout.write(f"{found}\n")
 
 
 if __name__ == "__main__":
