@@ -17,6 +17,7 @@ from minirec.config import METHODS, SIGNAL_FREE, Config
 from minirec.errors import InputError
 
 Wildcards = Mapping[str, str]
+PICTURES = ("rewards", "scores", "curriculum")  # of the main experiment
 
 
 def checked(raw: Mapping[str, Any]) -> Config:
@@ -236,7 +237,7 @@ def summary_inputs(runs: list[str], results: str, dataset: str) -> dict[str, str
 
 def pictures(runs: list[str]) -> list[str]:
     """The pictures of the main experiment; none where no selector has judged."""
-    return [] if runs[0].split("/")[1] == "none" else ["rewards", "scores", "curriculum"]
+    return [] if runs[0].split("/")[1] == "none" else list(PICTURES)
 
 
 def compared_files(given: Config, results: str, dataset: str) -> list[str]:

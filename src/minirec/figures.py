@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from minirec.artefact import replacing
+from minirec.experiment import PICTURES
 from minirec.schemas import numpy
 
 mpl.use("Agg")
@@ -28,14 +29,13 @@ from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
 from matplotlib.figure import Figure  # noqa: E402
 
 ALL, PICKED, LINE = "#b8c4d0", "#d1495b", "#2b4c6f"
-OF_PICKS = ("rewards", "scores", "curriculum")
 KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}  # nothing that changes
 
 
 def draw(folder: Path, scores: pa.Table | None, selection: pa.Table, curriculum: pa.Table) -> list[Path]:
     """Draw the picks among all samples; returns the PNG files. Without signals, removes those of an earlier run."""
     if scores is None:
-        for name in OF_PICKS:
+        for name in PICTURES:
             for kind in KINDS:
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
         return []
@@ -45,7 +45,7 @@ def draw(folder: Path, scores: pa.Table | None, selection: pa.Table, curriculum:
         learnability_and_representativeness(scores, picked),
         training_order(curriculum),
     )
-    return [save(folder, name, figure) for name, figure in zip(OF_PICKS, drawn, strict=True)]
+    return [save(folder, name, figure) for name, figure in zip(PICTURES, drawn, strict=True)]
 
 
 def save(folder: Path, name: str, figure: Figure) -> Path:

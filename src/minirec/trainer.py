@@ -82,9 +82,8 @@ class RecommenderTrainer(GRPOTrainer):
         self.prompts = policy.user_bodies(samples.bodies)
         self.times = {"generate": 0.0, "items": 0.0, "loss": 0.0}
         self.sums = {"token_loss": 0.0, "item_loss": 0.0, "reward": 0.0, "reward_std": 0.0}
-        policy.model.add_module(
-            "minirec_head", self.head
-        )  # its weights are clipped, summed and reset with the adapter's
+        # part of the model, so that its weights are clipped, summed and reset with the adapter's
+        policy.model.add_module("minirec_head", self.head)
         super().__init__(policy.model, reward_funcs=_rewarded_inside, processing_class=policy.tokenizer, **trainer)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
