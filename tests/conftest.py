@@ -35,8 +35,9 @@ def snakemake(folder: Path, *words: str, environment: dict[str, str] | None = No
     )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread():
+    """Before all fixtures: the bits of a sum depend on the number of threads, so what a module shares has the same."""
     torch.set_num_threads(1)
 
 
