@@ -15,6 +15,7 @@ from conftest import SHARED
 from minirec import prepare
 from minirec.config import Filter
 from minirec.errors import InputError
+from minirec.interactions import Events
 
 
 def settings(defaults, **changes):
@@ -141,16 +142,16 @@ def test_a_draw_keeps_ids_and_only_what_is_drawn_counts_as_popular(tmp_path, def
 def test_the_core_is_iterated_to_a_fixed_point():
     # i2 has one buyer; without it u1 has one item; without u1 the item i1 has one buyer left, and so on: nothing stays
     user, item = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 2, 0])
-    events = prepare.Events(user, item, np.arange(5), np.zeros(5))
+    events = Events(user, item, np.arange(5), np.zeros(5))
     assert not prepare.core(events, 2).any()
-    square = prepare.Events(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), np.arange(5), np.zeros(5))
+    square = Events(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), np.arange(5), np.zeros(5))
     assert prepare.core(square, 2).tolist() == [True, True, True, True, False]
 
 
 def test_the_window_starts_earlier_while_too_few_items_remain():
     days = np.array(["2022-01-15", "2022-05-01", "2022-08-01", "2022-11-01"], dtype="datetime64[ms]")
     time = days.astype(np.int64)
-    events = prepare.Events(np.zeros(4, int), np.arange(4), time, np.zeros(4))
+    events = Events(np.zeros(4, int), np.arange(4), time, np.zeros(4))
     rules = Filter(start=date(2022, 10, 1), end=date(2023, 10, 1), min_items=3)
     mask, used = prepare.window(events, rules)
     assert mask.tolist() == [False, True, True, True]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from minirec import schemas
-from minirec.artefact import Made, temporary
+from minirec import database, schemas
+from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.progress import log
 
@@ -24,14 +23,7 @@ def convert(interactions: Path, items: Path, out: Path, memory: str, made: Made)
 
     Items that are bought but have no metadata get a row with an empty title; of items listed twice the first counts.
     """
-    spill = temporary(out / "spill")
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": memory,
-        "threads": min(2, os.cpu_count() or 1),
-        "temp_directory": str(spill),
-    }
-    with duckdb.connect(config=settings) as engine:
-        engine.execute("SET enable_progress_bar = false")  # it would go to stdout
+    with database.connect(memory, out) as engine:
         engine.execute("CREATE TEMP TABLE bought (item_id VARCHAR)")
         _write(engine, "interactions", interactions, out, made, _INTERACTIONS, [str(interactions)])
         engine.execute(
