@@ -44,6 +44,21 @@ def test_a_line_of_the_table_counts_the_seeds_that_are_significantly_better():
     ]
 
 
+def test_the_digest_of_settings_sees_the_loss_and_what_decides_a_run_but_not_its_neighbours():
+    _, settings, model = learning.settings_of("tiny", "toys")
+
+    def digest(settings, arm="full"):
+        return learning.digest(settings, "toys", model, arm)
+
+    assert digest(settings, "item_loss") != digest(settings) != digest(settings, "token_loss")
+    changed = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 1e-9})})
+    assert digest(changed) != digest(settings)
+    others = settings.model_copy(
+        update={"score": settings.score.model_copy(update={"mu": 0.9}), "results": "elsewhere"}
+    )
+    assert digest(others) == digest(settings)
+
+
 def test_the_ranks_of_a_reference_come_in_the_order_of_the_samples():
     pd = pytest.importorskip("pandas")
     table = pd.DataFrame({"reference": ["a", "b", "a"], "sample_id": [7, 7, 3], "rank": [1, 2, 5]})

@@ -1,14 +1,16 @@
 """What RL teaches a small recommender: before and after, by loss, on several data sets and seeds.
 
-Every run is a target of the workflow, so an interrupted benchmark goes on where it stopped. Each finished run is a row
-of docs/results/learning.csv, and the README's table is made of these rows. MovieLens is fetched; `cds` and `toys` take
-part where data/NAME holds their two files.
+Each finished run is a row of docs/results/learning.csv, with a digest of the settings that made it, and is not run
+again while they are the same; a run that was interrupted goes on where it stopped. The README's table is made of these
+rows. MovieLens is fetched; `cds` and `toys` take part where data/NAME holds their two files.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import json
 import subprocess
 import sys
 from itertools import product
@@ -22,8 +24,10 @@ from minirec import artefact, config, experiment, metrics, schemas
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
 ARMS = ("full", "item_loss", "token_loss")
+STAGES = ("prepare", "embed", "curriculum", "train", "evaluate")  # whose settings decide what comes out
 K = 10
-NAMES = ("dataset", "model", "arm", "seed", "samples", "steps", "train_seconds")
+KEY = ("dataset", "model", "arm", "seed")
+NAMES = (*KEY, "settings", "samples", "steps", "train_seconds")
 VALUES = ("before", "after", "low", "high", "p", "before_without_reasoning", "after_without_reasoning")
 REFERENCES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
 AGAINST = tuple(f"p_{name}" for name in REFERENCES)  # paired, after against the reference
@@ -32,11 +36,19 @@ COLUMNS = ("NDCG@10 on test", "before", "after", "the same without reasoning", "
 COLUMNS += ("popularity", "TF-IDF", "transitions")
 
 
-def row(top: Path, run: Path, model: str, arm: str, seed: int) -> dict[str, object]:
+def digest(settings: config.Config, dataset: str, model: str, arm: str) -> str:
+    """Of all settings on which a run depends; the data set and the model by where they come from."""
+    sections = {section for stage in STAGES for section in config.SECTIONS[stage]}
+    said = settings.model_dump(mode="json", include=sections)
+    said |= {"dataset": settings.datasets[dataset].model_dump(mode="json")}
+    said |= {"model": settings.models[model].model_dump(mode="json")}
+    said |= {"arm": settings.variants[arm].model_dump(mode="json") if arm in settings.variants else arm}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def row(top: Path, base: Path, run: Path) -> dict[str, object]:
     """What one finished run says, NDCG@10 on test."""
-    after, before = (
-        schemas.read("ranks", path / "ranks.parquet").sort_by("sample_id") for path in (run, top / "base" / model)
-    )
+    after, before = (schemas.read("ranks", path / "ranks.parquet").sort_by("sample_id") for path in (run, base))
     history = schemas.read("history", run / "history.parquet")
     quality = {
         f"{when}{suffix}": metrics.ndcg(schemas.numpy(table, column), K)
@@ -47,10 +59,6 @@ def row(top: Path, run: Path, model: str, arm: str, seed: int) -> dict[str, obje
     simple = schemas.read("references", top / "references.parquet").to_pandas()
     reference = {name: metrics.ndcg(ranks_of(simple, name), K) for name in REFERENCES}
     return {
-        "dataset": top.name,
-        "model": model.split("_")[0],
-        "arm": arm,
-        "seed": seed,
         "samples": sum(map(len, history["sample_ids"].to_pylist())),
         "steps": history.num_rows,
         "train_seconds": round(float(np.sum(schemas.numpy(history, "seconds")))),
@@ -83,13 +91,13 @@ def read() -> list[dict[str, str]]:
 
 def keep(new: dict[str, object]) -> None:
     """Put a row into the CSV, in place of an older one of the same run."""
-    key = [str(new[name]) for name in NAMES[:4]]
-    rows = [r for r in read() if [r[name] for name in NAMES[:4]] != key] + [{k: str(v) for k, v in new.items()}]
+    key = [str(new[name]) for name in KEY]
+    rows = [r for r in read() if [r[name] for name in KEY] != key] + [{k: str(v) for k, v in new.items()}]
     OUT.parent.mkdir(parents=True, exist_ok=True)
     with artefact.replacing(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, [*NAMES, *VALUES, *REFERENCES, *AGAINST], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda r: [r[name] for name in NAMES[:4]]))
+        writer.writerows(sorted(rows, key=lambda r: [r[name] for name in KEY]))
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -145,21 +153,27 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="losses; all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training; 0 1 2")
     parser.add_argument("--cores", type=int, default=2, help="2")
+    parser.add_argument("--again", action="store_true", help="make the rows again that are there")
     given = parser.parse_args()
     runs = product(given.models, given.arms, given.datasets, given.seeds)  # the full loss on everything first
     for model, arm, dataset, seed in runs:
         files, settings, name = settings_of(model, dataset)
+        key = {"dataset": dataset, "model": model, "arm": arm, "seed": seed}
+        key["settings"] = digest(settings, dataset, name, arm)
+        if not given.again and any(all(r.get(k) == str(v) for k, v in key.items()) for r in read()):
+            sys.stdout.write(f"{key}: finished in an earlier run, {OUT.name} has its row\n")
+            continue
         own = settings.datasets[dataset].source == "own"
         if own and not (ROOT / "data" / dataset / "interactions.parquet").is_file():
             sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
             continue
         top = Path(settings.results) / dataset
-        run = top / "runs" / experiment.run_path(settings, name, "none", arm, "all", seed)
-        wanted = [run / "metrics.json", top / "base" / name / "metrics.json", top / "references.json"]
+        base, run = top / "base" / name, top / "runs" / experiment.run_path(settings, name, "none", arm, "all", seed)
+        wanted = [run / "metrics.json", base / "metrics.json", top / "references.json"]
         command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
         command += ["--configfile", *map(str, files), "--", *map(str, wanted)]
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-        found = row(ROOT / top, ROOT / run, name, arm, seed)
+        found = key | row(ROOT / top, ROOT / base, ROOT / run)
         keep(found)
         show()
         sys.stdout.write(f"{found}\n")

@@ -6,13 +6,10 @@ and what it is paid for. `SECTIONS` says which sections a stage reads; they beco
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-import re
-import reprlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,13 +20,13 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from minirec import validation
 from minirec.errors import InputError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.]{0,63}$")]  # becomes part of a path
@@ -374,12 +371,12 @@ class Config(Section):
             for value in values:
                 if value not in known:
                     raise ValueError(
-                        f"{where} is {value}, which is not among {', '.join(known)}{_nearest(value, known)}"
+                        f"{where} is {value}, which is not among {', '.join(known)}{validation.nearest(value, known)}"
                     )
         for name, variant in self.variants.items():
             for section in VARIED:
                 merged = {**getattr(self, section).model_dump(), **getattr(variant, section)}
-                _validate(type(getattr(self, section)), merged, f"variants.{name}.{section}")
+                validation.validate(type(getattr(self, section)), merged, f"variants.{name}.{section}")
         if self.main.selector == "none" and self.method(self.main.method) not in SIGNAL_FREE:
             raise ValueError(
                 f"main.selector is none, but {self.main.method} needs one; name one of {', '.join(self.models)}"
@@ -419,7 +416,7 @@ SECTION_TYPES: dict[str, type[Section]] = {
 
 def validate(raw: Mapping[str, Any]) -> Config:
     """Check a merged configuration; raises InputError with one sentence naming the key."""
-    return _validate(Config, raw, "")
+    return validation.validate(Config, raw, "")
 
 
 def load(*files: str | Path) -> Config:
@@ -482,7 +479,7 @@ def fields(stage: str) -> Iterator[tuple[str, str, str]]:
 
 def section(name: str, values: Mapping[str, Any]) -> Section:
     """One checked section, e.g. from command-line flags."""
-    return _validate(SECTION_TYPES[name], values, name)
+    return validation.validate(SECTION_TYPES[name], values, name)
 
 
 def parse(kind: type[S], text: str, where: str) -> S:
@@ -491,58 +488,4 @@ def parse(kind: type[S], text: str, where: str) -> S:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
-    return _validate(kind, raw, where)
-
-
-_SHORT = reprlib.Repr()  # a value in a sentence: a few names of YAML can stand for gigabytes of text
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 2, 10, 10, 200, 200
-
-
-def _validate(kind: type[S], raw: Mapping[str, Any], where: str) -> S:
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(_sentence(kind, error, where)) from error
-
-
-def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
-    found = error.errors(include_url=False)
-    first, path = found[0], _path(found[0]["loc"])
-    key = ".".join(([where] if where else []) + path) or "the configuration"
-    key = key if key.isprintable() else repr(key)
-    message = re.sub(r"^Value error, ", "", first["msg"])
-    if path[-1:] == ["[key]"]:
-        return (
-            f"{'.'.join(path[:-2])} has the name {first['input']!r}; a name consists of a-z, 0-9, _ and ., "
-            "does not start with _ or ., and has at most 64 characters"
-        )
-    if first["type"] == "extra_forbidden":
-        known = _keys(kind, path[:-1])
-        return f"{key} is not a setting{_nearest(path[-1], known)}; remove it or correct its name"
-    if first["type"] == "missing":
-        return f"{key} is missing; set it in the configuration"
-    if first["type"] == "value_error":
-        return f"{key}: {message}" if path or where else message
-    reasons = [e["msg"][0].lower() + e["msg"][1:] for e in found if _path(e["loc"]) == path]  # one for each alternative
-    return f"{key} is {_SHORT.repr(first['input'])}, but {', or '.join(reasons)}"
-
-
-def _path(location: Iterable[int | str]) -> list[str]:
-    """The keys down to a setting, without pydantic's names of alternatives."""
-    return [str(part) for part in location if not str(part).startswith(("constrained-", "literal["))]
-
-
-def _keys(kind: Any, path: list[str]) -> list[str]:
-    """Names of the settings at a path below a section, looking through dictionaries of sections."""
-    for part in path:
-        if part in getattr(kind, "model_fields", {}):
-            kind = kind.model_fields[part].annotation
-            arguments = getattr(kind, "__args__", ())
-            if arguments and getattr(kind, "__origin__", None) is dict:
-                kind = arguments[1]
-    return list(getattr(kind, "model_fields", {}))
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return validation.validate(kind, raw, where)

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-_settling: list[Callable[[], None]] = []
+
+def _nothing() -> None:
+    pass
+
+
+_settle: Callable[[], None] = _nothing
 
 
 def before_talking(settle: Callable[[], None]) -> None:
     """Have this, and nothing else, called in every process before they talk through this module."""
-    _settling[:] = [settle]
-
-
-def _settle() -> None:
-    for settle in _settling:
-        settle()
+    global _settle
+    _settle = settle
 
 
 def number() -> int:

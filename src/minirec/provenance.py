@@ -19,6 +19,7 @@ PLUMBING = {
     "provenance",
     "schemas",
     "tensors",
+    "validation",
 }
 # They check, carry and report; a change in them may stop a stage, but does not change what it computes.
 

@@ -1,0 +1,69 @@
+"""Values checked against a declared model; what is wrong is said in one sentence that names the key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from minirec.errors import InputError
+
+M = TypeVar("M", bound=BaseModel)
+_SHORT = reprlib.Repr()  # a value in a sentence: a few names of YAML can stand for gigabytes of text
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 2, 10, 10, 200, 200
+
+
+def validate(kind: type[M], raw: Any, where: str) -> M:
+    """The model made of raw values; `where` is the key they stand under, or "". Raises InputError naming the key."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(_sentence(kind, error, where)) from error
+
+
+def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
+    found = error.errors(include_url=False)
+    first, path = found[0], _path(found[0]["loc"])
+    key = ".".join(([where] if where else []) + path) or "the configuration"
+    key = key if key.isprintable() else repr(key)
+    message = re.sub(r"^Value error, ", "", first["msg"])
+    if path[-1:] == ["[key]"]:
+        return (
+            f"{'.'.join(path[:-2])} has the name {first['input']!r}; a name consists of a-z, 0-9, _ and ., "
+            "does not start with _ or ., and has at most 64 characters"
+        )
+    if first["type"] == "extra_forbidden":
+        known = _keys(kind, path[:-1])
+        return f"{key} is not a setting{nearest(path[-1], known)}; remove it or correct its name"
+    if first["type"] == "missing":
+        return f"{key} is missing; set it in the configuration"
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if path or where else message
+    reasons = [e["msg"][0].lower() + e["msg"][1:] for e in found if _path(e["loc"]) == path]  # one for each alternative
+    return f"{key} is {_SHORT.repr(first['input'])}, but {', or '.join(reasons)}"
+
+
+def _path(location: Iterable[int | str]) -> list[str]:
+    """The keys down to a setting, without pydantic's names of alternatives."""
+    return [str(part) for part in location if not str(part).startswith(("constrained-", "literal["))]
+
+
+def _keys(kind: Any, path: list[str]) -> list[str]:
+    """Names of the settings at a path below a section, looking through dictionaries of sections."""
+    for part in path:
+        if part in getattr(kind, "model_fields", {}):
+            kind = kind.model_fields[part].annotation
+            arguments = getattr(kind, "__args__", ())
+            if arguments and getattr(kind, "__origin__", None) is dict:
+                kind = arguments[1]
+    return list(getattr(kind, "model_fields", {}))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question after a wrong word, (did you mean X?), where a known word is close; else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
