@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minirec.__main__ import STAGES
 from minirec.provenance import imports
+from minirec.stages import STAGES
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "minirec"
 MODULES = sorted(PACKAGE.rglob("*.py"))
