@@ -11,6 +11,7 @@ from minirec import schemas, tensors
 from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.splits import WINDOW
+from minirec.stream import Stream
 
 
 def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Path, hidden: Path) -> None:
@@ -25,7 +26,7 @@ def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Path
     was.settings.pop("shards", None)  # they decide what a shard holds, but not the whole
     shapes = [tensors.shapes(path, "sample_id", "hidden")["hidden"] for path in hidden_shards]
     count, groups = sum(shape[0] for shape in shapes), shapes[0][1]
-    tables = [schemas.Stream("rollouts", path, list(schemas.TABLES["rollouts"].columns)) for path in rollout_shards]
+    tables = [Stream("rollouts", path, list(schemas.TABLES["rollouts"].columns)) for path in rollout_shards]
     places = [0] * len(shapes)
     with (
         schemas.writer("rollouts", rollouts, was) as append,

@@ -20,6 +20,7 @@ from minirec import config, rewards, schemas, splits, tensors
 from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.progress import progress
+from minirec.stream import Stream
 from minirec.whitening import Whitening
 
 CHUNK_SCORES = 4_000_000  # scores held at a time: bounds memory for any number of samples
@@ -144,8 +145,8 @@ def chunks(
 ) -> Iterator[Chunk]:
     """All samples of a rollout, `size` at a time; raises InputError where the three files do not fit together."""
     n, groups, _ = shape
-    facts = schemas.Stream("samples", samples, ["sample_id", "target", "history"])
-    tried = schemas.Stream("rollouts", rollouts, ["sample_id", "completion", "advantage"])
+    facts = Stream("samples", samples, ["sample_id", "target", "history"])
+    tried = Stream("rollouts", rollouts, ["sample_id", "completion", "advantage"])
     for begin in range(0, n, size):
         end = min(begin + size, n)
         sample_id = tensors.part(hidden, "sample_id", begin, end)

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from minirec import config, generate, rewards, schemas, splits, tensors
 from minirec.errors import InputError
 from minirec.policy import Policy
+from minirec.stream import Stream
 from minirec.tree import PROMPT, Part, Tree
 from minirec.whitening import Whitening
 
@@ -129,8 +130,8 @@ class LoraSpace:
         width = sum(p.numel() for p in self.weights.values())
         self.project = Projection(width, settings.dimensions, settings.seed, policy.device)
         self.titles = splits.titles(catalogue)
-        self.facts = schemas.Stream("samples", samples, list(schemas.TABLES["samples"].columns))
-        self.tried = schemas.Stream("rollouts", rollouts, ["sample_id", "completion", "tokens"])
+        self.facts = Stream("samples", samples, list(schemas.TABLES["samples"].columns))
+        self.tried = Stream("rollouts", rollouts, ["sample_id", "completion", "tokens"])
 
     def __call__(self, sample_id: np.ndarray, advantage: Tensor, candidates: Tensor | None) -> tuple[Tensor, Tensor]:
         """(g [k, dimensions], Hv [k, dimensions]) of samples whose advantages are [k, G]."""

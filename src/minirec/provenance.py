@@ -18,6 +18,7 @@ PLUMBING = {
     "progress",
     "provenance",
     "schemas",
+    "stream",
     "tensors",
     "validation",
 }

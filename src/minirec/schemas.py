@@ -21,7 +21,6 @@ from minirec.artefact import Made
 from minirec.errors import InputError
 
 METADATA_KEY = b"minirec"
-STREAMED_ROWS = 16_384  # of a table read in parts
 TYPES = {
     "str": pa.string(),
     "i32": pa.int32(),
@@ -248,20 +247,25 @@ def read(name: str, path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a table and check it against its schema; raises InputError with one sentence."""
     spec = TABLES[name]
     with opened(path, spec.foreign) as (file, _):
-        table = file.read(columns=_columns(name, path, file, columns))
+        table = file.read(columns=columns_in(name, path, file, columns))
     for column in columns or spec.columns:
         if column not in table.column_names:
             kind = TYPES[spec.columns[column].type]
             table = table.append_column(pa.field(column, kind), pa.nulls(table.num_rows, kind))
     table = table.select(columns or list(spec.columns))
-    problem = _problem(name, table, str(path), columns)
-    if problem:
-        raise InputError(problem)
+    check(name, table, path, columns)
     schema = spec.schema()
     return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
 
 
-def _columns(name: str, path: Path, file: pq.ParquetFile, columns: list[str] | None) -> list[str]:
+def check(name: str, table: pa.Table, path: Path, columns: list[str] | None = None) -> None:
+    """Raise InputError, in one sentence, where a table read from a file breaks its schema."""
+    problem = _problem(name, table, str(path), columns)
+    if problem:
+        raise InputError(problem)
+
+
+def columns_in(name: str, path: Path, file: pq.ParquetFile, columns: list[str] | None) -> list[str]:
     """Which of the columns to read; raises InputError where one is missing or foreign."""
     spec = TABLES[name]
     present = set(file.schema_arrow.names)
@@ -273,61 +277,6 @@ def _columns(name: str, path: Path, file: pq.ParquetFile, columns: list[str] | N
     if foreign and not spec.foreign:
         raise InputError(f"{path} has the column {min(foreign)}, which is not part of {name}; make the file again")
     return wanted
-
-
-class Stream:
-    """The rows of a table in the order of sample_id, some at a time: what lies behind is forgotten.
-
-    Each part is checked as `read` checks the whole; raises InputError also where the order is another.
-    """
-
-    def __init__(self, name: str, path: Path, columns: list[str], split: str | None = None) -> None:
-        """split: only the samples of this one."""
-        self.name, self.path, self.columns, self.split = name, path, columns, split
-        self.batches = self._batches()
-        schema = TABLES[name].schema()
-        self.rest = pa.schema([schema.field(column) for column in columns]).empty_table()
-        self.last = -1
-
-    def take(self, count: int) -> pa.Table:
-        """The next `count` rows; fewer at the end."""
-        while self.rest.num_rows < count and self._more():
-            pass
-        return self._cut(count)
-
-    def until(self, sample_id: int) -> pa.Table:
-        """The next rows up to and with this sample."""
-        while (not self.rest.num_rows or self.rest["sample_id"][-1].as_py() <= sample_id) and self._more():
-            pass
-        return self._cut(int(np.searchsorted(numpy(self.rest, "sample_id"), sample_id, side="right")))
-
-    def _cut(self, count: int) -> pa.Table:
-        found, self.rest = self.rest.slice(0, count), self.rest.slice(count)
-        return found
-
-    def _more(self) -> bool:
-        part = next(self.batches, None)
-        if part is None:
-            return False
-        problem = _problem(self.name, part, str(self.path), self.columns)
-        if problem:
-            raise InputError(problem)
-        part = part.cast(self.rest.schema)
-        ids = numpy(part, "sample_id")
-        if len(ids):
-            if self.last > ids[0] or (np.diff(ids) < 0).any():
-                raise InputError(f"{self.path} is not in the order of sample_id; make it again")
-            self.last = int(ids[-1])
-        if self.split is not None:
-            part = part.filter(pc.equal(part["split"], self.split))
-        self.rest = pa.concat_tables([self.rest, part]).combine_chunks()
-        return True
-
-    def _batches(self) -> Iterator[pa.Table]:
-        with opened(self.path, TABLES[self.name].foreign, buffer_size=2**20) as (file, _):
-            _columns(self.name, self.path, file, self.columns)
-            for batch in file.iter_batches(STREAMED_ROWS, columns=self.columns):
-                yield pa.Table.from_batches([batch])
 
 
 def read_made(path: Path) -> dict[str, Any]:

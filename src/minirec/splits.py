@@ -14,6 +14,7 @@ from minirec import schemas
 from minirec.breakdown import Examined
 from minirec.errors import InputError
 from minirec.prompts import history_lines
+from minirec.stream import Stream
 
 WINDOW = 8_192  # samples held at a time where all of a split are visited
 
@@ -57,14 +58,14 @@ def load(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Spl
 def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Iterator[Split]:
     """The same, WINDOW samples at a time, so that memory does not depend on their number."""
     names = titles(catalogue)
-    stream = schemas.Stream("samples", samples, list(schemas.TABLES["samples"].columns), split)
+    stream = Stream("samples", samples, list(schemas.TABLES["samples"].columns), split)
     while (table := stream.take(WINDOW)).num_rows:
         yield of_table(table, names, prompt_history, samples, catalogue)
 
 
 def count(samples: Path, split: str) -> int:
     """Number of samples in a split; raises InputError where there are none."""
-    stream = schemas.Stream("samples", samples, ["sample_id", "split"], split)
+    stream = Stream("samples", samples, ["sample_id", "split"], split)
     found = 0
     while rows := stream.take(WINDOW).num_rows:
         found += rows
