@@ -17,10 +17,10 @@ def row(arm, seed, before, after, p, **more):
     return names | key | {"before": str(before), "after": str(after), "p": str(p)} | more
 
 
-def test_the_readme_shows_the_finished_runs():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.partition(learning.BEGIN)[2].partition(learning.END)[0]
-    assert shown == learning.table(learning.read())
+@pytest.mark.parametrize(("file", "made"), [(learning.README, learning.table), (learning.DOCS, learning.ablations)])
+def test_the_documents_show_the_finished_runs(file, made):
+    shown = file.read_text(encoding="utf-8").partition(learning.BEGIN)[2].partition(learning.END)[0]
+    assert shown == made(learning.read())
 
 
 def test_a_line_of_the_table_counts_the_seeds_that_are_significantly_better():

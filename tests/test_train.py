@@ -79,12 +79,12 @@ def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
     return files
 
 
-def policy(defaults):
-    changes = {"pooling": "mean", "whiten_dim": 8, "lora_layers": 1, "lora_alpha": 8}
-    return defaults.policy.model_copy(update=changes)
+def policy(defaults, **changes):
+    usual = {"pooling": "mean", "whiten_dim": 8, "lora_layers": 1, "lora_alpha": 8}
+    return defaults.policy.model_copy(update=usual | changes)
 
 
-def run(project, tiny_model, defaults, out: Path, beta: float = 0.05, **changes) -> tuple[dict, dict]:
+def run(project, tiny_model, defaults, out: Path, beta=0.05, of_policy=None, **changes) -> tuple[dict, dict]:
     """Train; returns the weights of adapter and head, and the history's columns."""
     usual = {
         "batch_prompts": 4,
@@ -100,7 +100,7 @@ def run(project, tiny_model, defaults, out: Path, beta: float = 0.05, **changes)
     sampling = defaults.sampling.model_copy(update={"max_new_tokens": 3, "completions": 2})
     given = {name: path for name, path in project.items() if name != "curriculum"}
     train.run(
-        policy=policy(defaults),
+        policy=policy(defaults, **(of_policy or {})),
         sampling=sampling,
         reward=defaults.reward.model_copy(update={"beta": beta}),
         train=defaults.train.model_copy(update=usual | changes),

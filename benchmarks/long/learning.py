@@ -1,8 +1,9 @@
 """What RL teaches a small recommender: before and after, by loss, on several data sets and seeds.
 
-Each finished run is a row of docs/results/learning.csv, with a digest of the settings that made it, and is not run
-again while they are the same; a run that was interrupted goes on where it stopped. The README's table is made of these
-rows. MovieLens is fetched; `cds` and `toys` take part where data/NAME holds their two files.
+Each finished run is a row of docs/results/learning.csv, with the tree and a digest of the settings that made it, and is
+not run again while these settings hold; a run that was interrupted goes on where it stopped. The tables of the README
+and of docs/learning.md are made of these rows. MovieLens is fetched; `cds` and `toys` take part where data/NAME holds
+their two files.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from minirec import artefact, config, experiment, metrics, schemas
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
 ARMS = ("full", "item_loss", "token_loss")
+ABLATIONS = ("no_head", "group_advantage")  # config/learning.yaml; of the tiny model
 STAGES = ("prepare", "embed", "curriculum", "train", "evaluate")  # whose settings decide what comes out
 K = 10
 KEY = ("dataset", "model", "arm", "seed")
-NAMES = (*KEY, "settings", "samples", "steps", "train_seconds")
+NAMES = (*KEY, "settings", "commit", "samples", "steps", "train_seconds", "test_samples")
 VALUES = ("before", "after", "low", "high", "p", "before_without_reasoning", "after_without_reasoning")
 REFERENCES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
 AGAINST = tuple(f"p_{name}" for name in REFERENCES)  # paired, after against the reference
-README, BEGIN, END = ROOT / "README.md", "<!-- learning -->\n", "<!-- end learning -->"
+README, DOCS = ROOT / "README.md", ROOT / "docs" / "learning.md"
+BEGIN, END = "<!-- learning -->\n", "<!-- end learning -->"
 COLUMNS = ("NDCG@10 on test", "before", "after", "the same without reasoning", "item loss only", "token loss only")
 COLUMNS += ("popularity", "TF-IDF", "transitions")
 
@@ -44,6 +47,12 @@ def digest(settings: config.Config, dataset: str, model: str, arm: str) -> str:
     said |= {"model": settings.models[model].model_dump(mode="json")}
     said |= {"arm": settings.variants[arm].model_dump(mode="json") if arm in settings.variants else arm}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def commit() -> str:
+    """The tree that is measured."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def row(top: Path, base: Path, run: Path) -> dict[str, object]:
@@ -62,6 +71,7 @@ def row(top: Path, base: Path, run: Path) -> dict[str, object]:
         "samples": sum(map(len, history["sample_ids"].to_pylist())),
         "steps": history.num_rows,
         "train_seconds": round(float(np.sum(schemas.numpy(history, "seconds")))),
+        "test_samples": after.num_rows,
         **{name: round(float(values.mean()), 4) for name, values in quality.items()},
         "low": round(found["low"], 4),
         "high": round(found["high"], 4),
@@ -104,9 +114,7 @@ def table(rows: list[dict[str, str]]) -> str:
     """The README's table: a line for each data set and model, means over the seeds that are finished."""
     lines = [f"| {' | '.join(COLUMNS)} |\n", "|---" * len(COLUMNS) + "|\n"]
     for dataset, model in sorted({(r["dataset"], r["model"]) for r in rows}):
-        found = {
-            arm: [r for r in rows if [r["dataset"], r["model"], r["arm"]] == [dataset, model, arm]] for arm in ARMS
-        }
+        found = {arm: of(rows, dataset, model, arm) for arm in ARMS}
         if not found["full"]:
             continue
         first = found["full"][0]
@@ -116,6 +124,21 @@ def table(rows: list[dict[str, str]]) -> str:
         cells += [f"{float(value):.4f}" for value in (first["popularity"], better, first["transitions"])]
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
+
+
+def ablations(rows: list[dict[str, str]]) -> str:
+    """The table of docs/learning.md: what the tiny model learns without one of the changes that let it learn."""
+    lines = [f"| NDCG@10 on test | before | after | {' | '.join(ABLATIONS)} |\n", "|---" * (3 + len(ABLATIONS)) + "|\n"]
+    for dataset in sorted({r["dataset"] for r in rows}):
+        whole = of(rows, dataset, "tiny", "full")
+        cells = [dataset, mean(whole, "before"), gain(whole), *(gain(of(rows, dataset, "tiny", a)) for a in ABLATIONS)]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def of(rows: list[dict[str, str]], dataset: str, model: str, arm: str) -> list[dict[str, str]]:
+    """The seeds of one arm."""
+    return [r for r in rows if [r["dataset"], r["model"], r["arm"]] == [dataset, model, arm]]
 
 
 def mean(rows: list[dict[str, str]], name: str) -> str:
@@ -133,11 +156,12 @@ def gain(rows: list[dict[str, str]]) -> str:
 
 
 def show() -> None:
-    """Put the table of all finished runs into the README."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    with artefact.replacing(README) as partial:
-        partial.write_text(f"{before}{BEGIN}{table(read())}{END}{after}", encoding="utf-8")
+    """Put the tables of all finished runs into the README and docs/learning.md."""
+    for file, made in ((README, table(read())), (DOCS, ablations(read()))):
+        before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        with artefact.replacing(file) as partial:
+            partial.write_text(f"{before}{BEGIN}{made}{END}{after}", encoding="utf-8")
 
 
 def settings_of(model: str, dataset: str) -> tuple[list[Path], config.Config, str]:
@@ -150,13 +174,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny", "smollm"], choices=["tiny", "smollm"], help="all")
     parser.add_argument("--datasets", nargs="+", default=["movielens", "cds", "toys"], help="all")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="losses; all")
+    parser.add_argument("--arms", nargs="+", choices=ARMS + ABLATIONS, help="all; of SmolLM2 no ablations")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training; 0 1 2")
     parser.add_argument("--cores", type=int, default=2, help="2")
     parser.add_argument("--again", action="store_true", help="make the rows again that are there")
     given = parser.parse_args()
-    runs = product(given.models, given.arms, given.datasets, given.seeds)  # the full loss on everything first
+    runs = product(given.models, given.arms or ARMS + ABLATIONS, given.datasets, given.seeds)  # by worth
     for model, arm, dataset, seed in runs:
+        if model != "tiny" and arm in ABLATIONS and not given.arms:
+            continue
         files, settings, name = settings_of(model, dataset)
         key = {"dataset": dataset, "model": model, "arm": arm, "seed": seed}
         key["settings"] = digest(settings, dataset, name, arm)
@@ -173,7 +199,7 @@ def main() -> None:
         command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
         command += ["--configfile", *map(str, files), "--", *map(str, wanted)]
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-        found = key | row(ROOT / top, ROOT / base, ROOT / run)
+        found = key | {"commit": commit()} | row(ROOT / top, ROOT / base, ROOT / run)
         keep(found)
         show()
         sys.stdout.write(f"{found}\n")

@@ -115,7 +115,7 @@ def write(
     if prefix is not None and prompt is not None:
         texts = reader.below()
         below = [Below(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
-    return Completions(tokens, forced, reader.pooled(), below)
+    return Completions(tokens, forced, _alike(tokens, reader.pooled()), below)
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def read(
     ended = [[cut(policy, tokens, limit) for tokens in row] for row in texts]
     tokens = [[kept for kept, _ in row] for row in ended]
     written = Completions(tokens, [[forced for _, forced in row] for row in ended], torch.empty(0), [])
-    return replace(written, hidden=_read_again(policy, prompts, written)[1].pooled())
+    return replace(written, hidden=_alike(tokens, _read_again(policy, prompts, written)[1].pooled()))
 
 
 def reread(policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,10 +153,19 @@ def reread(policy: Policy, prompts: Sequence[Sequence[int]], completions: Comple
     return log_probability, real, reader.pooled()
 
 
+def _alike(tokens: list[list[list[int]]], hidden: Tensor) -> Tensor:
+    """The states [n, G, d], one and the same for completions of a prompt with the same tokens.
+
+    In bfloat16 they differ in the last bits, and an advantage would make a signal of that.
+    """
+    first = torch.tensor([[row.index(completion) for completion in row] for row in tokens], device=hidden.device)
+    return hidden.gather(1, first[..., None].expand_as(hidden))
+
+
 def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
     """Whether the last of these tokens completes the marker; it may be tokenised in any way."""
     marker = policy.settings.marker
-    return marker in policy.tokenizer.decode(tokens[-len(marker) :])
+    return marker in policy.tokenizer.decode(tokens[-len(marker.encode()) :])  # a token is a byte or more
 
 
 def ending(policy: Policy, tokens: Sequence[int], limit: int) -> bool | None:

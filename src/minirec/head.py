@@ -30,7 +30,11 @@ class Head(nn.Module):
 
     def item(self, x: Tensor) -> Tensor:
         """The vectors [..., k] of states on the item side [..., d]."""
-        return self._mapped("item", self.whitening.item(x))
+        return self.whitened_item(self.whitening.item(x))
+
+    def whitened_item(self, vectors: Tensor) -> Tensor:
+        """The same, of item vectors [..., k] that are whitened already."""
+        return self._mapped("item", vectors)
 
     def folded(self) -> Whitening:
         """Both in one, as trained so far."""

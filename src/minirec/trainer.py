@@ -38,7 +38,7 @@ class BatchItems:
     """The items of an optimiser batch's softmax, the same in every process."""
 
     rows: Tensor  # [k], catalogue rows: the distinct targets, ascending, then the extra negatives
-    vectors: Tensor  # [k, d'], whitened; a leaf that collects the gradient
+    vectors: Tensor  # [k, d'], whitened, before the head; a leaf that collects the gradient
     own: list[int]  # which of them this process embeds
     graph: Tensor | None  # their vectors with what leads to them, where it fits into one pass
 
@@ -76,7 +76,7 @@ class RecommenderTrainer(GRPOTrainer):
         **trainer: Any,
     ) -> None:
         self.policy, self.head, self.samples = policy, head.to(policy.device), samples
-        self.item_table, self.items = item_table.clone().to(policy.device), items
+        self.item_table, self.items = item_table.clone().to(policy.device), items  # whitened, before the head
         self.settings, self.sampling, self.reward = train, sampling, reward
         self.validate, self.seed = validate, seed
         self.prompts = policy.user_bodies(samples.bodies)
@@ -150,7 +150,7 @@ class RecommenderTrainer(GRPOTrainer):
             with self._timed("generate"):
                 written = self._write(prompts, part.sample_id)
             tau = self.policy.settings.tau
-            judged = judge.judge(written.hidden, self.item_table, part, self.head.folded(), tau, self.reward)
+            judged = judge.judge(written.hidden, self.vectors(), part, self.head.folded(), tau, self.reward)
             tokens += sum(len(t) for group in written.tokens for t in group)
             spread = judged["reward"].std(1).sum().item() if judged["reward"].shape[1] > 1 else 0.0
             self.sums["reward"] = judged["reward"].mean(1).sum().item() / len(inputs)
@@ -215,7 +215,7 @@ class RecommenderTrainer(GRPOTrainer):
             masked = (b.items.rows[None, :, None] == b.history[:, None, :]).any(-1)
             item = objective.item_loss(
                 h,
-                b.items.vectors,
+                self.head.whitened_item(b.items.vectors),
                 b.column.repeat_interleave(best.shape[1]),
                 masked.repeat_interleave(best.shape[1], 0),
                 advantage.flatten(),
@@ -235,7 +235,7 @@ class RecommenderTrainer(GRPOTrainer):
         keep = learned and len(self.items.batches([wanted[place] for place in own])) == 1
         self.policy.model.train(keep)
         with torch.set_grad_enabled(keep):
-            mine = self._vectors([wanted[place] for place in own])
+            mine = self._whitened([wanted[place] for place in own])
         whole = processes.gathered(mine.detach(), len(wanted))
         return BatchItems(rows, whole.requires_grad_(learned), own, mine if keep else None)
 
@@ -250,25 +250,30 @@ class RecommenderTrainer(GRPOTrainer):
             return
         wanted = items.rows[items.own].tolist()
         for places in self.items.batches(wanted):
-            self._vectors([wanted[place] for place in places]).backward(gradient[places])
+            self._whitened([wanted[place] for place in places]).backward(gradient[places])
 
-    def _vectors(self, rows: list[int]) -> Tensor:
-        """Vectors [k, d'] of catalogue rows, after whitening and head."""
-        return self.head.item(self.items.embed(rows))
+    def _whitened(self, rows: list[int]) -> Tensor:
+        """Whitened vectors [k, d'] of catalogue rows, before the head."""
+        return self.head.whitening.item(self.items.embed(rows))
+
+    @torch.no_grad()
+    def vectors(self) -> Tensor:
+        """The item table by the head of today: only what the adapter changes waits for a refresh."""
+        return self.head.whitened_item(self.item_table)
 
     @torch.no_grad()
     def refresh_items(self) -> None:
         """Recompute the whole item table with the current policy."""
         self.policy.model.eval()
         with self._timed("items"):
-            own = self._vectors(processes.share(len(self.items)))
+            own = self._whitened(processes.share(len(self.items)))
             self.item_table = processes.gathered(own, len(self.items))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """NDCG@10 on valid, after a refresh of the item table."""
         assert self.validate is not None
         self.refresh_items()
-        metrics = {"eval_ndcg": self.validate(self.item_table)}
+        metrics = {"eval_ndcg": self.validate(self.vectors())}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
