@@ -149,7 +149,7 @@ def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of
 
 def written_in(project, tiny_model, defaults, folder, monkeypatch, sampling, **changes):
     """The completions of every step [steps][n][G], by a policy that does not move."""
-    found, whole, given = [], RecommenderTrainer._write, type(defaults.sampling).model_copy
+    found, whole = [], RecommenderTrainer._write
 
     def write(*arguments):
         written = whole(*arguments)
@@ -158,11 +158,8 @@ def written_in(project, tiny_model, defaults, folder, monkeypatch, sampling, **c
 
     with monkeypatch.context() as patched:
         patched.setattr(RecommenderTrainer, "_write", write)
-        patched.setattr(
-            type(defaults.sampling), "model_copy", lambda self, *, update: given(self, update=update | sampling)
-        )
         still = {"learning_rate": 1e-12, "head": "none"}
-        run(project, tiny_model, defaults, folder, **(ALL_AT_ONCE | still | changes))
+        run(project, tiny_model, defaults, folder, of_sampling=sampling, **(ALL_AT_ONCE | still | changes))
     return found
 
 
@@ -205,12 +202,8 @@ def test_completions_with_the_same_tokens_have_the_same_reward(
 
     monkeypatch.setattr(generate, "noise", alike)
     monkeypatch.setattr(judge, "judge", judged)
-    given = type(defaults.sampling).model_copy
     more = {"completions": 4, "max_new_tokens": 8}
-    monkeypatch.setattr(
-        type(defaults.sampling), "model_copy", lambda self, *, update: given(self, update=update | more)
-    )
-    run(project, tiny_model, defaults, tmp_path, of_policy={"dtype": dtype}, epochs=1)
+    run(project, tiny_model, defaults, tmp_path, of_policy={"dtype": dtype}, of_sampling=more, epochs=1)
     assert len(seen) == 3
     assert all((found["reward"] == found["reward"][:, :1]).all() for found in seen)
     assert not any(found["advantage"].any() for found in seen)

@@ -133,7 +133,6 @@ class Policy(Section):
     dtype: Literal["float32", "bfloat16"] = Field(description="of the frozen base model; adapters are float32")
     lora_r: int = Field(ge=1, description="rank of the adapters")
     lora_alpha: int = Field(ge=1, description="scale of the adapters")
-    lora_dropout: float = Field(ge=0, lt=1, description="dropout of the adapters")
     lora_targets: list[str] = Field(min_length=1, description="projections that get an adapter")
     lora_layers: int | None = Field(ge=1, description="only the top n layers get adapters; null: all")
     marker: str = Field(min_length=1, max_length=64, description="text that ends the reasoning")
@@ -255,7 +254,9 @@ class Train(Section):
     micro_batch_prompts: int = Field(ge=1, description="prompts a backward pass; memory, not results")
     spread: bool = Field(description="a process keeps its part of the frozen layers only; memory, not results")
     epochs: int = Field(ge=1, description="passes over the curriculum")
-    evaluations_per_epoch: int = Field(ge=0, description="valid evaluations an epoch; 0: none, the last policy is kept")
+    evaluations_per_epoch: int = Field(
+        ge=0, description="valid evaluations an epoch at most; 0: none, the last policy stays"
+    )
     patience: int = Field(ge=1, description="valid evaluations without a better NDCG@10 before training stops")
     losses: list[Literal["token", "item"]] = Field(min_length=1, description="parts of the loss")
     relabel_topk: int = Field(ge=1, description="best completions of a prompt that get the item loss")

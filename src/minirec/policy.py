@@ -80,7 +80,7 @@ class Policy:
         lora = LoraConfig(
             r=s.lora_r,
             lora_alpha=s.lora_alpha,
-            lora_dropout=s.lora_dropout,
+            lora_dropout=0.0,  # a completion must have the same probability when it is read again
             target_modules=s.lora_targets,
             layers_to_transform=None if s.lora_layers is None else list(range(total - s.lora_layers, total)),
             task_type="CAUSAL_LM",

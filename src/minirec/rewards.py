@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from minirec.errors import InputError
+from minirec.errors import NotFinite
 
 
 def scores(h: Tensor, items: Tensor, tau: float) -> Tensor:
@@ -27,12 +27,10 @@ def mask(scores: Tensor, exclude: Tensor, keep: Tensor | None = None) -> Tensor:
 def ranks(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
     """Rank of each target [n] by counting: 1 + higher scores + equal scores in a lower row. Masked rows never count.
 
-    Raises InputError where a score is not finite: every comparison with it is false, so its target would come first.
+    Raises NotFinite where a score is not finite: every comparison with it is false, so its target would come first.
     """
     if not scores.isfinite().all():
-        raise InputError(
-            "the policy's scores are not finite, so nothing can be ranked; fetch the model or train its adapter again"
-        )
+        raise NotFinite("the policy's scores are not finite, so nothing can be ranked")
     allowed = mask(scores, exclude, target)
     own = allowed.gather(1, target[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < target[:, None]

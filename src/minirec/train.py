@@ -1,7 +1,7 @@
 """train: GRPO on a curriculum, or of a proxy on random samples (METHOD 3, 4.1, 4.8).
 
 Checkpoints lie in `checkpoints/` beside the adapter, one at every evaluation on valid; an interrupted run goes on from
-the last complete one, to the same weights.
+the last complete one, to the same weights. A run that diverges leaves the policy of its last one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from trl import GRPOConfig
 
 from minirec import artefact, config, metrics, processes, ranking, schemas, splits, tensors
 from minirec.artefact import Made
-from minirec.errors import InputError
+from minirec.errors import InputError, NotFinite
 from minirec.head import Head
 from minirec.items import Items, Trunk
 from minirec.policy import Policy
@@ -34,6 +35,10 @@ from minirec.provenance import code_digest
 from minirec.splits import Split
 from minirec.trainer import RecommenderTrainer
 from minirec.whitening import WHITENING, Whitening
+
+CHECKPOINTS = 4  # an epoch, where none comes with an evaluation
+MEMORY = ("micro_batch_prompts", "batch_tokens", "spread")  # settings that leave the results alone
+LAST_GOOD = "last_good"  # beside the adapter of a run that diverged
 
 
 def proxy_samples(sample_id: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -46,7 +51,7 @@ def proxy_samples(sample_id: np.ndarray, count: int, seed: int) -> np.ndarray:
 def arguments(train: config.Train, completions: int, samples: int, seed: int, folder: Path, validated: bool) -> Any:
     """TRL's settings; what TRL would decide by itself is said here."""
     steps = math.ceil(samples / train.batch_prompts)
-    every = math.ceil(steps / max(train.evaluations_per_epoch, 1))
+    every = math.ceil(steps / (train.evaluations_per_epoch or CHECKPOINTS))
     groups = max(2, completions)  # TRL refuses 1; our completions never pass through it
     return GRPOConfig(
         output_dir=str(folder),
@@ -72,7 +77,7 @@ def arguments(train: config.Train, completions: int, samples: int, seed: int, fo
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=2,
+        save_total_limit=None,  # the trainer's own code removes checkpoints, once the next one is complete
         load_best_model_at_end=validated,
         metric_for_best_model="eval_ndcg",
         greater_is_better=True,
@@ -129,9 +134,12 @@ def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
 def resumable(folder: Path, made: Made) -> None:
     """Keep in a folder only the complete checkpoints of a run with the same inputs, settings and code.
 
+    Settings that change memory alone may differ: after one that was too large, a run goes on with a smaller one.
+
     One goes with the best before it, which the trainer would otherwise forget and end with the last policy.
     """
-    record = json.dumps({"made": json.loads(made.json()), "code": code_digest("train")})
+    decisive = {name: value for name, value in made.settings.items() if name not in MEMORY}
+    record = json.dumps({"made": json.loads(replace(made, settings=decisive).json()), "code": code_digest("train")})
     note = folder / "made.json"
     if folder.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != record):
         shutil.rmtree(folder)
@@ -193,6 +201,11 @@ def run(
     settings = {k: v for part in (policy, sampling, reward, train) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "whitening": whitening, "model": model}
     made = Made("train", settings | {"seed": seed}, inputs | ({"curriculum": curriculum} if curriculum else {}))
+    if sampling.max_new_tokens == 0 and sampling.completions > 1 and train.item_advantage == "group":
+        raise InputError(
+            "sampling.max_new_tokens is 0, so all completions of a prompt are alike and their advantages 0; "
+            "set train.item_advantage to one, or train with reasoning"
+        )
     validated = train.evaluations_per_epoch > 0
     checkpoints = out.parent / "checkpoints"
     chosen = split.take(split.rows_of(order).tolist())
@@ -224,12 +237,31 @@ def run(
         callbacks=[_Bar("train"), *([_Patience(train.patience)] if validated else [])],
     )
     trainer.remove_callback(PrinterCallback)  # the log has its own lines
-    trainer.train(resume_from_checkpoint=last)
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except NotFinite as problem:
+        raise InputError(
+            f"training diverged at step {trainer.state.global_step + 1}, {problem.what}; lower train.learning_rate "
+            f"or train.head_learning_rate, {_last_good(trainer, checkpoints, out.parent / LAST_GOOD, made)}"
+        ) from problem
     with processes.first_alone() as first:
         if first:
             save_adapter(trainer, out, made)
             schemas.write("history", history_table(trainer.state.log_history), history, made)
             shutil.rmtree(checkpoints)
+            shutil.rmtree(out.parent / LAST_GOOD, ignore_errors=True)
+
+
+def _last_good(trainer: RecommenderTrainer, checkpoints: Path, out: Path, made: Made) -> str:
+    """Write the policy of the last checkpoint as an adapter; what became of it, in words."""
+    last = get_last_checkpoint(str(checkpoints))
+    if last is None:
+        return "there was no checkpoint yet"
+    trainer._load_from_checkpoint(last)
+    with processes.first_alone() as first:
+        if first:
+            save_adapter(trainer, out, made)
+    return f"the policy of {Path(last).name} is kept in {out}"
 
 
 def _validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) -> Any:
@@ -237,8 +269,11 @@ def _validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) ->
 
     def validate(items: Tensor) -> float:
         policy.model.eval()
-        ranked = ranking.rank(policy, head.folded(), items, own, max_new_tokens, 0, "valid")
-        total = torch.tensor(metrics.ndcg(ranked.rank, 10).sum(), device=policy.device)
+        try:
+            ranked = ranking.rank(policy, head.folded(), items, own, max_new_tokens, 0, "valid")
+            total = torch.tensor(metrics.ndcg(ranked.rank, 10).sum(), device=policy.device)
+        except NotFinite:
+            total = torch.tensor(torch.nan, dtype=torch.float64, device=policy.device)  # so that every process stops
         return processes.add_up(total).item() / len(valid)
 
     return validate

@@ -8,6 +8,7 @@ processes share the prompts and items of every step, and end it with the same gr
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from trl import GRPOTrainer
 
 from minirec import artefact, config, generate, judge, objective, processes
 from minirec.artefact import Made
-from minirec.errors import InputError
+from minirec.errors import NotFinite
 from minirec.head import Head
 from minirec.items import Items
 from minirec.policy import Policy
@@ -128,10 +129,7 @@ class RecommenderTrainer(GRPOTrainer):
 
     def _demand_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise InputError(
-                f"the {what} is {value} at step {self.state.global_step + 1}; lower train.learning_rate, "
-                "the last checkpoint is kept"
-            )
+            raise NotFinite(f"the {what} is {value}")
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """This process's share of the optimiser batch as micro-batches (list[Batch]), and the BatchItems."""
@@ -150,12 +148,16 @@ class RecommenderTrainer(GRPOTrainer):
             with self._timed("generate"):
                 written = self._write(prompts, part.sample_id)
             tau = self.policy.settings.tau
-            judged = judge.judge(written.hidden, self.vectors(), part, self.head.folded(), tau, self.reward)
-            tokens += sum(len(t) for group in written.tokens for t in group)
-            spread = judged["reward"].std(1).sum().item() if judged["reward"].shape[1] > 1 else 0.0
-            self.sums["reward"] = judged["reward"].mean(1).sum().item() / len(inputs)
-            self.sums["reward_std"] = spread / len(inputs)
-        token_share = 1 / max(int(processes.add_up(tokens)), 1)
+            try:
+                judged = judge.judge(written.hidden, self.vectors(), part, self.head.folded(), tau, self.reward)
+                spread = judged["reward"].std(1).sum().item() if judged["reward"].shape[1] > 1 else 0.0
+                self.sums["reward"] = judged["reward"].mean(1).sum().item() / len(inputs)
+                self.sums["reward_std"] = spread / len(inputs)
+                tokens += sum(len(t) for group in written.tokens for t in group)
+            except NotFinite:
+                tokens += torch.nan  # so that every process stops
+        sampled = processes.add_up(tokens).item()
+        self._demand_finite("policy's score of an item", sampled)
         column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(part.target))
         batches = []
         by_length = sorted(range(len(own)), key=lambda place: len(prompts[place]))  # little padding
@@ -169,7 +171,7 @@ class RecommenderTrainer(GRPOTrainer):
                     torch.as_tensor(part.history[places], device=self.policy.device),
                     column[places].to(self.policy.device),
                     items,
-                    token_share,
+                    1 / max(sampled, 1),
                     1 / len(inputs),
                 )
             )
@@ -274,6 +276,7 @@ class RecommenderTrainer(GRPOTrainer):
         assert self.validate is not None
         self.refresh_items()
         metrics = {"eval_ndcg": self.validate(self.vectors())}
+        self._demand_finite("policy's NDCG on valid", metrics["eval_ndcg"])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -287,6 +290,9 @@ class RecommenderTrainer(GRPOTrainer):
         Trainer.log(self, logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """One more complete checkpoint; only then all others go but the best."""
+        weights = [weight for weight in self.policy.model.parameters() if weight.requires_grad]
+        self._demand_finite("size of the trained weights", torch.nn.utils.get_total_norm(weights).item())
         Trainer._save_checkpoint(self, model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with processes.first_alone() as first:
@@ -296,6 +302,10 @@ class RecommenderTrainer(GRPOTrainer):
         with processes.first_alone() as first:  # by now every process has written its files
             if first:
                 artefact.seal_folder(folder, Made("checkpoint"))
+                kept = {folder.name, Path(self.state.best_model_checkpoint or folder).name}
+                for other in folder.parent.glob("checkpoint-*"):
+                    if other.name not in kept:
+                        shutil.rmtree(other)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
