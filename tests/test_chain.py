@@ -97,6 +97,11 @@ def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
     metrics = json.loads((top / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
     assert set(metrics["cost"]) >= {"prepare", "embed_base/tiny", f"train/{RUN}", f"evaluate/{RUN}"}
+    for file in (f"runs/{RUN}/metrics.json", "metrics.json"):
+        found = json.loads((top / file).read_text(encoding="utf-8"))
+        assert set(found["references"]) == {"popularity", "tfidf_last", "tfidf_history", "transitions"}, file
+        assert set(found) >= {"before", "metrics_without_reasoning", "improvement", "breakdown"}, file
+        assert set(found["against"]) == set(found["references"]), file
     assert sorted(path.name for path in (top / "figures").glob("*.png")) == [
         "curriculum.png",
         "rewards.png",

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from minirec import generate
 from minirec import prompts as prompts_of
@@ -218,6 +218,17 @@ def test_a_prompt_reads_as_the_chat_template_makes_it(policy):
 @pytest.fixture
 def tokenizer(tiny_model):
     return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def test_titles_cannot_hold_tokens_of_the_template_that_are_not_special(tokenizer):
+    """As Qwen's tool calls."""
+    tokenizer.add_tokens([AddedToken("<tool>", special=False), AddedToken("<table>", special=False)])
+    tokenizer.chat_template += "{% if tools %}<tool>{% endif %}"
+    encode = prompts_of.user_prompts(tokenizer, "<answer>", None).encode
+    tool, table = (tokenizer.convert_tokens_to_ids(word) for word in ("<tool>", "<table>"))
+    assert tool not in encode("- just now: <tool> <to<tool>ol> <<answer>tool>")
+    assert table in encode("- just now: <table>")  # says nothing in the template
+    assert encode("- just now: <tool>") == encode("- just now: tool")
 
 
 def prefix(tokenizer, system=None):

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minirec import artefact, config, evaluate, experiment, schemas, summarise
+from minirec import against, artefact, config, evaluate, experiment, schemas, summarise
 from minirec.artefact import Made
 from minirec.breakdown import Examined
 from minirec.errors import InputError
 
 TESTED, TRAINED, ITEMS, PICKED = 40, 12, 30, 4
 BASE = np.arange(TESTED) % ITEMS + 1
+TFIDF = np.maximum(BASE - 1, 1).astype(np.int32)
 PNG, SVG = b"\x89PNG\r\n\x1a\n", b"<?xml"
 
 
@@ -26,6 +27,11 @@ def write_ranks(folder: Path, rank, settings, first_id: int = 0) -> None:
     ids = np.arange(len(rank)) + first_id
     tested = Examined(np.arange(len(rank)) % 3 + 1, np.zeros_like(ids), np.arange(ITEMS))
     evaluate.write(rank, np.full_like(rank, 2), top, ids, tested, settings, Made("evaluate"), *files)
+
+
+def write_references(file: Path) -> None:
+    rows = {"reference": ["tfidf_last"] * TESTED, "sample_id": np.arange(TESTED)[::-1], "rank": TFIDF[::-1]}
+    schemas.write("references", pa.table(rows), file, Made("references"))
 
 
 def write_json(file: Path, content) -> None:
@@ -78,6 +84,12 @@ def project(tmp_path, monkeypatch, defaults):
         references = {"tfidf_last": {"ndcg@10": value, "hr@10": value}}
         write_json(top / "references.json", {"references": references, "breakdown": {"tfidf_last": {}}})
         write_ranks(top / "base/gemma", BASE, given.evaluate)
+        one = {
+            "reference": ["tfidf_last"] * TESTED,
+            "sample_id": np.arange(TESTED)[::-1],
+            "rank": pa.array(TFIDF[::-1]),
+        }
+        schemas.write("references", pa.table(one), top / "references.parquet", Made("references"))
         ids = [1, 3, 5, 7]
         for seed, rank in enumerate(after):
             run = f"{method}-{budget}/seed{seed}"
@@ -159,6 +171,45 @@ def test_the_cost_is_that_of_the_jobs_of_this_experiment_and_is_said_by_stage(pr
     runs = {f"train/gemma/gemma/minirec-{PICKED}/seed{seed}" for seed in (0, 1)}
     assert set(summary["cost"]) == {"rollout/gemma"} | runs
     assert "seconds by stage: rollout 12, train 42\n" in text
+
+
+def test_a_run_is_held_against_the_policy_before_rl_and_every_reference_sample_by_sample(tmp_path, defaults):
+    write_ranks(tmp_path / "base", BASE, defaults.evaluate)
+    write_references(tmp_path / "references.parquet")
+    after, shuffled = np.maximum(BASE - 1, 1).astype(np.int32), np.random.default_rng(0).permutation(TESTED)
+    tested = Examined(np.ones(TESTED), np.zeros(TESTED, int), np.arange(ITEMS))
+    top = np.tile(np.arange(3, dtype=np.int32), (TESTED, 1))
+    evaluate.write(
+        after[shuffled],
+        after[shuffled],
+        top,
+        shuffled,
+        tested,
+        defaults.evaluate,
+        Made("evaluate"),
+        tmp_path / "ranks.parquet",
+        tmp_path / "metrics.json",
+        tmp_path / "base/ranks.parquet",
+        tmp_path / "references.parquet",
+    )
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["before"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(BASE))
+    assert found["improvement"]["mean"] == pytest.approx(ndcg10(after) - ndcg10(BASE))
+    assert found["improvement"]["low"] > 0  # no sample is worse; pairs of other samples would be
+    assert found["references"]["tfidf_last"]["hr@10"]["mean"] == np.mean(TFIDF <= 10)
+    assert found["against"]["tfidf_last"] == {"mean": 0, "low": 0, "high": 0, "p": 1, "significant": False}
+    write_ranks(tmp_path / "other", BASE, defaults.evaluate, first_id=1)
+    with pytest.raises(InputError, match="is of other test samples"):
+        against.before(tmp_path / "other/ranks.parquet", shuffled)
+
+
+def test_the_summary_holds_the_runs_against_every_reference(project):
+    after = np.maximum(BASE - 3, 1)
+    project([after])
+    summary, text = written()
+    gain = ndcg10(after) - ndcg10(TFIDF)
+    assert summary["against"]["tfidf_last"]["mean"] == pytest.approx(gain)
+    assert f"after RL against tfidf last {gain:+.4f} (p = {summary['against']['tfidf_last']['p']:.3g})" in text
 
 
 def test_a_large_gain_is_called_significant(project):

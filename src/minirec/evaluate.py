@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from minirec import artefact, config, metrics, ranking, schemas, splits, tensors
+from minirec import against, artefact, config, metrics, ranking, schemas, splits, tensors
 from minirec.artefact import Made
 from minirec.breakdown import Examined, K
 from minirec.items import Items, Trunk
@@ -31,8 +31,10 @@ def write(
     made: Made,
     ranks: Path,
     out: Path,
+    before: Path | None = None,
+    references: Path | None = None,
 ) -> None:
-    """Write ranks.parquet and metrics.json."""
+    """Write ranks.parquet and metrics.json, with what the policy is held against where that is given."""
     columns: dict[str, Any] = {
         "sample_id": sample_id,
         "rank": rank,
@@ -46,6 +48,14 @@ def write(
         "metrics_without_reasoning": metrics.summary(without, settings),
         "breakdown": tested.describe(rank, top),
     }
+    if before is not None:
+        start = against.before(before, sample_id)
+        summary["before"] = metrics.summary(start, settings)
+        summary["improvement"] = against.improvement(start, [rank], settings)
+    if references is not None:
+        others = against.references(references, sample_id)
+        summary["references"] = {name: metrics.summary(other, settings) for name, other in others.items()}
+        summary["against"] = against.each(others, [rank], settings)
     artefact.write_json(summary, out, made)
     for name, value in summary["metrics"].items():
         log.info("%s %.4f [%.4f, %.4f]", name, value["mean"], value["low"], value["high"])
@@ -64,6 +74,8 @@ def run(
     trunk: Path | None,
     model: Path,
     adapter: Path | None,
+    before: Path | None,
+    references: Path | None,
     ranks: Path,
     out: Path,
 ) -> None:
@@ -78,7 +90,9 @@ def run(
         table = whiten.item(goods.embed(what="items"))
     ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, max(K, *evaluate.cutoffs), "evaluate")
     settings = policy.model_dump() | sampling.model_dump() | evaluate.model_dump()
-    inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
+    given = {"adapter": adapter, "before": before, "references": references}
+    inputs = {"samples": samples, "catalogue": catalogue, "model": model} | {n: f for n, f in given.items() if f}
     made = Made("evaluate", settings, inputs)
     tested = splits.tested(test, catalogue)
-    write(ranked.rank, ranked.rank_without_reasoning, ranked.top, test.sample_id, tested, evaluate, made, ranks, out)
+    found = ranked.rank, ranked.rank_without_reasoning, ranked.top
+    write(*found, test.sample_id, tested, evaluate, made, ranks, out, before, references)

@@ -221,6 +221,7 @@ def summary_inputs(runs: list[str], results: str, dataset: str) -> dict[str, str
         "catalogue": f"{top}/catalogue.parquet",
         "prepare": f"{top}/prepare.json",
         "references": f"{top}/references.json",
+        "reference_ranks": f"{top}/references.parquet",
         "base": f"{top}/base/{model}/metrics.json",
         "base_ranks": f"{top}/base/{model}/ranks.parquet",
         "metrics": [f"{top}/runs/{run}/metrics.json" for run in runs],

@@ -35,27 +35,26 @@ class Prompts:
     tokenizer: Any
     prefix: list[int]  # shared start
     suffix: list[int]  # shared end
-    marker: str
+    reserved: tuple[str, ...]  # the marker, and what the chat template says besides special tokens
     max_body: int | None = None  # longer bodies are cut
 
     def encode(self, body: str) -> list[int]:
         """The ids that follow the prefix."""
-        ids = self.tokenizer(neutral(body, self.marker), add_special_tokens=False, split_special_tokens=True)
+        ids = self.tokenizer(neutral(body, self.reserved), add_special_tokens=False, split_special_tokens=True)
         return ids["input_ids"][: self.max_body] + self.suffix
 
 
 def user_prompts(tokenizer: Any, marker: str, system: str | None) -> Prompts:
     """Prompts about users; the body is made by `history_lines`."""
     before, after = _template(tokenizer, USER_INSTRUCTION, system)
-    return Prompts(tokenizer, _ids(tokenizer, before), _ids(tokenizer, after), marker)
+    return Prompts(tokenizer, _ids(tokenizer, before), _ids(tokenizer, after), reserved(tokenizer, marker))
 
 
 def item_prompts(tokenizer: Any, marker: str, system: str | None, max_body: int) -> Prompts:
     """Prompts about items; the body is the catalogue's text, the assistant's turn opens with the marker."""
     before, after = _template(tokenizer, ITEM_INSTRUCTION, system)
-    return Prompts(
-        tokenizer, _ids(tokenizer, before), _ids(tokenizer, after) + _ids(tokenizer, marker), marker, max_body
-    )
+    end = _ids(tokenizer, after) + _ids(tokenizer, marker)
+    return Prompts(tokenizer, _ids(tokenizer, before), end, reserved(tokenizer, marker), max_body)
 
 
 def marker_ids(tokenizer: Any, marker: str) -> list[int]:
@@ -81,11 +80,18 @@ def age(milliseconds: int) -> str:
     return "just now"
 
 
-def neutral(text: str, marker: str) -> str:
-    """Text without the marker: nothing a title says may look like the end of the reasoning."""
-    harmless = "".join(c for c in marker if c.isalnum())
-    while marker in text:
-        text = text.replace(marker, harmless if harmless != marker else "")
+def reserved(tokenizer: Any, marker: str) -> tuple[str, ...]:
+    """The marker, and the tokens of the chat template that the tokenizer would not split as it does special ones."""
+    template = tokenizer.get_chat_template()
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    return (marker, *sorted(word for word in added if word.strip() and word in template))
+
+
+def neutral(text: str, reserved: Sequence[str]) -> str:
+    """Text without these words: nothing a title says may look like the end of the reasoning, or of the user's turn."""
+    while found := next((word for word in reserved if word in text), None):
+        harmless = "".join(c for c in found if c.isalnum())
+        text = text.replace(found, harmless if harmless != found else "")
     return text
 
 

@@ -154,6 +154,8 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("trunk", "trunk.safetensors of the base model", required=False),
             MODEL,
             ADAPTER,
+            Option("before", "ranks.parquet of the policy before RL, to compare with", required=False),
+            Option("references", "references.parquet, to compare with", required=False),
             Option("ranks", "ranks.parquet to write"),
             OUT,
         ),

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from minirec import artefact, config, experiment, metrics, schemas
+from minirec import against, artefact, config, experiment, schemas
 from minirec.artefact import Made, replacing
 from minirec.errors import InputError
 from minirec.metrics import Interval
 from minirec.progress import log
-
-K = 10  # the cutoff of tests and of the terminal's summary
 
 
 def costs(benchmarks: Path, jobs: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -36,15 +34,6 @@ def costs(benchmarks: Path, jobs: Sequence[str]) -> dict[str, dict[str, float]]:
                 "max_rss_mib": max(memory, default=0.0),
             }
     return found
-
-
-def improvement(before: np.ndarray, after: Sequence[np.ndarray], settings: config.Evaluate) -> dict[str, Any]:
-    """NDCG@10 after minus before on the same samples, averaged over the runs: interval and paired test."""
-    mean_after = np.mean([metrics.ndcg(rank, K) for rank in after], axis=0)
-    start = metrics.ndcg(before, K)
-    interval = metrics.interval(mean_after - start, settings.bootstrap, settings.confidence, settings.seed)
-    p = metrics.paired_p(mean_after, start, settings.seed)
-    return {**interval, "p": p, "significant": bool(p < 1 - settings.confidence)}
 
 
 def over_runs(runs: Sequence[dict[str, Any]], name: str) -> dict[str, Interval]:
@@ -100,6 +89,11 @@ def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
         "",
         f"  RL changes NDCG@10 by {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}], "
         f"paired permutation test p = {change['p']:.3g}: {verdict}",
+        "  after RL against "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {found['mean']:+.4f} (p = {found['p']:.3g})"
+            for name, found in summary["against"].items()
+        ),
         "  top 10 before -> after: "
         + " -> ".join(f"{values['coverage@10']:.0%}" for values in lists.values())
         + " of the catalogue, an item has "
@@ -128,10 +122,11 @@ def run(*, evaluate: config.Evaluate, results: Path, main: str, run: list[str], 
     selection = schemas.read("selection", several["selection"][0])
     split = schemas.read("samples", one["samples"], ["split"])["split"].value_counts().to_pylist()
     ranks = [schemas.read("ranks", path).sort_by("sample_id") for path in several["ranks"]]
-    before = schemas.read("ranks", one["base_ranks"]).sort_by("sample_id")
+    sample_id = schemas.numpy(ranks[0], "sample_id")
     for path, rank in zip(several["ranks"], ranks, strict=True):
-        if not rank["sample_id"].equals(before["sample_id"]):
-            raise InputError(f"{path} and {one['base_ranks']} have other test samples; run evaluate again for both")
+        if not rank["sample_id"].equals(ranks[0]["sample_id"]):
+            raise InputError(f"{path} and {several['ranks'][0]} have other test samples; run evaluate again for both")
+    after = [schemas.numpy(rank, "rank") for rank in ranks]
     summary: dict[str, Any] = {
         "main": given.model_dump(),
         "samples": {entry["values"]: entry["counts"] for entry in split},
@@ -141,10 +136,9 @@ def run(*, evaluate: config.Evaluate, results: Path, main: str, run: list[str], 
         "metrics_without_reasoning": over_runs(runs, "metrics_without_reasoning"),
         "before": base["metrics"],
         "before_without_reasoning": base["metrics_without_reasoning"],
-        "improvement": improvement(
-            schemas.numpy(before, "rank"), [schemas.numpy(rank, "rank") for rank in ranks], evaluate
-        ),
+        "improvement": against.improvement(against.before(one["base_ranks"], sample_id), after, evaluate),
         "references": references["references"],
+        "against": against.each(against.references(one["reference_ranks"], sample_id), after, evaluate),
         "breakdown": {
             "before": base["breakdown"],
             "after": mean_of([found["breakdown"] for found in runs]),

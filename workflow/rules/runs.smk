@@ -42,6 +42,8 @@ rule evaluate:
         catalogue="{results}/{dataset}/catalogue.parquet",
         trunk="{results}/{dataset}/base/{model}/trunk.safetensors",
         model="data/models/{model}",
+        before="{results}/{dataset}/base/{model}/ranks.parquet",
+        references="{results}/{dataset}/references.parquet",
         adapter="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter",
     output:
         metrics="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/metrics.json",
@@ -62,8 +64,8 @@ rule evaluate:
     shell:
         "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
         " --model {input.model:q} --adapter {input.adapter:q}"
-        " --whitening {input.adapter:q}/whitening.safetensors --trunk {input.trunk:q} --ranks {output.ranks:q}"
-        " --out {output.metrics:q}"
+        " --whitening {input.adapter:q}/whitening.safetensors --trunk {input.trunk:q}"
+        " --before {input.before:q} --references {input.references:q} --ranks {output.ranks:q} --out {output.metrics:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
 
 
@@ -75,6 +77,7 @@ rule evaluate_base:
         item_table="{results}/{dataset}/base/{model}/items.safetensors",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
         model="data/models/{model}",
+        references="{results}/{dataset}/references.parquet",
     output:
         metrics="{results}/{dataset}/base/{model}/metrics.json",
         ranks="{results}/{dataset}/base/{model}/ranks.parquet",
@@ -93,8 +96,8 @@ rule evaluate_base:
         code=code("evaluate"),
     shell:
         "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --items {input.item_table:q} --whitening {input.whitening:q} --ranks {output.ranks:q}"
-        " --out {output.metrics:q}"
+        " --model {input.model:q} --items {input.item_table:q} --whitening {input.whitening:q}"
+        " --references {input.references:q} --ranks {output.ranks:q} --out {output.metrics:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
 
 

@@ -1,0 +1,49 @@
+"""What a policy is held against on the same test samples: itself before RL, and simple recommenders (METHOD 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minirec import config, metrics, schemas
+from minirec.errors import InputError
+
+K = 10
+
+
+def before(ranks: Path, sample_id: np.ndarray) -> np.ndarray:
+    """Ranks [n] of the policy before RL, of the samples [n]; raises InputError where the file has others."""
+    return _of(schemas.read("ranks", ranks), ranks, sample_id)
+
+
+def references(ranks: Path, sample_id: np.ndarray) -> dict[str, np.ndarray]:
+    """Ranks [n] of every simple recommender, of the samples [n]; raises InputError where the file has others."""
+    table = schemas.read("references", ranks)
+    names = pc.unique(table["reference"]).to_pylist()
+    return {name: _of(table.filter(pc.equal(table["reference"], name)), ranks, sample_id) for name in names}
+
+
+def improvement(other: np.ndarray, runs: Sequence[np.ndarray], settings: config.Evaluate) -> dict[str, Any]:
+    """NDCG@10 of ranks [n], averaged over the runs, minus that of others [n]: mean, interval and paired test."""
+    mean = np.mean([metrics.ndcg(rank, K) for rank in runs], axis=0)
+    start = metrics.ndcg(other, K)
+    interval = metrics.interval(mean - start, settings.bootstrap, settings.confidence, settings.seed)
+    p = metrics.paired_p(mean, start, settings.seed)
+    return {**interval, "p": p, "significant": bool(p < 1 - settings.confidence)}
+
+
+def each(others: Mapping[str, np.ndarray], runs: Sequence[np.ndarray], settings: config.Evaluate) -> dict[str, Any]:
+    """The improvement over each of the others."""
+    return {name: improvement(rank, runs, settings) for name, rank in others.items()}
+
+
+def _of(table: pa.Table, path: Path, sample_id: np.ndarray) -> np.ndarray:
+    table = table.sort_by("sample_id")
+    if not np.array_equal(schemas.numpy(table, "sample_id"), np.sort(sample_id)):
+        raise InputError(f"{path} is of other test samples; run the stage that makes it again")
+    return schemas.numpy(table, "rank")[np.argsort(np.argsort(sample_id))]
