@@ -3,8 +3,9 @@
 Both train the same adapter (LoRA on the top layers) with the same batch of prompts, lengths, group size and reward: the
 rank of a target by the state at the marker. TRL's reward reads prompt, completion and marker in a forward pass of its
 own. The last row also trains with the item loss, which TRL has not. Each runs in a process of its own, so peak memory
-is its own. Beforehand the token loss and its gradient are compared, for the completions that TRL's trainer wrote; that
-is at temperature 1, as TRL scales log-probabilities by the temperature.
+is its own. Beforehand the loss and gradient of one of our steps are compared with those of TRL's trainer for the same
+completions and advantages; that is at temperature 1, as TRL scales log-probabilities by the temperature. A refresh of
+the whole item table, every `item_refresh_steps`, is not among the steps; it is timed apart.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from minirec import config, generate, objective, rewards, train
+from minirec import config, rewards, train
 from minirec.head import Head
 from minirec.items import Items
 from minirec.policy import Policy
@@ -36,7 +37,7 @@ from minirec.whitening import Whitening
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, WARM = 4, 1  # steps, and how many of them are not counted
 CATALOGUE = 2_000
-PARTS = ("generate", "loss", "items")
+PARTS = ("generate", "loss", "items")  # of a step; the mean, as of the whole
 
 
 def settings(given: argparse.Namespace, losses: list[str]) -> config.Config:
@@ -80,11 +81,19 @@ def loaded(given: argparse.Namespace, losses: list[str]) -> tuple[Policy, config
     return policy, chosen
 
 
-def ours(given: argparse.Namespace, losses: list[str], folder: str) -> tuple[list[float], dict[str, float]]:
+class Ours(RecommenderTrainer):
+    """Our trainer; it keeps what it has written."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        self.kept = super()._generate_and_score_completions(inputs)
+        return self.kept
+
+
+def ours(given: argparse.Namespace, losses: list[str], folder: str) -> Ours:
     policy, chosen = loaded(given, losses)
     prompts, split, table, texts = case(policy, given)
     policy.user_bodies = lambda _: prompts  # type: ignore[method-assign]
-    trainer = RecommenderTrainer(
+    trainer = Ours(
         policy,
         Head(Whitening.identity(), policy.width, "none"),
         table,
@@ -100,10 +109,17 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> tuple[lis
     )
     trainer._save_checkpoint = lambda *_: None
     trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def timed(trainer: Ours) -> tuple[list[float], dict[str, float]]:
+    """Seconds of every step that counts, and the mean of their parts, with that of a refresh."""
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "seconds" in entry][WARM:]
     parts = {part: float(np.mean([entry[f"seconds_{part}"] for entry in steps])) for part in PARTS}
-    return [entry["seconds"] for entry in steps], parts
+    started = time.perf_counter()
+    trainer.refresh_items()
+    return [entry["seconds"] for entry in steps], parts | {"refresh": time.perf_counter() - started}
 
 
 class Stock(GRPOTrainer):
@@ -176,27 +192,26 @@ def stock(given: argparse.Namespace, folder: str) -> Stock:
 
 
 def compare(given: argparse.Namespace, folder: str) -> dict[str, float]:
-    """How far our token loss and its gradient are from TRL's, on completions that TRL's trainer wrote."""
-    trainer = stock(given, folder)
-    policy, chosen = trainer.policy, settings(given, ["token"])
-    repeated = [row for row in range(given.prompts) for _ in range(given.groups)]
-    trainer.model.train()
-    batch = trainer._generate_and_score_completions([{"prompt": str(row), "row": row} for row in repeated])
-    trainer.current_gradient_accumulation_steps = 1
-    found = []
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    found.append((loss.item(), gradient(policy)))
-    tokens = batch["completion_ids"].view(given.prompts, given.groups, -1)
-    written = generate.Completions(tokens.tolist(), [[True] * given.groups] * given.prompts, torch.empty(0), [])
-    log_p, real, _ = generate.reread(policy, trainer.bodies[: given.prompts], written)
-    advantage = batch["advantages"].view(given.prompts, given.groups)
-    low, high = chosen.train.epsilon_low, chosen.train.epsilon_high
-    loss = objective.token_loss(log_p, log_p.detach(), real, advantage, low, high) / real.sum()
-    loss.backward()
-    found.append((loss.item(), gradient(policy)))
-    (theirs, g), (mine, h) = found
-    return {"loss": theirs, "difference": abs(mine - theirs), "gradient": float((g - h).norm() / g.norm())}
+    """How far loss and gradient of a step of our trainer are from TRL's, for the completions that ours wrote."""
+    mine = ours(given, ["token"], folder)
+    loss = mine.training_step(mine.policy.model, list(range(given.prompts))).item()
+    g = gradient(mine.policy)
+    ((written,), _) = mine.kept
+    theirs = stock(given, folder)
+    theirs.model.train()
+    repeated = [{"prompt": str(row), "row": row} for row in range(given.prompts) for _ in range(given.groups)]
+    batch = theirs._generate_and_score_completions(repeated)
+    batch["completion_ids"] = torch.tensor(written.completions.tokens).flatten(0, 1)
+    batch["advantages"] = written.advantage.flatten()
+    theirs.current_gradient_accumulation_steps = 1
+    expected = theirs.compute_loss(theirs.model, batch)
+    expected.backward()
+    h = gradient(theirs.policy)
+    return {
+        "loss": expected.item(),
+        "difference": abs(loss - expected.item()),
+        "gradient": float((g - h).norm() / h.norm()),
+    }
 
 
 def gradient(policy: Policy) -> Tensor:
@@ -218,9 +233,9 @@ def measure(way: str, given: argparse.Namespace, results: Any) -> None:
             trainer.train()
             seconds, parts = trainer.seconds[WARM:], {}
         else:
-            seconds, parts = ours(given, ["token", "item"] if "item" in way else ["token"], folder)
+            seconds, parts = timed(ours(given, ["token", "item"] if "item" in way else ["token"], folder))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    results.put((min(seconds), parts, peak))
+    results.put((float(np.mean(seconds)), parts, peak))
 
 
 def main() -> None:
@@ -248,10 +263,11 @@ def main() -> None:
         f"token loss of TRL {same['loss']:.3g}, ours differs by {same['difference']:.1g}; "
         f"|gradient difference| / |gradient| = {same['gradient']:.1g}"
     )
-    print(f"| trainer | seconds a step | against TRL | {' | '.join(PARTS)} | peak GiB |")
-    print("|---|--:|--:|" + "--:|" * (len(PARTS) + 1))
+    shown = (*PARTS, "refresh")
+    print(f"| trainer | seconds a step | against TRL | {' | '.join(shown)} of {CATALOGUE} items | peak GiB |")
+    print("|---|--:|--:|" + "--:|" * (len(shown) + 1))
     for way, (seconds, parts, peak) in found.items():
-        spent = " | ".join(f"{parts[part]:.2f}" if parts else "" for part in PARTS)
+        spent = " | ".join(f"{parts[part]:.2f}" if parts else "" for part in shown)
         print(f"| {way} | {seconds:.2f} | {found['TRL'][0] / seconds:.2f}x | {spent} | {peak:.2f} |")
 
 

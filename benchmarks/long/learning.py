@@ -51,8 +51,12 @@ def digest(settings: config.Config, dataset: str, model: str, arm: str) -> str:
 
 def commit() -> str:
     """The tree that is measured."""
-    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "src", "workflow", "config")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def row(top: Path, base: Path, run: Path) -> dict[str, object]:
