@@ -104,7 +104,7 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> Ours:
         reward=chosen.reward,
         validate=None,
         seed=0,
-        args=train.arguments(chosen.train, given.groups, len(split), 0, Path(folder), validated=False),
+        args=train.arguments(chosen.train, given.groups, 0, Path(folder), validated=False),
         train_dataset=Dataset.from_dict({"prompt": [""] * len(split)}),
     )
     trainer._save_checkpoint = lambda *_: None

@@ -139,12 +139,14 @@ def test_every_epoch_visits_the_curriculum_in_order_and_drops_no_sample(usual):
     assert history["sample_ids"] == [[3, 1, 4, 15], [9, 2, 6, 5], [12, 8, 7]] * 2
 
 
-def test_valid_is_evaluated_as_often_as_asked_and_its_best_policy_is_kept(usual):
-    _, history = usual
-    assert [step for step, value in zip(history["step"], history["valid_ndcg"], strict=True) if value is not None] == [
-        3,
-        6,
-    ]
+@pytest.mark.parametrize(("batch", "times", "expected"), [(4, 1, [3, 6]), (2, 4, [2, 3, 5, 6, 8, 9, 11, 12])])
+def test_valid_is_evaluated_as_often_as_asked_in_every_epoch(
+    project, tiny_model, defaults, tmp_path, batch, times, expected
+):
+    changes = {"batch_prompts": batch, "micro_batch_prompts": batch, "evaluations_per_epoch": times, "patience": 99}
+    _, history = run(project, tiny_model, defaults, tmp_path, **changes)
+    valid = zip(history["step"], history["valid_ndcg"], strict=True)
+    assert [step for step, value in valid if value is not None] == expected
 
 
 @pytest.mark.parametrize("head", ["none", "shared", "separate"])

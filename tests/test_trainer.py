@@ -184,7 +184,15 @@ def test_completions_are_sampled_at_the_temperature_among_the_likeliest_tokens(
 @pytest.mark.parametrize("name", ["warmup_steps", "max_grad_norm", "learning_rate"])
 def test_the_trainer_gets_the_setting(defaults, tmp_path, name):
     changed = defaults.train.model_copy(update={name: 7})
-    assert getattr(train.arguments(changed, 4, 10, 0, tmp_path, validated=True), name) == 7
+    assert getattr(train.arguments(changed, 4, 0, tmp_path, validated=True), name) == 7
+
+
+@pytest.mark.parametrize(
+    ("steps", "times", "expected"),
+    [(6, 4, {2, 3, 5, 6}), (8, 4, {2, 4, 6, 8}), (250, 2, {125, 250}), (3, 1, {3}), (2, 4, {1, 2}), (1, 4, {1})],
+)
+def test_evaluations_are_spread_evenly_over_an_epoch(steps, times, expected):
+    assert train.evaluated_after(steps, times) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

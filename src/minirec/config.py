@@ -254,9 +254,7 @@ class Train(Section):
     micro_batch_prompts: int = Field(ge=1, description="prompts a backward pass; memory, not results")
     spread: bool = Field(description="a process keeps its part of the frozen layers only; memory, not results")
     epochs: int = Field(ge=1, description="passes over the curriculum")
-    evaluations_per_epoch: int = Field(
-        ge=0, description="valid evaluations an epoch at most; 0: none, the last policy stays"
-    )
+    evaluations_per_epoch: int = Field(ge=0, description="valid evaluations an epoch; 0: none, the last policy is kept")
     patience: int = Field(ge=1, description="valid evaluations without a better NDCG@10 before training stops")
     losses: list[Literal["token", "item"]] = Field(min_length=1, description="parts of the loss")
     relabel_topk: int = Field(ge=1, description="best completions of a prompt that get the item loss")

@@ -48,10 +48,8 @@ def proxy_samples(sample_id: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(sample_id, count, replace=False)
 
 
-def arguments(train: config.Train, completions: int, samples: int, seed: int, folder: Path, validated: bool) -> Any:
+def arguments(train: config.Train, completions: int, seed: int, folder: Path, validated: bool) -> Any:
     """TRL's settings; what TRL would decide by itself is said here."""
-    steps = math.ceil(samples / train.batch_prompts)
-    every = math.ceil(steps / (train.evaluations_per_epoch or CHECKPOINTS))
     groups = max(2, completions)  # TRL refuses 1; our completions never pass through it
     return GRPOConfig(
         output_dir=str(folder),
@@ -74,9 +72,9 @@ def arguments(train: config.Train, completions: int, samples: int, seed: int, fo
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validated else "no",
-        eval_steps=every,
+        eval_steps=1,  # `_Cadence` chooses among the steps
         save_strategy="steps",
-        save_steps=every,
+        save_steps=1,
         save_total_limit=None,  # the trainer's own code removes checkpoints, once the next one is complete
         load_best_model_at_end=validated,
         metric_for_best_model="eval_ndcg",
@@ -88,6 +86,23 @@ def arguments(train: config.Train, completions: int, samples: int, seed: int, fo
         seed=seed,
         data_seed=seed,
     )
+
+
+def evaluated_after(steps: int, times: int) -> set[int]:
+    """Steps of an epoch, from 1, with an evaluation after them: evenly spread, the last among them."""
+    return {-(-steps * number // times) for number in range(1, times + 1)}
+
+
+class _Cadence(TrainerCallback):
+    """Lets evaluations and checkpoints be after some steps of every epoch only."""
+
+    def __init__(self, steps: int, times: int) -> None:
+        self.steps, self.due = steps, evaluated_after(steps, times)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        due = (state.global_step - 1) % self.steps + 1 in self.due
+        control.should_evaluate &= due
+        control.should_save &= due
 
 
 class _Bar(TrainerCallback):
@@ -209,7 +224,7 @@ def run(
     validated = train.evaluations_per_epoch > 0
     checkpoints = out.parent / "checkpoints"
     chosen = split.take(split.rows_of(order).tolist())
-    settled = arguments(train, sampling.completions, len(chosen), seed, checkpoints, validated)  # joins the processes
+    settled = arguments(train, sampling.completions, seed, checkpoints, validated)  # joins the processes
     loaded = Policy.load(model, policy, spread=train.spread and processes.count() > 1)
     loaded.add_adapter(seed)
     head = Head(Whitening.read(whitening), loaded.width, train.head)
@@ -234,7 +249,11 @@ def run(
         args=settled,
         train_dataset=Dataset.from_dict({"prompt": [""] * len(chosen), "row": list(range(len(chosen)))}),
         eval_dataset=Dataset.from_dict({"prompt": [""]}) if validated else None,
-        callbacks=[_Bar("train"), *([_Patience(train.patience)] if validated else [])],
+        callbacks=[
+            _Cadence(math.ceil(len(chosen) / train.batch_prompts), train.evaluations_per_epoch or CHECKPOINTS),
+            _Bar("train"),
+            *([_Patience(train.patience)] if validated else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)  # the log has its own lines
     try:
