@@ -1,6 +1,7 @@
 """Several processes train like one (METHOD 3), launched as on GPUs and nodes, here on the CPU with gloo."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -86,6 +87,16 @@ def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path
     assert history["sample_ids"] == again["sample_ids"]
     for name in ("loss", "token_loss", "item_loss", "reward", "reward_std", "gradient_norm"):
         assert again[name] == pytest.approx(history[name], abs=1e-5, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_that_diverge_stop_together_with_one_sentence(command, tmp_path):
+    done = train(command(tmp_path, 2, head_learning_rate=1e25, scheduler="constant", batch_prompts=11))
+    assert done.returncode != 0
+    said = [line for line in (tmp_path / "log").read_text().splitlines() if "error:" in line and "{" not in line]
+    assert len(said) == 1
+    assert re.search(r"diverged at step \d, .*; lower train\.learning_rate or train\.head_learning_rate", said[0])
+    assert not (tmp_path / "adapter").exists()
 
 
 def unequal(rank, meeting):

@@ -15,7 +15,7 @@ TITLES = ["zero", "one", "two", "three"]
 def load(tmp_path):
     """A function: a split of three samples, its files in any order of rows."""
 
-    def loaded(split="train", order=(0, 1, 2, 3), histories=((0,), (1, 2), (3, 0, 1)), target=3):
+    def loaded(split="train", order=(0, 1, 2, 3), histories=((0,), (1, 2), (3, 0, 1)), target=3, chosen=None):
         columns = {"row": pa.array(range(4), pa.int32()), "item_id": TITLES, "title": TITLES, "text": TITLES}
         catalogue = pa.table(columns | {"popularity": [1] * 4}).take(list(order))
         schemas.write("catalogue", catalogue, tmp_path / "catalogue.parquet", Made("prepare"))
@@ -34,7 +34,7 @@ def load(tmp_path):
         ]
         samples = pa.Table.from_pylist(rows, schemas.TABLES["samples"].schema())
         schemas.write("samples", samples, tmp_path / "samples.parquet", Made("prepare"))
-        return splits.load(tmp_path / "samples.parquet", tmp_path / "catalogue.parquet", split, 2)
+        return splits.load(tmp_path / "samples.parquet", tmp_path / "catalogue.parquet", split, 2, chosen)
 
     return loaded
 
@@ -52,13 +52,14 @@ def test_a_prompt_names_the_last_titles_of_the_history_whatever_the_order_of_the
     assert bodies[2] == "- 1 day: zero, rated 4"
 
 
-def test_samples_are_found_by_id_and_a_missing_one_is_an_error(load):
-    split = load()
-    assert split.rows_of(np.array([10, 8])).tolist() == [2, 0]
-    assert split.take([2, 0]).sample_id.tolist() == [10, 8]
+def test_chosen_samples_come_in_their_order_and_a_missing_one_is_an_error(load):
+    whole, found = load(), load(chosen=np.array([10, 8]))
+    assert found.sample_id.tolist() == [10, 8]
+    assert found.bodies == [whole.bodies[2], whole.bodies[0]]
+    assert found.target.tolist() == whole.target[[2, 0]].tolist()
     for missing in (7, 11):
-        with pytest.raises(InputError, match=f"sample {missing} is not in this split"):
-            split.rows_of(np.array([8, missing]))
+        with pytest.raises(InputError, match=rf"samples\.parquet has no sample {missing}"):
+            load(chosen=np.array([8, missing]))
 
 
 def test_a_split_without_samples_is_named(load):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minirec import schemas
+from minirec import schemas, tensors
 from minirec.breakdown import Examined
 from minirec.errors import InputError
 from minirec.prompts import history_lines
@@ -21,7 +21,7 @@ WINDOW = 8_192  # samples held at a time where all of a split are visited
 
 @dataclass(frozen=True)
 class Split:
-    """Samples in the order of sample_id."""
+    """Samples, in the order of sample_id where no other is asked for."""
 
     sample_id: np.ndarray  # [n] int64
     target: np.ndarray  # [n] int64, catalogue rows
@@ -37,22 +37,25 @@ class Split:
         bodies = [self.bodies[row] for row in index]
         return Split(self.sample_id[index], self.target[index], self.history[index], bodies)
 
-    def rows_of(self, wanted: np.ndarray) -> np.ndarray:
-        """Row numbers of sample ids; raises InputError where one is not in the split."""
-        rows = np.searchsorted(self.sample_id, wanted).clip(max=len(self) - 1)
-        missing = self.sample_id[rows] != wanted
-        if missing.any():
-            raise InputError(f"sample {wanted[missing][0]} is not in this split; make the selection again")
-        return rows
 
+def load(samples: Path, catalogue: Path, split: str, prompt_history: int, chosen: np.ndarray | None = None) -> Split:
+    """Read one split; raises InputError where it is empty or refers to no catalogue row.
 
-def load(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Split:
-    """Read one split; raises InputError where it is empty or refers to no catalogue row."""
+    chosen: only these sample ids, in their order; raises InputError where one is not in the split.
+    """
     table = schemas.read("samples", samples)
     table = table.filter(pc.equal(table["split"], split)).sort_by("sample_id")
     if table.num_rows == 0:
         raise InputError(f"{samples} has no {split} samples; use more interactions")
+    if chosen is not None:
+        table = table.take(tensors.rows_of(schemas.numpy(table, "sample_id"), chosen, samples))
     return of_table(table, titles(catalogue), prompt_history, samples, catalogue)
+
+
+def ids(samples: Path, split: str) -> np.ndarray:
+    """The sample ids of a split, ascending."""
+    table = schemas.read("samples", samples, ["sample_id", "split"])
+    return np.sort(schemas.numpy(table.filter(pc.equal(table["split"], split)), "sample_id"))
 
 
 def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Iterator[Split]:

@@ -207,9 +207,8 @@ def run(
 ) -> None:
     """Train a fresh adapter and write it with the history of its steps."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    split = splits.load(samples, catalogue, "train", policy.prompt_history)
     if curriculum is None:
-        order = proxy_samples(split.sample_id, train.proxy_size, seed)
+        order = proxy_samples(splits.ids(samples, "train"), train.proxy_size, seed)
         train = train.model_copy(update={"epochs": train.proxy_epochs or train.epochs})
     else:
         order = schemas.numpy(schemas.read("curriculum", curriculum).sort_by("position"), "sample_id")
@@ -223,7 +222,7 @@ def run(
         )
     validated = train.evaluations_per_epoch > 0
     checkpoints = out.parent / "checkpoints"
-    chosen = split.take(split.rows_of(order).tolist())
+    chosen = splits.load(samples, catalogue, "train", policy.prompt_history, order)
     settled = arguments(train, sampling.completions, seed, checkpoints, validated)  # joins the processes
     loaded = Policy.load(model, policy, spread=train.spread and processes.count() > 1)
     loaded.add_adapter(seed)
