@@ -37,7 +37,7 @@ def test_a_line_of_the_table_counts_the_seeds_that_are_significantly_better():
         "0.0600 (0.0100 to 0.0900; 1 of 3)",
         "0.0100",
         "not run",
-        "0.0500 (0.0500 to 0.0500; 0 of 1)",
+        "0.0500 (0 of 1)",
         "0.0100",
         "0.0300",
         "0.0100 |",

@@ -156,7 +156,8 @@ def gain(rows: list[dict[str, str]]) -> str:
         return "not run"
     after = [float(r["after"]) for r in rows]
     better = sum(float(r["p"]) < 0.05 and float(r["after"]) > float(r["before"]) for r in rows)
-    return f"{np.mean(after):.4f} ({min(after):.4f} to {max(after):.4f}; {better} of {len(rows)})"
+    spread = f"{min(after):.4f} to {max(after):.4f}; " if len(rows) > 1 else ""
+    return f"{np.mean(after):.4f} ({spread}{better} of {len(rows)})"
 
 
 def show() -> None:
