@@ -113,13 +113,11 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> Ours:
 
 
 def timed(trainer: Ours) -> tuple[list[float], dict[str, float]]:
-    """Seconds of every step that counts, and the mean of their parts, with that of a refresh."""
+    """Seconds of every step that counts, and the mean of their parts."""
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "seconds" in entry][WARM:]
     parts = {part: float(np.mean([entry[f"seconds_{part}"] for entry in steps])) for part in PARTS}
-    started = time.perf_counter()
-    trainer.refresh_items()
-    return [entry["seconds"] for entry in steps], parts | {"refresh": time.perf_counter() - started}
+    return [entry["seconds"] for entry in steps], parts
 
 
 class Stock(GRPOTrainer):
@@ -196,13 +194,13 @@ def compare(given: argparse.Namespace, folder: str) -> dict[str, float]:
     mine = ours(given, ["token"], folder)
     loss = mine.training_step(mine.policy.model, list(range(given.prompts))).item()
     g = gradient(mine.policy)
-    ((written,), _) = mine.kept
+    batches, _ = mine.kept
     theirs = stock(given, folder)
     theirs.model.train()
     repeated = [{"prompt": str(row), "row": row} for row in range(given.prompts) for _ in range(given.groups)]
     batch = theirs._generate_and_score_completions(repeated)
-    batch["completion_ids"] = torch.tensor(written.completions.tokens).flatten(0, 1)
-    batch["advantages"] = written.advantage.flatten()
+    batch["completion_ids"] = torch.cat([torch.tensor(written.completions.tokens).flatten(0, 1) for written in batches])
+    batch["advantages"] = torch.cat([written.advantage.flatten() for written in batches])
     theirs.current_gradient_accumulation_steps = 1
     expected = theirs.compute_loss(theirs.model, batch)
     expected.backward()
@@ -233,8 +231,13 @@ def measure(way: str, given: argparse.Namespace, results: Any) -> None:
             trainer.train()
             seconds, parts = trainer.seconds[WARM:], {}
         else:
-            seconds, parts = timed(ours(given, ["token", "item"] if "item" in way else ["token"], folder))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            trainer = ours(given, ["token", "item"] if "item" in way else ["token"], folder)
+            seconds, parts = timed(trainer)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        if way != "TRL":
+            started = time.perf_counter()
+            trainer.refresh_items()
+            parts["refresh"] = time.perf_counter() - started
     results.put((float(np.mean(seconds)), parts, peak))
 
 

@@ -58,7 +58,7 @@ def test_chosen_samples_come_in_their_order_and_a_missing_one_is_an_error(load):
     assert found.bodies == [whole.bodies[2], whole.bodies[0]]
     assert found.target.tolist() == whole.target[[2, 0]].tolist()
     for missing in (7, 11):
-        with pytest.raises(InputError, match=rf"samples\.parquet has no sample {missing}"):
+        with pytest.raises(InputError, match=rf"sample {missing} is not among the train samples of .*; select again"):
             load(chosen=np.array([8, missing]))
 
 

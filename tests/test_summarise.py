@@ -84,12 +84,7 @@ def project(tmp_path, monkeypatch, defaults):
         references = {"tfidf_last": {"ndcg@10": value, "hr@10": value}}
         write_json(top / "references.json", {"references": references, "breakdown": {"tfidf_last": {}}})
         write_ranks(top / "base/gemma", BASE, given.evaluate)
-        one = {
-            "reference": ["tfidf_last"] * TESTED,
-            "sample_id": np.arange(TESTED)[::-1],
-            "rank": pa.array(TFIDF[::-1]),
-        }
-        schemas.write("references", pa.table(one), top / "references.parquet", Made("references"))
+        write_references(top / "references.parquet")
         ids = [1, 3, 5, 7]
         for seed, rank in enumerate(after):
             run = f"{method}-{budget}/seed{seed}"
@@ -297,10 +292,17 @@ def test_a_method_without_signals_is_summarised_without_them(project, method):
     assert f"{method} kept" in text
 
 
-def test_ranks_on_other_test_samples_are_refused(project):
-    given = project([BASE], write_only=True)
-    write_ranks(Path("results/movielens/base/gemma"), BASE, given.evaluate, first_id=1)
-    with pytest.raises(InputError, match="test samples"):
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("base/gemma", r"base/gemma/ranks\.parquet is of other test"),
+        (f"runs/gemma/gemma/minirec-{PICKED}/seed1", "seed1"),
+    ],
+)
+def test_ranks_on_other_test_samples_are_refused(project, place, named):
+    given = project([BASE, BASE], write_only=True)
+    write_ranks(Path("results/movielens") / place, BASE, given.evaluate, first_id=1)
+    with pytest.raises(InputError, match=named):
         summarise_it(given)
     assert not Path("results/movielens/metrics.json").exists()
 

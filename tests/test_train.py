@@ -360,21 +360,40 @@ def test_what_is_not_finite_stops_before_it_reaches_the_weights(
 ):
     trainers = nan_from(2, monkeypatch, of_gradient)
     with pytest.raises(
-        InputError, match=rf"diverged at step 2, {what}; lower train\.learning_rate .* no checkpoint yet"
+        InputError, match=rf"diverged, {what} at step 2; lower train\.learning_rate .* no checkpoint yet"
     ):
         run(project, tiny_model, defaults, tmp_path)
     assert all(weight.isfinite().all() for weight in trainers[0].policy.model.parameters())
     assert not (tmp_path / "adapter").exists()
 
 
-def test_a_run_that_diverges_leaves_the_policy_of_its_last_checkpoint(
+def test_what_is_not_finite_from_the_start_is_not_blamed_on_the_rate(
     project, tiny_model, defaults, tmp_path, monkeypatch
 ):
-    changes = {"scheduler": "constant"}
+    nan_from(1, monkeypatch)
+    with pytest.raises(InputError, match="the loss is nan at step 1; fetch the model or train its adapter again"):
+        run(project, tiny_model, defaults, tmp_path)
+
+
+def test_a_run_that_diverges_leaves_its_best_policy_so_far(project, tiny_model, defaults, tmp_path, monkeypatch):
+    values = iter([0.5, 0.1])
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "_validator", lambda *_: lambda items: next(values))
+        nan_from(7, patched)
+        with pytest.raises(InputError, match=r"at step 7; .*policy of checkpoint-3 is kept"):
+            run(project, tiny_model, defaults, tmp_path, epochs=3, scheduler="constant")
+    good, _ = run(project, tiny_model, defaults, tmp_path / "good", epochs=1, scheduler="constant")
+    assert same(trained(tmp_path / "last_good"), good)
+
+
+def test_a_run_that_diverges_without_evaluations_leaves_the_policy_of_its_last_checkpoint(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    changes = {"scheduler": "constant", "evaluations_per_epoch": 0}
     good, _ = run(project, tiny_model, defaults, tmp_path / "good", epochs=1, **changes)
     with monkeypatch.context() as patched:
-        nan_from(5, patched)
-        with pytest.raises(InputError, match=r"diverged at step 5, .*policy of checkpoint-3 is kept in .*last_good"):
+        nan_from(4, patched)
+        with pytest.raises(InputError, match=r"loss is nan at step 4; .*policy of checkpoint-3 is kept in .*last_good"):
             run(project, tiny_model, defaults, tmp_path, **changes)
     assert same(trained(tmp_path / "last_good"), good)
     Policy.load(tiny_model, policy(defaults), tmp_path / "last_good")
@@ -384,19 +403,22 @@ def test_a_run_that_diverges_leaves_the_policy_of_its_last_checkpoint(
 
 @pytest.mark.parametrize("rates", [{"learning_rate": 1e20}, {"head_learning_rate": 1e30}])
 def test_a_rate_that_is_far_too_high_is_named(project, tiny_model, defaults, tmp_path, rates):
-    with pytest.raises(
-        InputError, match=r"diverged at step \d, .*; lower train\.learning_rate or train\.head_learning_rate"
-    ):
+    with pytest.raises(InputError, match=r"diverged, .* at step [23]; lower train\.learning_rate or train\.head_"):
         run(project, tiny_model, defaults, tmp_path, scheduler="constant", **rates)
     assert not (tmp_path / "adapter").exists()
 
 
-def test_without_reasoning_no_completion_can_be_better_than_the_others(project, tiny_model, defaults, tmp_path):
-    with pytest.raises(InputError, match=r"max_new_tokens is 0, .*set train\.item_advantage to one"):
-        run(project, tiny_model, defaults, tmp_path, of_sampling={"max_new_tokens": 0})
-    weights, _ = run(
-        project, tiny_model, defaults, tmp_path, of_sampling={"max_new_tokens": 0}, item_advantage="one", epochs=1
-    )
+@pytest.mark.parametrize("changes", [{"item_advantage": "group"}, {"item_advantage": "one", "losses": ["token"]}])
+def test_without_reasoning_no_completion_can_be_better_than_the_others(
+    project, tiny_model, defaults, tmp_path, changes
+):
+    with pytest.raises(InputError, match=r"max_new_tokens is 0, .*with the item loss and train\.item_advantage one"):
+        run(project, tiny_model, defaults, tmp_path, of_sampling={"max_new_tokens": 0}, **changes)
+
+
+def test_without_reasoning_the_item_loss_alone_can_teach(project, tiny_model, defaults, tmp_path):
+    changes = {"of_sampling": {"max_new_tokens": 0}, "item_advantage": "one", "epochs": 1}
+    weights, _ = run(project, tiny_model, defaults, tmp_path, **changes)
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
 
 

@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS + ABLATIONS, help="all; of SmolLM2 no ablations")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training; 0 1 2")
     parser.add_argument("--cores", type=int, default=2, help="2")
-    parser.add_argument("--again", action="store_true", help="make the rows again that are there")
+    parser.add_argument("--again", action="store_true", help="ask the workflow also for runs that have a row")
     given = parser.parse_args()
     runs = product(given.models, given.arms or ARMS + ABLATIONS, given.datasets, given.seeds)  # by worth
     for model, arm, dataset, seed in runs:
@@ -203,8 +203,9 @@ def main() -> None:
         wanted = [run / "metrics.json", base / "metrics.json", top / "references.json"]
         command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
         command += ["--configfile", *map(str, files), "--", *map(str, wanted)]
+        key["commit"] = commit()
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-        found = key | {"commit": commit()} | row(ROOT / top, ROOT / base, ROOT / run)
+        found = key | row(ROOT / top, ROOT / base, ROOT / run)
         keep(found)
         show()
         sys.stdout.write(f"{found}\n")

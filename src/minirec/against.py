@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minirec import config, metrics, schemas
+from minirec.breakdown import K
 from minirec.errors import InputError
-
-K = 10
 
 
 def before(ranks: Path, sample_id: np.ndarray) -> np.ndarray:

@@ -314,6 +314,17 @@ class Variant(Section):
     train: dict[str, Any] = {}
 
 
+def teaches_nothing(sampling: Sampling, train: Train) -> str | None:
+    """Why no loss would have a gradient, as a sentence; None where one may have."""
+    alike = sampling.max_new_tokens == 0 and sampling.completions > 1
+    if alike and ("item" not in train.losses or train.item_advantage == "group"):
+        return (
+            "sampling.max_new_tokens is 0, so all completions of a prompt are alike and their advantages 0; "
+            "train with reasoning, or with the item loss and train.item_advantage one"
+        )
+    return None
+
+
 METHODS = ("minirec", "random", "full")
 VARIED = ("select", "curriculum", "train")  # sections a variant may change
 SIGNAL_FREE = ("random", "full")  # need no selector: their path says `none`
@@ -372,10 +383,14 @@ class Config(Section):
                     raise ValueError(
                         f"{where} is {value}, which is not among {', '.join(known)}{validation.nearest(value, known)}"
                     )
+        if nothing := teaches_nothing(self.sampling, self.train):
+            raise ValueError(nothing)
         for name, variant in self.variants.items():
             for section in VARIED:
                 merged = {**getattr(self, section).model_dump(), **getattr(variant, section)}
-                validation.validate(type(getattr(self, section)), merged, f"variants.{name}.{section}")
+                checked = validation.validate(type(getattr(self, section)), merged, f"variants.{name}.{section}")
+                if isinstance(checked, Train) and (nothing := teaches_nothing(self.sampling, checked)):
+                    raise ValueError(f"variants.{name}: {nothing}")
         if self.main.selector == "none" and self.method(self.main.method) not in SIGNAL_FREE:
             raise ValueError(
                 f"main.selector is none, but {self.main.method} needs one; name one of {', '.join(self.models)}"

@@ -84,12 +84,12 @@ def reserved(tokenizer: Any, marker: str) -> tuple[str, ...]:
     """The marker, and the tokens of the chat template that the tokenizer would not split as it does special ones."""
     template = tokenizer.get_chat_template()
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    return (marker, *sorted(word for word in added if word.strip() and word in template))
+    return (marker, *sorted(word for word in added if word in template and not (word.isalnum() or word.isspace())))
 
 
-def neutral(text: str, reserved: Sequence[str]) -> str:
+def neutral(text: str, words: Sequence[str]) -> str:
     """Text without these words: nothing a title says may look like the end of the reasoning, or of the user's turn."""
-    while found := next((word for word in reserved if word in text), None):
+    while found := next((word for word in words if word in text), None):
         harmless = "".join(c for c in found if c.isalnum())
         text = text.replace(found, harmless if harmless != found else "")
     return text

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minirec import schemas, tensors
+from minirec import schemas
 from minirec.breakdown import Examined
 from minirec.errors import InputError
 from minirec.prompts import history_lines
@@ -48,18 +48,16 @@ def load(samples: Path, catalogue: Path, split: str, prompt_history: int, chosen
     if table.num_rows == 0:
         raise InputError(f"{samples} has no {split} samples; use more interactions")
     if chosen is not None:
-        table = table.take(tensors.rows_of(schemas.numpy(table, "sample_id"), chosen, samples))
+        ids = schemas.numpy(table, "sample_id")
+        missing = np.setdiff1d(chosen, ids)
+        if len(missing):
+            raise InputError(f"sample {missing[0]} is not among the {split} samples of {samples}; select again")
+        table = table.take(np.searchsorted(ids, chosen))
     return of_table(table, titles(catalogue), prompt_history, samples, catalogue)
 
 
-def ids(samples: Path, split: str) -> np.ndarray:
-    """The sample ids of a split, ascending."""
-    table = schemas.read("samples", samples, ["sample_id", "split"])
-    return np.sort(schemas.numpy(table.filter(pc.equal(table["split"], split)), "sample_id"))
-
-
 def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Iterator[Split]:
-    """The same, WINDOW samples at a time, so that memory does not depend on their number."""
+    """A split, WINDOW samples at a time, so that memory does not depend on their number."""
     names = titles(catalogue)
     stream = Stream("samples", samples, list(schemas.TABLES["samples"].columns), split)
     while (table := stream.take(WINDOW)).num_rows:
@@ -75,6 +73,12 @@ def count(samples: Path, split: str) -> int:
     if not found:
         raise InputError(f"{samples} has no {split} samples; use more interactions")
     return found
+
+
+def sample_ids(samples: Path, split: str) -> np.ndarray:
+    """The sample ids [n] of a split, ascending."""
+    table = schemas.read("samples", samples, ["sample_id", "split"])
+    return np.sort(schemas.numpy(table.filter(pc.equal(table["split"], split)), "sample_id"))
 
 
 def titles(catalogue: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """train: GRPO on a curriculum, or of a proxy on random samples (METHOD 3, 4.1, 4.8).
 
-Checkpoints lie in `checkpoints/` beside the adapter, one at every evaluation on valid; an interrupted run goes on from
-the last complete one, to the same weights. A run that diverges leaves the policy of its last one.
+Checkpoints lie in `checkpoints/` beside the adapter, one at every evaluation on valid after which the run goes on, four
+an epoch where nothing is evaluated; an interrupted run goes on from the last complete one, to the same weights. A run
+that diverges leaves the policy of its best one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from minirec.trainer import RecommenderTrainer
 from minirec.whitening import WHITENING, Whitening
 
 CHECKPOINTS = 4  # an epoch, where none comes with an evaluation
-MEMORY = ("micro_batch_prompts", "batch_tokens", "spread")  # settings that leave the results alone
+MEMORY = ("micro_batch_prompts", "spread")  # settings that leave the results alone
 LAST_GOOD = "last_good"  # beside the adapter of a run that diverged
 
 
@@ -208,18 +209,15 @@ def run(
     """Train a fresh adapter and write it with the history of its steps."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if curriculum is None:
-        order = proxy_samples(splits.ids(samples, "train"), train.proxy_size, seed)
+        order = proxy_samples(splits.sample_ids(samples, "train"), train.proxy_size, seed)
         train = train.model_copy(update={"epochs": train.proxy_epochs or train.epochs})
     else:
         order = schemas.numpy(schemas.read("curriculum", curriculum).sort_by("position"), "sample_id")
     settings = {k: v for part in (policy, sampling, reward, train) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "whitening": whitening, "model": model}
     made = Made("train", settings | {"seed": seed}, inputs | ({"curriculum": curriculum} if curriculum else {}))
-    if sampling.max_new_tokens == 0 and sampling.completions > 1 and train.item_advantage == "group":
-        raise InputError(
-            "sampling.max_new_tokens is 0, so all completions of a prompt are alike and their advantages 0; "
-            "set train.item_advantage to one, or train with reasoning"
-        )
+    if nothing := config.teaches_nothing(sampling, train):
+        raise InputError(nothing)
     validated = train.evaluations_per_epoch > 0
     checkpoints = out.parent / "checkpoints"
     chosen = splits.load(samples, catalogue, "train", policy.prompt_history, order)
@@ -258,10 +256,11 @@ def run(
     try:
         trainer.train(resume_from_checkpoint=last)
     except NotFinite as problem:
-        raise InputError(
-            f"training diverged at step {trainer.state.global_step + 1}, {problem.what}; lower train.learning_rate "
-            f"or train.head_learning_rate, {_last_good(trainer, checkpoints, out.parent / LAST_GOOD, made)}"
-        ) from problem
+        if trainer.state.global_step == 0:  # it began so
+            raise
+        kept = _last_good(trainer, checkpoints, out.parent / LAST_GOOD, made)
+        advice = f"lower train.learning_rate or train.head_learning_rate; {kept}"
+        raise InputError(f"training diverged, {problem.what}; {advice}") from problem
     with processes.first_alone() as first:
         if first:
             save_adapter(trainer, out, made)
@@ -271,15 +270,16 @@ def run(
 
 
 def _last_good(trainer: RecommenderTrainer, checkpoints: Path, out: Path, made: Made) -> str:
-    """Write the policy of the last checkpoint as an adapter; what became of it, in words."""
-    last = get_last_checkpoint(str(checkpoints))
-    if last is None:
-        return "there was no checkpoint yet"
-    trainer._load_from_checkpoint(last)
+    """Write the policy of the best checkpoint, or else of the last one, as an adapter; what became of it, in words."""
+    good = trainer.state.best_model_checkpoint or get_last_checkpoint(str(checkpoints))
+    if good is not None:
+        trainer._load_from_checkpoint(good)
     with processes.first_alone() as first:
         if first:
-            save_adapter(trainer, out, made)
-    return f"the policy of {Path(last).name} is kept in {out}"
+            shutil.rmtree(out, ignore_errors=True)  # of an earlier run
+            if good is not None:
+                save_adapter(trainer, out, made)
+    return "there is no checkpoint yet" if good is None else f"the policy of {Path(good).name} is kept in {out}"
 
 
 def _validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) -> Any:

@@ -115,21 +115,22 @@ class RecommenderTrainer(GRPOTrainer):
                 loss.backward()
                 total += loss.detach()
         processes.add_up(total)
-        self._demand_finite("loss", total.item())
+        self._demand_finite("loss", total.item(), self.state.global_step + 1)
         with self._timed("items"):
             self._backward_items(items)
         processes.add_up_gradients(self.policy.model.parameters())
         gradients = [weight.grad for weight in self.policy.model.parameters() if weight.grad is not None]
-        self._demand_finite("gradient's norm", torch.nn.utils.get_total_norm(gradients).item())
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        self._demand_finite("gradient's norm", norm, self.state.global_step + 1)
         sums = processes.add_up(torch.tensor(list(self.sums.values()), device=self.policy.device)).tolist()
         noted = dict(zip(self.sums, sums, strict=True)) | {f"seconds_{part}": s for part, s in self.times.items()}
         for name, value in (noted | {"seconds": time.perf_counter() - started}).items():
             self._metrics["train"][name].append(value)
         return total
 
-    def _demand_finite(self, what: str, value: float) -> None:
+    def _demand_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
-            raise NotFinite(f"the {what} is {value}")
+            raise NotFinite(f"the {what} is {value} at step {step}")
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """This process's share of the optimiser batch as micro-batches (list[Batch]), and the BatchItems."""
@@ -157,7 +158,7 @@ class RecommenderTrainer(GRPOTrainer):
             except NotFinite:
                 tokens += torch.nan  # so that every process stops
         sampled = processes.add_up(tokens).item()
-        self._demand_finite("policy's score of an item", sampled)
+        self._demand_finite("policy's score of an item", sampled, self.state.global_step + 1)
         column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(part.target))
         batches = []
         by_length = sorted(range(len(own)), key=lambda place: len(prompts[place]))  # little padding
@@ -276,7 +277,7 @@ class RecommenderTrainer(GRPOTrainer):
         assert self.validate is not None
         self.refresh_items()
         metrics = {"eval_ndcg": self.validate(self.vectors())}
-        self._demand_finite("policy's NDCG on valid", metrics["eval_ndcg"])
+        self._demand_finite("policy's NDCG on valid", metrics["eval_ndcg"], self.state.global_step)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -292,7 +293,8 @@ class RecommenderTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """One more complete checkpoint; only then all others go but the best."""
         weights = [weight for weight in self.policy.model.parameters() if weight.requires_grad]
-        self._demand_finite("size of the trained weights", torch.nn.utils.get_total_norm(weights).item())
+        norm = torch.nn.utils.get_total_norm(weights).item()
+        self._demand_finite("norm of the trained weights", norm, self.state.global_step)
         Trainer._save_checkpoint(self, model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with processes.first_alone() as first:
