@@ -1,4 +1,4 @@
-"""The two files of a data set, checked and encoded by DuckDB within `prepare.memory`."""
+"""The two files of a data set, checked and encoded by DuckDB within `prepare.memory`, before METHOD 1 begins."""
 
 from __future__ import annotations
 
