@@ -2,9 +2,12 @@
 
 import importlib.util
 
-import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import ROOT
+
+from minirec import artefact, schemas
+from minirec.artefact import Made
 
 spec = importlib.util.spec_from_file_location("learning", ROOT / "benchmarks" / "long" / "learning.py")
 learning = importlib.util.module_from_spec(spec)
@@ -59,7 +62,25 @@ def test_the_digest_of_settings_sees_the_loss_and_what_decides_a_run_but_not_its
     assert digest(others) == digest(settings)
 
 
-def test_the_ranks_of_a_reference_come_in_the_order_of_the_samples():
-    pd = pytest.importorskip("pandas")
-    table = pd.DataFrame({"reference": ["a", "b", "a"], "sample_id": [7, 7, 3], "rank": [1, 2, 5]})
-    assert np.array_equal(learning.ranks_of(table, "a"), [5, 1])
+def test_a_row_is_what_the_run_and_the_policy_before_it_say(tmp_path):
+    def of(mean):
+        return {"ndcg@10": {"mean": mean, "low": 0.111149, "high": 0.3}, "hr@10": {"mean": 0.9}}
+
+    base = {"metrics": of(0.1), "metrics_without_reasoning": of(0.15)}
+    run = {"samples": 7, "metrics": of(0.20001), "metrics_without_reasoning": of(0.25), "before": of(0.1)}
+    run["improvement"] = {"p": 0.01234}
+    run["references"] = {name: of(0.3 + i / 100) for i, name in enumerate(learning.REFERENCES)}
+    run["against"] = {name: {"p": 0.4 + i / 100} for i, name in enumerate(learning.REFERENCES)}
+    for name, content in (("base", base), ("run", run)):
+        artefact.write_json(content, tmp_path / name / "metrics.json", Made("test"))
+    schema = schemas.TABLES["history"].schema()
+    steps = {name: [1, 2] for name in schema.names} | {"sample_ids": [[3, 1, 2], [0, 5]], "seconds": [1.25, 2.0]}
+    steps |= {"reward": [0, 0], "valid_ndcg": [None, 1]}
+    history = pa.table({f.name: pa.array(steps[f.name], f.type) for f in schema}, schema)
+    schemas.write("history", history, tmp_path / "run" / "history.parquet", Made("test"))
+
+    found = learning.row(tmp_path / "base", tmp_path / "run")
+
+    assert [*found] == [*learning.NAMES[6:], *learning.VALUES, *learning.REFERENCES, *learning.AGAINST]
+    values = [5, 2, 3, 7, 0.1, 0.2, 0.1111, 0.3, 0.012, 0.15, 0.25]
+    assert [*found.values()] == pytest.approx([*values, 0.3, 0.31, 0.32, 0.33, 0.4, 0.41, 0.42, 0.43])
