@@ -2,7 +2,9 @@
 
     python benchmarks/long/head.py --model tiny --dataset toys --epochs 1 2 --history 1 2 5
 
-Tries every combination of the values given. The states are computed once and kept below the results of bench-learning.
+Tries every combination of the values given, after the references of METHOD 5. The states are computed once and kept
+below the results of bench-learning. For more samples: a --configfile with `prepare: {max_train: null}` and `results:`
+of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from learning import ROOT, settings_of
 from torch import Tensor
 
-from minirec import config, embed, metrics, objective, rewards, splits, tensors
+from minirec import config, embed, metrics, objective, references, rewards, splits, tensors
 from minirec.artefact import Made
 from minirec.head import Head
 from minirec.items import Items
@@ -104,15 +106,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", choices=["tiny", "smollm"])
     parser.add_argument("--dataset", default="movielens", choices=["movielens", "cds", "toys"])
+    parser.add_argument("--configfile", nargs="+", default=[], help="files laid over the settings of bench-learning")
     for name, (kind, default, meaning) in TRIED.items():
         parser.add_argument(f"--{name}", type=kind, nargs="+", default=[default], help=f"{meaning}; {default}")
     given = vars(parser.parse_args())
-    model, dataset = given.pop("model"), given.pop("dataset")
-    files, settings, name = settings_of(model, dataset)
+    model, dataset, more = (given.pop(name) for name in ("model", "dataset", "configfile"))
+    files, settings, name = settings_of(model, dataset, *more)
     top = ROOT / settings.results / dataset
     wanted = [f"{settings.results}/{dataset}/samples.parquet", f"data/models/{name}"]
     command = ["snakemake", "--cores", "1", "--quiet", "all", "--configfile", *map(str, files), "--", *wanted]
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+    tables = top / "samples.parquet", top / "catalogue.parquet"
+    for reference, rank, _ in references.ranked(*tables, splits.load(*tables, "valid", 1)):
+        sys.stdout.write(f"{dataset} {reference}: {metrics.ndcg(rank, 10).mean():.4f}\n")
     for values in itertools.product(*given.values()):
         trial, started = argparse.Namespace(**dict(zip(given, values, strict=True))), time.monotonic()
         states = States(settings, name, top, trial.history)

@@ -164,9 +164,10 @@ def show() -> None:
             partial.write_text(f"{before}{BEGIN}{made}{END}{after}", encoding="utf-8")
 
 
-def settings_of(model: str, dataset: str) -> tuple[list[Path], config.Config, str]:
-    """The configuration files of a model, what they say together, and the model's name for a data set."""
+def settings_of(model: str, dataset: str, *more: str) -> tuple[list[Path], config.Config, str]:
+    """The configuration files of a model and any more, what they say together, and the model's name for a data set."""
     files = [ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", f"learning_{model}")]
+    files += [Path(file).absolute() for file in more]
     return files, config.load(ROOT / "config" / "config.yaml", *files), f"tiny_{dataset}" if model == "tiny" else model
 
 

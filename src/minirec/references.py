@@ -5,7 +5,7 @@ They learn from the training samples alone, as the policy does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from minirec import artefact, config, metrics, schemas, splits
 from minirec.artefact import Made
 from minirec.breakdown import K
 from minirec.progress import log
+from minirec.splits import Split
 
 SCORES = 2**24  # ranked at a time: bounds memory whatever the size of the catalogue
 
@@ -61,30 +62,35 @@ def tfidf(texts: list[str]) -> csr_array:
         return csr_array((len(texts), 1))
 
 
-def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Path, out: Path) -> None:
-    """Write the metrics and ranks of every reference."""
-    table = schemas.read("samples", samples)
-    test = splits.load(samples, catalogue, "test", 1)
+def ranked(samples: Path, catalogue: Path, split: Split) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Every reference by name, with the rank of each target [n] of a split and the best K rows [n, K]."""
     goods = schemas.read("catalogue", catalogue).sort_by("row")
     popularity = schemas.numpy(goods, "popularity").astype(np.float64)
     words = tfidf(goods["text"].to_pylist())
-    follows = transitions(table, goods.num_rows)
+    follows = transitions(schemas.read("samples", samples), goods.num_rows)
     tie = popularity / (popularity.max() + 1)  # decides among items never seen to follow
-    length = (test.history >= 0).sum(1)
-    last = test.history[np.arange(len(test)), length - 1]
+    length = (split.history >= 0).sum(1)
+    last = split.history[np.arange(len(split)), length - 1]
     methods: dict[str, Callable[[slice], np.ndarray]] = {
         "popularity": lambda part: np.tile(popularity, (len(last[part]), 1)),
         "tfidf_last": lambda part: (words[last[part]] @ words.T).toarray(),
-        "tfidf_history": lambda part: (_mean_rows(words, test.history[part]) @ words.T).toarray(),
+        "tfidf_history": lambda part: (_mean_rows(words, split.history[part]) @ words.T).toarray(),
         "transitions": lambda part: follows[last[part]].toarray() + tie,
     }
+    count = max(1, SCORES // goods.num_rows)  # samples at a time
+    chunks = [slice(start, start + count) for start in range(0, len(split), count)]
+    for name, scores in methods.items():
+        pieces = [rank(scores(part), split.target[part], split.history[part]) for part in chunks]
+        found, top = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
+        yield name, found, top
+
+
+def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Path, out: Path) -> None:
+    """Write the metrics and ranks of every reference."""
+    test = splits.load(samples, catalogue, "test", 1)
     tested = splits.tested(test, catalogue)
     summary, breakdown, parts = {}, {}, []
-    count = max(1, SCORES // goods.num_rows)  # samples at a time
-    for name, scores in methods.items():
-        chunks = [slice(start, start + count) for start in range(0, len(test), count)]
-        pieces = [rank(scores(part), test.target[part], test.history[part]) for part in chunks]
-        found, top = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
+    for name, found, top in ranked(samples, catalogue, test):
         breakdown[name] = tested.describe(found, top)
         summary[name] = metrics.summary(found, evaluate)
         parts.append(pa.table({"reference": [name] * len(found), "sample_id": test.sample_id, "rank": found}))
