@@ -42,3 +42,9 @@ def test_only_the_first_ten_recommendations_count():
     found = tested.describe(np.array([1]), np.arange(12)[None])
     assert found["recommended"]["coverage@10"] == 10 / 12
     assert found["recommended"]["popularity@10"] == 4.5
+
+
+def test_a_list_that_the_history_leaves_short_counts_what_it_has(tested):
+    found = tested.recommended(np.array([[1, 3], [1, -1]]))
+    assert found["coverage@10"] == 2 / 4
+    assert found["popularity@10"] == (4 + 30 + 4) / 3

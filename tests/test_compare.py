@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from minirec import artefact, compare, schemas
 from minirec.artefact import Made
+from minirec.errors import InputError
+
+GAIN = {"mean": -0.25, "low": -0.3, "high": 0.1, "p": 0.0123, "significant": True}
 
 
 def a_run(folder, run, ndcg, seconds):
@@ -50,5 +54,35 @@ def test_seeds_are_averaged_within_a_cell_only(tmp_path):
     assert cells.loc["64", "seconds"] == pytest.approx(1.5)
     assert cells.loc["128", "mean"] == pytest.approx(0.9)
     assert cells.loc["128", "seeds"] == 1
-    said = compare.text(compare.over_seeds(table, "ndcg@10"), "ndcg@10", tmp_path)
+    gains = {"main": "gemma/gemma/minirec-64", "against": {"gemma/gemma/minirec-128": GAIN}}
+    said = compare.text(compare.over_seeds(table, "ndcg@10"), gains, "ndcg@10", tmp_path)
     assert "0.2000 ± 0.1414" in said
+    (line,) = [line for line in said.splitlines() if "-0.2500 [-0.3000, +0.1000], p = 0.0123" in line]
+    assert " 128 " in line
+
+
+def with_ranks(folder, runs):
+    for run, ranks in runs.items():
+        n = len(ranks)
+        top = pa.array([[1]] * n, pa.list_(pa.int32()))
+        columns = {"sample_id": np.arange(n), "rank": np.array(ranks, np.int32), "top": top}
+        columns["rank_without_reasoning"] = columns["rank"]
+        schemas.write("ranks", pa.table(columns), folder / run / "ranks.parquet", Made("evaluate"))
+
+
+def test_the_main_experiment_is_held_against_every_cell_sample_by_sample_over_all_seeds(tmp_path, defaults):
+    better, worse, other = [1] * 20, [3] * 20, [1, 3] * 10
+    runs = {"m/s/minirec-8/seed0": better, "m/s/minirec-8/seed1": worse}  # on average .75 of each sample
+    runs |= {"m/none/random-8/seed0": worse, "m/none/random-8/seed5": worse, "m/none/full-all/seed0": other}
+    with_ranks(tmp_path, runs)
+    found = compare.against_first(tmp_path, list(runs), defaults.evaluate)
+    assert found["main"] == "m/s/minirec-8"
+    assert list(found["against"]) == ["m/none/random-8", "m/none/full-all"]
+    random, full = found["against"].values()
+    assert (random["mean"], random["low"], random["high"], random["significant"]) == (0.25, 0.25, 0.25, True)
+    assert full["mean"] == pytest.approx(0)
+    assert full["low"] < 0 < full["high"]
+    assert not full["significant"]
+    with_ranks(tmp_path, {"m/none/full-all/seed0": other[:-1]})
+    with pytest.raises(InputError, match=r"full-all/seed0/ranks.parquet is of other test samples"):
+        compare.against_first(tmp_path, list(runs), defaults.evaluate)

@@ -115,6 +115,14 @@ def test_a_sample_without_its_facts_is_named(case, defaults):
         run(folder, defaults)
 
 
+def test_an_item_table_that_is_too_short_is_refused(case, defaults):
+    folder, samples, *_, items, _ = case
+    last = max(max(row["target"], *row["history"]) for row in samples.to_pylist())
+    tensors.write({"items": items[:last], "row": np.arange(last)}, folder / "items.safetensors", Made("embed"))
+    with pytest.raises(InputError, match=rf"refers to row \d+, beyond the {last} of .*items\.safetensors"):
+        run(folder, defaults)
+
+
 def test_damaged_states_are_refused(case, defaults):
     folder = case[0]
     content = bytearray((folder / "hidden.safetensors").read_bytes())

@@ -201,6 +201,35 @@ def test_the_metrics_are_those_of_the_ranks(ranks, tmp_path):
         assert metrics["ndcg@5"]["mean"] == pytest.approx(sum(gain) / len(TEST))
 
 
+def test_the_breakdown_is_that_of_the_ranks_and_of_lists_without_the_history(ranks, tmp_path):
+    favourites = [40, 20, 5, *[1] * 9, 0]
+    rows = [
+        sample(10, "test", "u", 1, [0]),  # rank 1, recommended are 1 to 10
+        sample(11, "test", "v", 12, [0, 1]),  # rank 11, 2 to 11
+        sample(12, "test", "w", 2, [12]),  # rank 3, 0 to 9
+    ]
+    ranks([*TRAIN, *rows], favourites, ["jazz"] * 13)
+    found = json.loads((tmp_path / "references.json").read_text())
+    assert found["breakdown"].keys() == found["references"].keys()
+    popularity = found["breakdown"]["popularity"]
+    assert popularity["by_history_length"] == {
+        "1": {"samples": 2, "ndcg@10": 0.75},
+        "2-4": {"samples": 1, "ndcg@10": 0.0},
+    }
+    assert popularity["by_target_popularity"] == {
+        "0": {"samples": 1, "ndcg@10": 0.0},
+        "5-19": {"samples": 1, "ndcg@10": 0.5},
+        "20+": {"samples": 1, "ndcg@10": 1.0},
+    }
+    assert popularity["recommended"] == pytest.approx(
+        {
+            "coverage@10": 12 / 13,
+            "popularity@10": ((20 + 5 + 8) + (5 + 9) + (40 + 20 + 5 + 7)) / 30,
+            "popularity_of_targets": (20 + 0 + 5) / 3,
+        }
+    )
+
+
 def test_samples_without_a_test_split_are_refused(ranks):
     with pytest.raises(InputError, match="has no test samples"):
         ranks(rows=TRAIN)
@@ -210,3 +239,10 @@ def test_a_catalogue_without_a_word_still_has_references(ranks):
     found = ranks(texts=["", "", "!", "?", "", ""])
     assert found["tfidf_last", 10] == 1  # all cosines 0: the lowest row outside the history
     assert found["transitions", 11] == 1
+
+
+def test_the_history_is_not_recommended_even_where_nothing_else_is_left():
+    scores = np.array([[0.5, 0.9, 0.1, 0.7]])
+    rank, top = references.rank(scores, np.array([2]), np.array([[1, 3]]))
+    assert rank.tolist() == [2]
+    assert top.tolist() == [[0, 2, -1, -1]]

@@ -17,7 +17,7 @@ def load(tmp_path):
 
     def loaded(split="train", order=(0, 1, 2, 3), histories=((0,), (1, 2), (3, 0, 1)), target=3, chosen=None):
         columns = {"row": pa.array(range(4), pa.int32()), "item_id": TITLES, "title": TITLES, "text": TITLES}
-        catalogue = pa.table(columns | {"popularity": [1] * 4}).take(list(order))
+        catalogue = pa.table(columns | {"popularity": [0, 10, 20, 30]}).take(list(order))
         schemas.write("catalogue", catalogue, tmp_path / "catalogue.parquet", Made("prepare"))
         rows = [
             {
@@ -60,6 +60,13 @@ def test_chosen_samples_come_in_their_order_and_a_missing_one_is_an_error(load):
     for missing in (7, 11):
         with pytest.raises(InputError, match=rf"sample {missing} is not among the train samples of .*; select again"):
             load(chosen=np.array([8, missing]))
+
+
+def test_a_breakdown_counts_the_items_of_each_history_and_knows_popularity_by_row(load, tmp_path):
+    found = splits.tested(load(order=(3, 1, 0, 2), target=2), tmp_path / "catalogue.parquet")
+    assert found.history_length.tolist() == [3, 2, 1]
+    assert found.target.tolist() == [2, 2, 2]
+    assert found.popularity.tolist() == [0, 10, 20, 30]
 
 
 def test_a_split_without_samples_is_named(load):

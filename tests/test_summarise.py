@@ -26,7 +26,12 @@ def write_ranks(folder: Path, rank, settings, first_id: int = 0) -> None:
     files = folder / "ranks.parquet", folder / "metrics.json"
     ids = np.arange(len(rank)) + first_id
     tested = Examined(np.arange(len(rank)) % 3 + 1, np.zeros_like(ids), np.arange(ITEMS))
-    evaluate.write(rank, np.full_like(rank, 2), top, ids, tested, settings, Made("evaluate"), *files)
+    evaluate.write(rank, unreasoned(rank), top, ids, tested, settings, Made("evaluate"), *files)
+
+
+def unreasoned(rank):
+    """Ranks without reasoning that the tests give a policy."""
+    return np.minimum(rank + 1, ITEMS).astype(np.int32)
 
 
 def write_references(file: Path) -> None:
@@ -142,7 +147,8 @@ def test_the_summary_has_the_metrics_of_every_part(project):
     summary, text = written()
     assert summary["metrics"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(after))
     assert summary["before"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(BASE))
-    assert summary["metrics_without_reasoning"]["ndcg@10"]["mean"] == pytest.approx(1 / math.log2(3))
+    assert summary["metrics_without_reasoning"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(unreasoned(after)))
+    assert summary["before_without_reasoning"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(unreasoned(BASE)))
     assert summary["metrics"]["hr@10"]["mean"] == np.mean(after <= 10)
     assert summary["samples"] == {"train": TRAINED, "valid": 3, "test": TESTED}
     assert (summary["catalogue"], summary["selected"]) == (ITEMS, PICKED)
@@ -153,7 +159,8 @@ def test_the_summary_has_the_metrics_of_every_part(project):
     assert "10% -> 10% of the catalogue, an item has 1.0 -> 1.0 training interactions (targets 0.0)" in text
     assert summary["references"]["tfidf_last"]["ndcg@10"]["mean"] == 0.125
     assert f"minirec kept {PICKED} of {TRAINED} training samples; {TESTED} test samples, {ITEMS} items" in text
-    for name, value in (("before RL", ndcg10(BASE)), ("after RL", ndcg10(after)), ("tfidf last", 0.125)):
+    shown = {"before RL": ndcg10(BASE), "after RL": ndcg10(after), "tfidf last": 0.125}
+    for name, value in (shown | {"after RL, no reasoning": ndcg10(unreasoned(after))}).items():
         assert any(line.strip().startswith(f"{name}  ") and f"{value:.4f} [" in line for line in text.splitlines()), (
             name
         )
@@ -195,7 +202,7 @@ def test_a_run_is_held_against_the_policy_before_rl_and_every_reference_sample_b
     assert found["against"]["tfidf_last"] == {"mean": 0, "low": 0, "high": 0, "p": 1, "significant": False}
     write_ranks(tmp_path / "other", BASE, defaults.evaluate, first_id=1)
     with pytest.raises(InputError, match="is of other test samples"):
-        against.before(tmp_path / "other/ranks.parquet", shuffled)
+        against.policy(tmp_path / "other/ranks.parquet", shuffled)
 
 
 def test_the_summary_holds_the_runs_against_every_reference(project):
@@ -246,12 +253,28 @@ def test_the_same_ranks_are_no_gain(project):
 def test_several_seeds_are_averaged_and_each_is_kept(project):
     runs = [np.maximum(BASE - 1, 1), np.maximum(BASE - 6, 1), BASE]
     project(runs)
-    summary, _ = written()
+    summary, text = written()
     each = [ndcg10(rank) for rank in runs]
     assert summary["metrics"]["ndcg@10"]["mean"] == pytest.approx(np.mean(each))
     assert summary["improvement"]["mean"] == pytest.approx(np.mean(each) - ndcg10(BASE))
     found = [summary["runs"][f"seed{seed}"]["metrics"]["ndcg@10"]["mean"] for seed in range(3)]
     assert found == pytest.approx(each)
+    without = [ndcg10(unreasoned(rank)) for rank in runs]
+    found = [summary["runs"][f"seed{seed}"]["metrics_without_reasoning"]["ndcg@10"]["mean"] for seed in range(3)]
+    assert found == pytest.approx(without)
+    assert summary["metrics_without_reasoning"]["ndcg@10"]["mean"] == pytest.approx(np.mean(without))
+    groups = summary["breakdown"]["after"]["by_history_length"]
+    assert {name: group["samples"] for name, group in groups.items()} == {"1": 14, "2-4": 26}
+    assert groups["1"]["ndcg@10"] == pytest.approx(np.mean([ndcg10(rank[::3]) for rank in runs]))
+    assert "after RL: mean over the seeds; intervals and tests are over the test samples" in text
+
+
+def test_the_interval_of_several_seeds_is_that_of_their_mean_on_each_sample(project, defaults):
+    project([np.where(np.arange(TESTED) % 2 == seed, 1, 1000) for seed in range(2)])
+    summary, _ = written()
+    assert summary["metrics"]["ndcg@10"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    half = summary["runs"]["seed0"]["metrics"]["ndcg@10"]
+    assert half["low"] < 0.4 < 0.6 < half["high"]
 
 
 def test_the_pictures_are_made_as_png_and_svg(project):

@@ -4,19 +4,16 @@ import math
 
 import pytest
 import torch
-from test_train import project, run
+from test_train import gradients, project, run
 from torch.nn.functional import cosine_similarity
+from transformers import AutoTokenizer
 
 from minirec import generate, judge, train
 from minirec.trainer import RecommenderTrainer
 
 __all__ = ["project"]  # a fixture
 ALL_AT_ONCE = {"batch_prompts": 11, "micro_batch_prompts": 3, "epochs": 2, "evaluations_per_epoch": 0}
-
-
-def gradients(trainer):
-    """Of everything that is trained, by name."""
-    return {name: p.grad.clone() for name, p in trainer.policy.model.named_parameters() if p.grad is not None}
+BETA = 0.5  # rank and probability weigh alike
 
 
 def states(policy, start, text):
@@ -31,11 +28,11 @@ def item_vector(trainer, row):
 
 
 def plain_loss(trainer, inputs, written, rows, settings):
-    """METHOD 3, sample by sample; also how many items of the batch the histories have masked."""
+    """METHOD 3, sample by sample; also what the history notes, and how many items of the batch the histories mask."""
     policy, samples = trainer.policy, trainer.samples.take(inputs)
     table = [item_vector(trainer, row) for row in range(len(trainer.items))]
     sampled = sum(len(tokens) for group in written.tokens for tokens in group)
-    token_loss, item_loss, masked = torch.zeros(()), torch.zeros(()), 0
+    token_loss, item_loss, masked, noted = torch.zeros(()), torch.zeros(()), 0, {"reward": 0.0, "reward_std": 0.0}
     for i, body in enumerate(samples.bodies):
         target, history = int(samples.target[i]), {int(row) for row in samples.history[i] if row >= 0}
         allowed = [row for row in range(len(table)) if row == target or row not in history]
@@ -47,12 +44,14 @@ def plain_loss(trainer, inputs, written, rows, settings):
             score = {row: cosine_similarity(user, table[row], dim=0).item() / policy.settings.tau for row in allowed}
             rank = sorted(allowed, key=lambda row: (-score[row], row)).index(target) + 1
             pi = math.exp(score[target]) / sum(math.exp(s) for s in score.values())
-            rewards.append(0.95 * (1 / math.log2(1 + rank) if rank <= 1000 else 0) + 0.05 * pi)
+            rewards.append((1 - BETA) * (1 / math.log2(1 + rank) if rank <= 1000 else 0) + BETA * pi)
             log_p = policy.logits(before[: len(tokens)]).log_softmax(-1)
             log_ps.append(log_p[range(len(tokens)), tokens])
             users.append(user)
         mean = sum(rewards) / len(rewards)
         spread = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1))
+        noted["reward"] += mean / len(samples)
+        noted["reward_std"] += spread / len(samples)
         advantage = [0.0 if max(rewards) == min(rewards) else (r - mean) / (spread + 1e-8) for r in rewards]
         for a, log_p in zip(advantage, log_ps, strict=True):
             token_loss = token_loss - a * (log_p - log_p.detach()).exp().sum() / sampled
@@ -65,7 +64,8 @@ def plain_loss(trainer, inputs, written, rows, settings):
             a = 1.0 if settings["item_advantage"] == "one" else advantage[g]
             item_loss = item_loss - a * (log_pi - log_pi.detach()).exp() / len(samples) / len(best)
     parts = {"token": token_loss, "item": item_loss}
-    return sum(parts[name] for name in settings["losses"]), masked
+    noted |= {f"{name}_loss": part.item() if name in settings["losses"] else 0.0 for name, part in parts.items()}
+    return sum(parts[name] for name in settings["losses"]), noted, masked
 
 
 def scored(monkeypatch):
@@ -85,6 +85,26 @@ def scored(monkeypatch):
     return kept
 
 
+def of_unequal_lengths(monkeypatch, tokenizer, marker):
+    """Every second sample's first completion ends its turn, every third one's second writes the marker itself."""
+    draws, sample, marker_ids = generate.noise, generate._sample, torch.tensor(tokenizer.encode(marker))
+
+    def noise(seed, samples, *given):
+        drawn = draws(seed, samples, *given)
+        for i, number in enumerate(samples):  # a negative number is a token
+            if number % 2 == 0:
+                drawn[i, 0, 2] = -tokenizer.eos_token_id
+            if number % 3 == 0:
+                drawn[i, 1, 1 : 1 + len(marker_ids)] = -marker_ids
+        return drawn
+
+    def scripted(logits, noise, *given):
+        return torch.where(noise < 0, -noise.long(), sample(logits, noise.clamp(min=0), *given))
+
+    monkeypatch.setattr(generate, "noise", noise)
+    monkeypatch.setattr(generate, "_sample", scripted)
+
+
 @pytest.mark.parametrize("head", ["none", "shared", "separate"])
 @pytest.mark.parametrize(
     ("losses", "relabel_topk", "item_advantage"),
@@ -94,29 +114,37 @@ def test_a_step_has_the_loss_and_gradients_of_a_plain_loop(
     project, tiny_model, defaults, tmp_path, monkeypatch, losses, relabel_topk, item_advantage, head
 ):
     settings = {"losses": losses, "relabel_topk": relabel_topk, "item_advantage": item_advantage}
-    kept, seen, whole = scored(monkeypatch), [], RecommenderTrainer.training_step
+    kept, seen, ends, whole = scored(monkeypatch), [], set(), RecommenderTrainer.training_step
 
     def step(self, model, inputs, *rest):
         loss = whole(self, model, inputs, *rest)
-        if self.state.global_step == 1:  # the weights are no longer those of the beginning
-            found = gradients(self)
+        if self.state.global_step in (1, 2):  # the incomplete last batch of an epoch, and a whole one after it
+            found, written = gradients(self), kept["written"]
             self.policy.model.zero_grad()
-            expected, masked = plain_loss(self, inputs, kept["written"], kept["rows"], settings)
+            expected, noted, masked = plain_loss(self, inputs, written, kept["rows"], settings)
             expected.backward()
             targets = self.samples.take(inputs).target.tolist()
-            seen.append((found, gradients(self), loss.item(), expected.item(), masked, targets))
+            seen.append((found, gradients(self), loss.item(), expected.item(), noted, masked, targets))
+            rows = zip(written.tokens, written.forced, strict=True)
+            ends.update((len(tokens), forced) for row in rows for tokens, forced in zip(*row, strict=True))
         return loss
 
     monkeypatch.setattr(RecommenderTrainer, "training_step", step)
-    changes = ALL_AT_ONCE | {"item_refresh_steps": 1, "head": head, "head_learning_rate": 0.05}
-    run(project, tiny_model, defaults, tmp_path, learning_rate=0.01, **changes, **settings)
-    ((found, plain, loss, plain_loss_, masked, targets),) = seen
-    assert masked > 0
-    assert len(set(targets)) < len(targets)  # a target that two samples share
-    assert loss == pytest.approx(plain_loss_, rel=1e-4, abs=1e-5)
-    assert {name for name, gradient in plain.items() if gradient.any()} == {n for n, g in found.items() if g.any()}
-    for name, gradient in plain.items():
-        assert (found[name] - gradient).norm() <= 1e-3 * gradient.norm(), name
+    of_unequal_lengths(monkeypatch, AutoTokenizer.from_pretrained(tiny_model), defaults.policy.marker)
+    changes = {"batch_prompts": 8, "item_refresh_steps": 1, "head": head, "head_learning_rate": 0.05}
+    changes |= {"of_sampling": {"completions": 4, "max_new_tokens": 8}, "beta": BETA, "learning_rate": 0.01}
+    _, history = run(project, tiny_model, defaults, tmp_path, **(ALL_AT_ONCE | changes | settings))
+    last, whole_batch = (targets for *_, targets in seen)
+    assert (len(last), len(whole_batch)) == (3, 8)
+    assert len(set(whole_batch)) < 8  # a target that two samples share
+    assert ends >= {(3, True), (4, False), (8, True)}  # the turn, the marker, the limit
+    for number, (found, plain, loss, plain_loss_, noted, masked, _) in enumerate(seen, start=1):
+        assert masked > 0
+        assert loss == pytest.approx(plain_loss_, rel=1e-4, abs=1e-5)
+        assert {name: history[name][number] for name in noted} == pytest.approx(noted, rel=1e-4, abs=1e-5)
+        assert {name for name, gradient in plain.items() if gradient.any()} == {n for n, g in found.items() if g.any()}
+        for name, gradient in plain.items():
+            assert (found[name] - gradient).norm() <= 1e-3 * gradient.norm(), name
 
 
 def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of_the_batch(

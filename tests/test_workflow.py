@@ -34,7 +34,7 @@ def _pretend(stage, given):
         files += [given["results"] / name for name in ("summary.txt", *pictures)]
     elif stage == "compare":
         pictures = ["figures/comparison.png", "figures/comparison.svg"]
-        files += [given["results"] / name for name in ("comparison.txt", *pictures)]
+        files += [given["results"] / name for name in ("comparison.json", "comparison.txt", *pictures)]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{stage} wrote this\\n")
@@ -204,7 +204,7 @@ def test_a_picture_is_a_result_like_any_other(finished):
         assert plan(finished, f"results/toy/{name}") == {}
         with deleted(top / name):
             assert plan(finished, f"results/toy/{name}") == once("summarise")
-    for name in ("figures/comparison.png", "figures/comparison.svg", "comparison.txt"):
+    for name in ("figures/comparison.png", "figures/comparison.svg", "comparison.json", "comparison.txt"):
         assert plan(finished, f"results/toy/{name}")["compare"] == 1
     assert {"results/toy/figures/rewards.png", "results/toy/summary.txt"} <= set(
         re.findall(r"^Would delete (.*)$", spawn(finished, "-n", "--delete-all-output", TARGET).stdout, re.M)

@@ -1,8 +1,8 @@
-"""What a policy is held against on the same test samples: itself before RL, and simple recommenders (METHOD 5)."""
+"""What a policy is held against on the same test samples: itself before RL, others, simple recommenders (METHOD 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from minirec.breakdown import K
 from minirec.errors import InputError
 
 
-def before(ranks: Path, sample_id: np.ndarray) -> np.ndarray:
-    """Ranks [n] of the policy before RL, of the samples [n]; raises InputError where the file has others."""
-    return _of(schemas.read("ranks", ranks), ranks, sample_id)
+def policy(ranks: Path, sample_id: np.ndarray, column: str = "rank") -> np.ndarray:
+    """Ranks [n] of a policy, of the samples [n]; raises InputError where the file has others."""
+    return _of(schemas.read("ranks", ranks), ranks, sample_id, column)
 
 
 def references(ranks: Path, sample_id: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,22 +27,21 @@ def references(ranks: Path, sample_id: np.ndarray) -> dict[str, np.ndarray]:
     return {name: _of(table.filter(pc.equal(table["reference"], name)), ranks, sample_id) for name in names}
 
 
-def improvement(other: np.ndarray, runs: Sequence[np.ndarray], settings: config.Evaluate) -> dict[str, Any]:
-    """NDCG@10 of ranks [n], averaged over the runs, minus that of others [n]: mean, interval and paired test."""
-    mean = np.mean([metrics.ndcg(rank, K) for rank in runs], axis=0)
-    start = metrics.ndcg(other, K)
+def improvement(other: np.ndarray, rank: np.ndarray, settings: config.Evaluate) -> dict[str, Any]:
+    """NDCG@10 of ranks minus that of others, each [n] or, averaged over runs, [r, n]: mean, interval, paired test."""
+    mean, start = (metrics.ndcg(np.atleast_2d(runs), K).mean(0) for runs in (rank, other))
     interval = metrics.interval(mean - start, settings.bootstrap, settings.confidence, settings.seed)
     p = metrics.paired_p(mean, start, settings.seed)
     return {**interval, "p": p, "significant": bool(p < 1 - settings.confidence)}
 
 
-def each(others: Mapping[str, np.ndarray], runs: Sequence[np.ndarray], settings: config.Evaluate) -> dict[str, Any]:
+def each(others: Mapping[str, np.ndarray], rank: np.ndarray, settings: config.Evaluate) -> dict[str, Any]:
     """The improvement over each of the others."""
-    return {name: improvement(rank, runs, settings) for name, rank in others.items()}
+    return {name: improvement(other, rank, settings) for name, other in others.items()}
 
 
-def _of(table: pa.Table, path: Path, sample_id: np.ndarray) -> np.ndarray:
+def _of(table: pa.Table, path: Path, sample_id: np.ndarray, column: str = "rank") -> np.ndarray:
     table = table.sort_by("sample_id")
     if not np.array_equal(schemas.numpy(table, "sample_id"), np.sort(sample_id)):
         raise InputError(f"{path} is of other test samples; run the stage that makes it again")
-    return schemas.numpy(table, "rank")[np.argsort(np.argsort(sample_id))]
+    return schemas.numpy(table, column)[np.argsort(np.argsort(sample_id))]

@@ -27,7 +27,7 @@ class Examined:
     popularity: np.ndarray  # [m] training interactions of each item
 
     def describe(self, rank: np.ndarray, top: np.ndarray) -> dict[str, Any]:
-        """The breakdown of ranks [n] and of recommended catalogue rows [n, k], best first, k >= 10 where possible."""
+        """The breakdown of ranks [n] and of recommended catalogue rows [n, k], best first, padded with -1."""
         quality = metrics.ndcg(rank, K)
         return {
             "recommended": self.recommended(top[:, :K]),
@@ -36,13 +36,14 @@ class Examined:
         }
 
     def recommended(self, top: np.ndarray) -> dict[str, float]:
-        """Of the lists `top` [n, k]: the share of the catalogue in any of them, and how popular their items are.
+        """Of lists [n, k], padded with -1: the share of the catalogue in any of them, how popular their items are.
 
         `popularity` is the mean number of training interactions, to be held against that of the targets.
         """
+        rows = top[top >= 0]
         return {
-            "coverage@10": len(np.unique(top)) / len(self.popularity),
-            "popularity@10": float(self.popularity[top].mean()),
+            "coverage@10": len(np.unique(rows)) / len(self.popularity),
+            "popularity@10": float(self.popularity[rows].mean()),
             "popularity_of_targets": float(self.popularity[self.target].mean()),
         }
 

@@ -1,14 +1,19 @@
-"""compare: every run of the configuration's grid in one table, one picture and a text for the terminal."""
+"""compare: every run of the configuration's grid in one table, one picture and a text for the terminal.
+
+A cell of the grid is a model, a selector, a method and a budget; its seeds are its runs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from minirec import artefact, config, schemas
+from minirec import against, artefact, config, schemas
 from minirec.artefact import Made, replacing
 from minirec.progress import log
 
@@ -44,30 +49,53 @@ def over_seeds(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
-def text(cells: pd.DataFrame, metric: str, out: Path) -> str:
+def against_first(folder: Path, run: Sequence[str], settings: config.Evaluate) -> dict[str, Any]:
+    """What the cell of the first run, the main experiment, gains over every other: NDCG@10, interval and paired test.
+
+    Averaged over the seeds of each cell, sample by sample; raises InputError where runs have other test samples.
+    """
+    sample_id = schemas.numpy(schemas.read("ranks", folder / run[0] / "ranks.parquet"), "sample_id")
+    ranks: dict[str, list[np.ndarray]] = {}
+    for name in run:
+        found = against.policy(folder / name / "ranks.parquet", sample_id)
+        ranks.setdefault(name.rsplit("/", 1)[0], []).append(found)
+    cells = {cell: np.stack(several) for cell, several in ranks.items()}
+    main = next(iter(cells))
+    return {"main": main, "against": against.each(cells, cells.pop(main), settings)}
+
+
+def text(cells: pd.DataFrame, gains: dict[str, Any], metric: str, out: Path) -> str:
     """What the terminal shows at the end."""
     lines = ["", f"{out}: {metric.upper()} by run, mean and standard deviation over the seeds", ""]
-    lines.append(f"  {'model':<12}{'selector':<12}{'method':<20}{'budget':>8}{'seeds':>7}  {metric:<20}{'train s':>9}")
+    lines.append(
+        f"  {'model':<12}{'selector':<12}{'method':<20}{'budget':>8}{'seeds':>7}  {metric:<20}{'train s':>9}"
+        f"  {gains['main']} minus this"
+    )
     for cell in cells.to_dict("records"):
         quality = f"{cell['mean']:.4f}" + ("" if pd.isna(cell["std"]) else f" ± {cell['std']:.4f}")
+        gain = gains["against"].get(f"{cell['model']}/{cell['selector']}/{cell['method']}-{cell['budget']}")
         lines.append(
             f"  {cell['model']:<12}{cell['selector']:<12}{cell['method']:<20}{cell['budget']:>8}{cell['seeds']:>7}  "
             f"{quality:<20}{cell['seconds']:>9.0f}"
+            + (f"  {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}], p = {gain['p']:.3g}" if gain else "")
         )
+    lines += ["", "  Intervals and paired permutation tests are over the test samples."]
     return "\n".join([*lines, "", ""])
 
 
 def run(*, evaluate: config.Evaluate, results: Path, run: list[str], out: Path) -> None:
-    """Write comparison.parquet, comparison.txt and figures/comparison.* of a data set."""
+    """Write comparison.parquet, .json, .txt and figures/comparison.* of runs, those of the main experiment first."""
     records = [row for name in run for row in rows(results / "runs", name)]
     metric = "ndcg@10"
     cells = over_seeds(pd.DataFrame(records), metric)
-    inputs = {name: results / "runs" / name / "metrics.json" for name in run}
+    gains = against_first(results / "runs", run, evaluate)
+    made = Made("compare", evaluate.model_dump(), {name: results / "runs" / name / "metrics.json" for name in run})
     table = pa.Table.from_pylist(records, schemas.TABLES["comparison"].schema())
-    schemas.write("comparison", table, out, Made("compare", evaluate.model_dump(), inputs))
+    schemas.write("comparison", table, out, made)
+    artefact.write_json(gains, results / "comparison.json", made)
     from minirec import figures
 
     figures.save(results / "figures", "comparison", figures.quality_and_cost(cells, metric))
     with replacing(results / "comparison.txt") as partial:
-        partial.write_text(text(cells, metric, out), encoding="utf-8")
+        partial.write_text(text(cells, gains, metric, out), encoding="utf-8")
     log.info("wrote %s with %d runs", out, len(run))

@@ -274,8 +274,8 @@ class Evaluate(Section):
 
     cutoffs: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="k of HR@k and NDCG@k")
     bootstrap: int = Field(ge=100, description="resamples of the confidence interval")
-    confidence: float = Field(gt=0, lt=1, description="of the interval")
-    seed: Seed = Field(description="of the bootstrap")
+    confidence: float = Field(gt=0, lt=1, description="of the interval; p below 1 - confidence is significant")
+    seed: Seed = Field(description="of the bootstrap and the permutation test")
 
     @field_validator("cutoffs")
     @classmethod

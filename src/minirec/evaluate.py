@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from minirec import against, artefact, config, metrics, ranking, schemas, splits, tensors
+from minirec import against, artefact, config, metrics, ranking, schemas, splits
 from minirec.artefact import Made
 from minirec.breakdown import Examined, K
-from minirec.items import Items, Trunk
+from minirec.items import Items, Trunk, read_table
 from minirec.policy import Policy
 from minirec.progress import log
 from minirec.whitening import Whitening
@@ -39,7 +39,7 @@ def write(
         "sample_id": sample_id,
         "rank": rank,
         "rank_without_reasoning": without,
-        "top": list(top),
+        "top": [rows[rows >= 0] for rows in top],
     }
     schemas.write("ranks", pa.table(columns, schemas.TABLES["ranks"].schema()), ranks, made)
     summary: dict[str, Any] = {
@@ -49,13 +49,13 @@ def write(
         "breakdown": tested.describe(rank, top),
     }
     if before is not None:
-        start = against.before(before, sample_id)
+        start = against.policy(before, sample_id)
         summary["before"] = metrics.summary(start, settings)
-        summary["improvement"] = against.improvement(start, [rank], settings)
+        summary["improvement"] = against.improvement(start, rank, settings)
     if references is not None:
         others = against.references(references, sample_id)
         summary["references"] = {name: metrics.summary(other, settings) for name, other in others.items()}
-        summary["against"] = against.each(others, [rank], settings)
+        summary["against"] = against.each(others, rank, settings)
     artefact.write_json(summary, out, made)
     for name, value in summary["metrics"].items():
         log.info("%s %.4f [%.4f, %.4f]", name, value["mean"], value["low"], value["high"])
@@ -84,7 +84,7 @@ def run(
     loaded = Policy.load(model, policy, adapter)
     whiten = Whitening.read(whitening, adapter)
     if items is not None:
-        table = torch.from_numpy(tensors.read(items, "items")["items"])
+        table = read_table(items, catalogue)
     else:
         goods = Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk) if trunk else None)
         table = whiten.item(goods.embed(what="items"))

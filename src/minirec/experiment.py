@@ -243,8 +243,8 @@ def pictures(runs: list[str]) -> list[str]:
 
 def compared_files(given: Config, results: str, dataset: str) -> list[str]:
     """The files behind results/DATASET/comparison.parquet."""
-    runs = compared_runs(given)
-    return [f"{results}/{dataset}/runs/{run}/{file}" for run in runs for file in ("metrics.json", "history.parquet")]
+    files = ("metrics.json", "ranks.parquet", "history.parquet")
+    return [f"{results}/{dataset}/runs/{run}/{file}" for run in compared_runs(given) for file in files]
 
 
 def recorded(benchmark: Path) -> float | None:

@@ -283,6 +283,8 @@ def run(
         progress("gradient", n, "samples") as bar,
     ):
         for chunk in chunks(samples, rollouts, hidden, shape, gradient.advantage, step - step % min(size, step)):
+            if (last := max(int(chunk.target.max()), int(chunk.history.max()))) >= len(goods):
+                raise InputError(f"{samples} refers to row {last}, beyond the {len(goods)} of {items}; run embed again")
             g, hv, z = derive(chunk)
             append(sample_id=chunk.sample_id, gradient=g.numpy(), hvp=hv.numpy())
             append_embedding(sample_id=chunk.sample_id, embedding=z.numpy())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirec import tensors
+from minirec import schemas, tensors
 from minirec.artefact import Made
 from minirec.errors import InputError
 from minirec.policy import Policy
@@ -44,6 +44,15 @@ class Trunk:
         states = torch.cat(list(trunk.states)) if trunk else torch.zeros(0, 1)
         lengths = np.array([len(s) for s in trunk.states] if trunk else [], dtype=np.int64)
         tensors.write({"prefix": prefix.numpy(), "states": states.numpy(), "lengths": lengths}, path, made)
+
+
+def read_table(path: Path, catalogue: Path) -> Tensor:
+    """Item vectors [m, d'] of items.safetensors; raises InputError where they are not of the catalogue's m items."""
+    table = torch.from_numpy(tensors.read(path, "items")["items"])
+    count = schemas.read("catalogue", catalogue, ["row"]).num_rows
+    if len(table) != count:
+        raise InputError(f"{path} has {len(table)} items, but {catalogue} has {count}; run embed again")
+    return table
 
 
 class Items:

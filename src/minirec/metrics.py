@@ -47,9 +47,13 @@ def interval(values: np.ndarray, resamples: int, confidence: float, seed: int) -
 
 
 def summary(rank: np.ndarray, settings: config.Evaluate) -> dict[str, Interval]:
-    """HR@k and NDCG@k with intervals, e.g. {"ndcg@10": {"mean": …, "low": …, "high": …}}."""
+    """HR@k and NDCG@k of ranks [n], or of the mean over runs [r, n], with intervals over the n test samples.
+
+    For instance {"ndcg@10": {"mean": …, "low": …, "high": …}}.
+    """
+    runs = np.atleast_2d(rank)
     return {
-        f"{name}@{k}": interval(of(rank, k), settings.bootstrap, settings.confidence, settings.seed)
+        f"{name}@{k}": interval(of(runs, k).mean(0), settings.bootstrap, settings.confidence, settings.seed)
         for k in settings.cutoffs
         for name, of in (("hr", hit), ("ndcg", ndcg))
     }

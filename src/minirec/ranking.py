@@ -21,7 +21,7 @@ class Ranking:
 
     rank: np.ndarray  # [n] after greedy reasoning
     rank_without_reasoning: np.ndarray  # [n] after an empty completion
-    top: np.ndarray  # [n, k] catalogue rows, best first
+    top: np.ndarray  # [n, k] catalogue rows, best first, padded with -1 where fewer are outside the history
 
 
 @torch.no_grad()
@@ -43,7 +43,8 @@ def rank(
                 wanted, masked = target[rows].to(policy.device), history[rows].to(policy.device)
                 ranks[rows, branch] = rewards.ranks(scores, wanted, masked).cpu().numpy()
                 if branch == 0 and best.shape[1]:
-                    order = rewards.mask(scores, masked).sort(dim=1, descending=True, stable=True).indices
+                    found = rewards.mask(scores, masked).sort(dim=1, descending=True, stable=True)
+                    order = found.indices.masked_fill(found.values == -torch.inf, -1)
                     best[rows] = order[:, : best.shape[1]].cpu().numpy()
             bar.add(len(rows))
     return Ranking(ranks[:, 0], ranks[:, 1], best)

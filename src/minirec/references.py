@@ -24,14 +24,18 @@ SCORES = 2**24  # ranked at a time: bounds memory whatever the size of the catal
 
 
 def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each target [n] in scores [n, m], and the best K rows; history [n, w] masked, ties to the lower row."""
+    """Rank of each target [n] in scores [n, m], and the best rows [n, K], padded with -1; ties to the lower row.
+
+    The rows of the history [n, w] are masked: they are never counted or recommended.
+    """
     scores = scores.astype(np.float64)
     row, slot = np.nonzero(history >= 0)
     scores[row, history[row, slot]] = -np.inf
     own = scores[np.arange(len(target)), target][:, None]
     lower = np.arange(scores.shape[1]) < target[:, None]
     ranks = 1 + (scores > own).sum(1) + ((scores == own) & lower).sum(1)
-    return ranks.astype(np.int32), np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    return ranks.astype(np.int32), np.where(np.take_along_axis(scores, top, 1) == -np.inf, -1, top)
 
 
 def transitions(samples: pa.Table, items: int) -> csr_array:
@@ -63,7 +67,7 @@ def tfidf(texts: list[str]) -> csr_array:
 
 
 def ranked(samples: Path, catalogue: Path, split: Split) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Every reference by name, with the rank of each target [n] of a split and the best K rows [n, K]."""
+    """Every reference by name, with the rank of each target [n] of a split and the best rows [n, K]."""
     goods = schemas.read("catalogue", catalogue).sort_by("row")
     popularity = schemas.numpy(goods, "popularity").astype(np.float64)
     words = tfidf(goods["text"].to_pylist())

@@ -20,6 +20,7 @@ from torch import Tensor
 from minirec import artefact, config, engines, generate, judge, schemas, splits, tensors
 from minirec.artefact import Made
 from minirec.errors import InputError
+from minirec.items import read_table
 from minirec.policy import Policy
 from minirec.progress import progress
 from minirec.provenance import code_digest
@@ -55,7 +56,7 @@ def run(
         del settings["shards"]
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "model": model}
     made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
-    table = torch.from_numpy(tensors.read(items, "items")["items"])
+    table = read_table(items, catalogue)
     whiten = Whitening.read(whitening, adapter)
     loaded = Policy.load(model, policy, adapter)
     table = table.to(loaded.device)

@@ -149,7 +149,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
         (
             SAMPLES,
             CATALOGUE,
-            Option("items", "item table; without it: computed", required=False),
+            Option("items", "item table of this policy; without it: computed", required=False),
             WHITENING,
             Option("trunk", "trunk.safetensors of the base model", required=False),
             MODEL,

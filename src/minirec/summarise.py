@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minirec import against, artefact, config, experiment, schemas
+from minirec import against, artefact, config, experiment, metrics, schemas
 from minirec.artefact import Made, replacing
-from minirec.errors import InputError
-from minirec.metrics import Interval
 from minirec.progress import log
 
 
@@ -36,23 +34,11 @@ def costs(benchmarks: Path, jobs: Sequence[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def over_runs(runs: Sequence[dict[str, Any]], name: str) -> dict[str, Interval]:
-    """Mean of a metrics section over the runs; the bounds are the means of the runs' bounds."""
-    return {
-        metric: {
-            "mean": float(np.mean([run[name][metric]["mean"] for run in runs])),
-            "low": float(np.mean([run[name][metric]["low"] for run in runs])),
-            "high": float(np.mean([run[name][metric]["high"] for run in runs])),
-        }
-        for metric in runs[0][name]
-    }
-
-
 def mean_of(runs: Sequence[Any]) -> Any:
-    """Numbers of the same place in every run's nest of dictionaries, averaged."""
+    """Numbers of the same place in every run's nest of dictionaries, averaged where they differ."""
     if isinstance(runs[0], dict):
         return {key: mean_of([run[key] for run in runs]) for key in runs[0]}
-    return float(np.mean(runs))
+    return runs[0] if all(run == runs[0] for run in runs) else float(np.mean(runs))
 
 
 def by_stage(cost: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -83,6 +69,8 @@ def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
     for name, values in rows:
         cells = [f"{v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]" for v in (values["ndcg@10"], values["hr@10"])]
         lines.append(f"  {name:<28}{cells[0]:<26}{cells[1]}")
+    if len(main["seeds"]) > 1:
+        lines += ["", "  after RL: mean over the seeds; intervals and tests are over the test samples"]
     lists = {when: summary["breakdown"][when]["recommended"] for when in ("before", "after")}
     verdict = "significant" if change["significant"] else "not significant"
     lines += [
@@ -121,22 +109,21 @@ def run(*, evaluate: config.Evaluate, results: Path, main: str, run: list[str], 
     scores = schemas.read("scores", one["scores"]) if "scores" in one else None
     selection = schemas.read("selection", several["selection"][0])
     split = schemas.read("samples", one["samples"], ["split"])["split"].value_counts().to_pylist()
-    ranks = [schemas.read("ranks", path).sort_by("sample_id") for path in several["ranks"]]
-    sample_id = schemas.numpy(ranks[0], "sample_id")
-    for path, rank in zip(several["ranks"], ranks, strict=True):
-        if not rank["sample_id"].equals(ranks[0]["sample_id"]):
-            raise InputError(f"{path} and {several['ranks'][0]} have other test samples; run evaluate again for both")
-    after = [schemas.numpy(rank, "rank") for rank in ranks]
+    sample_id = schemas.numpy(schemas.read("ranks", several["ranks"][0]), "sample_id")
+    after, without = (
+        np.stack([against.policy(path, sample_id, column) for path in several["ranks"]])
+        for column in ("rank", "rank_without_reasoning")
+    )
     summary: dict[str, Any] = {
         "main": given.model_dump(),
         "samples": {entry["values"]: entry["counts"] for entry in split},
         "catalogue": schemas.read("catalogue", one["catalogue"], ["row"]).num_rows,
         "selected": selection.num_rows,
-        "metrics": over_runs(runs, "metrics"),
-        "metrics_without_reasoning": over_runs(runs, "metrics_without_reasoning"),
+        "metrics": metrics.summary(after, evaluate),
+        "metrics_without_reasoning": metrics.summary(without, evaluate),
         "before": base["metrics"],
         "before_without_reasoning": base["metrics_without_reasoning"],
-        "improvement": against.improvement(against.before(one["base_ranks"], sample_id), after, evaluate),
+        "improvement": against.improvement(against.policy(one["base_ranks"], sample_id), after, evaluate),
         "references": references["references"],
         "against": against.each(against.references(one["reference_ranks"], sample_id), after, evaluate),
         "breakdown": {

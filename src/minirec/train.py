@@ -25,11 +25,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
-from minirec import artefact, config, metrics, processes, ranking, schemas, splits, tensors
+from minirec import artefact, config, metrics, processes, ranking, schemas, splits
 from minirec.artefact import Made
 from minirec.errors import InputError, NotFinite
 from minirec.head import Head
-from minirec.items import Items, Trunk
+from minirec.items import Items, Trunk, read_table
 from minirec.policy import Policy
 from minirec.progress import log, progress
 from minirec.provenance import code_digest
@@ -235,7 +235,7 @@ def run(
     trainer = RecommenderTrainer(
         loaded,
         head,
-        torch.from_numpy(tensors.read(items, "items")["items"]),
+        read_table(items, catalogue),
         Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk)),
         chosen,
         train=train,

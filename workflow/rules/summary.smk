@@ -41,6 +41,7 @@ rule compare:
         lambda wildcards: experiment.compared_files(CONFIG, wildcards.results, wildcards.dataset),
     output:
         table="{results}/{dataset}/comparison.parquet",
+        gains="{results}/{dataset}/comparison.json",
         text=report("{results}/{dataset}/comparison.txt"),
         picture=report("{results}/{dataset}/figures/comparison.png"),
         vectors="{results}/{dataset}/figures/comparison.svg",
