@@ -89,7 +89,8 @@ def run(*, evaluate: config.Evaluate, results: Path, run: list[str], out: Path) 
     metric = "ndcg@10"
     cells = over_seeds(pd.DataFrame(records), metric)
     gains = against_first(results / "runs", run, evaluate)
-    made = Made("compare", evaluate.model_dump(), {name: results / "runs" / name / "metrics.json" for name in run})
+    files = [f"{name}/{file}" for name in run for file in ("metrics.json", "ranks.parquet")]
+    made = Made("compare", evaluate.model_dump(), {file: results / "runs" / file for file in files})
     table = pa.Table.from_pylist(records, schemas.TABLES["comparison"].schema())
     schemas.write("comparison", table, out, made)
     artefact.write_json(gains, results / "comparison.json", made)
