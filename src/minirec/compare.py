@@ -1,6 +1,7 @@
-"""compare: every run of the configuration's grid in one table, one picture and a text for the terminal.
+"""compare: every run of the configuration's grid in one table, one picture and a text for the terminal (METHOD 5).
 
-A cell of the grid is a model, a selector, a method and a budget; its seeds are its runs.
+Reads metrics, ranks and histories of the runs. A cell of the grid is a model, a selector, a method and a budget; its
+seeds are its runs.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def against_first(folder: Path, run: Sequence[str], settings: config.Evaluate) -
         ranks.setdefault(name.rsplit("/", 1)[0], []).append(found)
     cells = {cell: np.stack(several) for cell, several in ranks.items()}
     main = next(iter(cells))
-    return {"main": main, "against": against.each(cells, cells.pop(main), settings)}
+    own = cells.pop(main)
+    return {"main": main, "against": against.each(cells, own, settings)}
 
 
 def text(cells: pd.DataFrame, gains: dict[str, Any], metric: str, out: Path) -> str:
