@@ -28,13 +28,13 @@ test: $(installed) ## every test, the whole workflow with a tiny model among the
 	python -m pytest -n $(CORES) --dist loadfile
 
 test-slurm: $(installed) ## the workflow on a real Slurm, and faults it survives (Debian, root)
-	python -m pytest -m slurm -rs --verbose tests/slurm
+	python -m pytest -m slurm -rs --verbose tests/workflow
 
 test-faults: $(installed) ## kill, damage and starve every stage, and compare what the next run writes
-	python -m pytest -m faults tests/test_faults.py
+	python -m pytest -m faults tests/workflow/test_faults.py
 
 fuzz: $(installed) ## more than 100,000 damaged and hostile inputs for every reader
-	MINIREC_FUZZ=full python -m pytest tests/test_fuzz.py
+	MINIREC_FUZZ=full python -m pytest tests/workflow/test_fuzz.py
 
 check: $(installed) ## format, lint, types and the fast tests
 	ruff format --check .

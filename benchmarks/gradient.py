@@ -23,9 +23,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
-from minirec import config, gradient, schemas, tensors
-from minirec.artefact import Made
-from minirec.whitening import Whitening
+from minirec.experiment import config
+from minirec.model.whitening import Whitening
+from minirec.stages import gradient
+from minirec.storage import tables, tensors
+from minirec.storage.artefact import Made
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -108,8 +110,8 @@ def files(n: int, folder: Path) -> dict[str, Path]:
     none = {"history_rating": [[None]], "history_age": [[1]], "user_id": ["u"], "split": ["train"], "timestamp": [1]}
     judged = {"reward": 0.5, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 1.0, "text": "a"}
     with (
-        schemas.writer("samples", paths["samples"], Made("prepare")) as add_samples,
-        schemas.writer("rollouts", paths["rollouts"], Made("rollout")) as add_rollouts,
+        tables.writer("samples", paths["samples"], Made("prepare")) as add_samples,
+        tables.writer("rollouts", paths["rollouts"], Made("rollout")) as add_rollouts,
         tensors.writer({"hidden": (n, GROUPS, WIDTH)}, paths["hidden"], Made("rollout")) as add_hidden,
     ):
         for ids in np.array_split(np.arange(n), n // 2_500):
@@ -117,10 +119,10 @@ def files(n: int, folder: Path) -> dict[str, Path]:
             table = {name: values * k for name, values in none.items()}
             table |= {"sample_id": ids, "target": generator.integers(0, FEW, k)}
             table["history"] = generator.integers(0, FEW, (k, HISTORY)).tolist()
-            add_samples(pa.table(table, schemas.TABLES["samples"].schema()))
+            add_samples(pa.table(table, tables.TABLES["samples"].schema()))
             tried = {name: [value] * (k * GROUPS) for name, value in judged.items()} | {"tokens": [[1]] * (k * GROUPS)}
             tried |= {"sample_id": ids.repeat(GROUPS), "completion": np.tile(np.arange(GROUPS), k)}
-            add_rollouts(pa.table(tried, schemas.TABLES["rollouts"].schema()))
+            add_rollouts(pa.table(tried, tables.TABLES["rollouts"].schema()))
             add_hidden(sample_id=ids, hidden=generator.standard_normal((k, GROUPS, WIDTH), dtype=np.float32))
     items = generator.standard_normal((FEW, WIDTH), dtype=np.float32)
     tensors.write({"items": items, "row": np.arange(FEW)}, paths["items"], Made("embed"))

@@ -18,7 +18,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from minirec import nearest, schemas, select, tensors
+from minirec.selection import distances
+from minirec.stages import select
+from minirec.storage import tables, tensors
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,7 +32,7 @@ LARGE = [(1_000_000, 256, 1_000), (1_000_000, 256, 10_000)]
 CHUNK = 20_000
 
 
-class Watched(nearest.Nearest):
+class Watched(distances.Nearest):
     """Remembers the last one made, for its count of similarities."""
 
     last: Watched
@@ -106,10 +108,10 @@ def compare(
 def real() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Embeddings and values of finished runs."""
     for path in sorted(ROOT.glob("results/*/signals/*/embeddings.safetensors")):
-        scores = schemas.read("scores", path.with_name("scores.parquet"))
+        scores = tables.read("scores", path.with_name("scores.parquet"))
         stored = tensors.read(path, "sample_id", "embedding")
-        scores = scores.take(tensors.rows_of(schemas.numpy(scores, "sample_id"), stored["sample_id"], path))
-        value = schemas.numpy(scores, "learnability") + schemas.numpy(scores, "representativeness")
+        scores = scores.take(tensors.rows_of(tables.numpy(scores, "sample_id"), stored["sample_id"], path))
+        value = tables.numpy(scores, "learnability") + tables.numpy(scores, "representativeness")
         yield path.parts[-4], stored["embedding"], value
 
 

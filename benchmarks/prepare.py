@@ -19,14 +19,15 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
-from minirec import config
+from minirec.experiment import config
 
 CONFIG = Path(__file__).parents[1] / "config" / "config.yaml"
 CONVERT = """
 import sys
 from pathlib import Path
-from minirec import amazon, fetch
-from minirec.artefact import Made
+from minirec.data import amazon
+from minirec.stages import fetch
+from minirec.storage.artefact import Made
 interactions, items, out = map(Path, sys.argv[1:])
 out.mkdir()
 amazon.convert(interactions, items, out, fetch.MEMORY, Made("fetch", {}))

@@ -24,9 +24,13 @@ import pyarrow.parquet as pq
 import torch
 from transformers import DynamicCache
 
-from minirec import config, embed, generate, models, rollout, schemas
-from minirec.artefact import Made
-from minirec.policy import Policy
+from minirec.data import models
+from minirec.experiment import config
+from minirec.model import generate
+from minirec.model.policy import Policy
+from minirec.stages import embed, rollout
+from minirec.storage import tables
+from minirec.storage.artefact import Made
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -99,9 +103,7 @@ def prepared(folder: Path) -> dict[str, Path]:
     paths = {"catalogue": folder / "catalogue.parquet", "model": folder / "model"}
     models.fetch(config.Model(source="tiny", dataset="made.up"), folder / "items.parquet", paths["model"])
     rows = {"row": range(ITEMS), "item_id": ids, "title": titles, "text": titles, "popularity": [1] * ITEMS}
-    schemas.write(
-        "catalogue", pa.table(rows, schemas.TABLES["catalogue"].schema()), paths["catalogue"], Made("prepare")
-    )
+    tables.write("catalogue", pa.table(rows, tables.TABLES["catalogue"].schema()), paths["catalogue"], Made("prepare"))
     paths |= {"whitening": folder / "whitening.safetensors", "items": folder / "items.safetensors"}
     policy = settings().policy.model_copy(update={"whiten_dim": None})
     files = {**paths, "samples": folder / "none", "trunk": folder / "trunk.safetensors", "out": paths["items"]}
@@ -113,14 +115,14 @@ def prepared(folder: Path) -> dict[str, Path]:
 def users(n: int, file: Path) -> None:
     """n training samples with histories of one to five items."""
     generator = np.random.default_rng(0)
-    with schemas.writer("samples", file, Made("prepare")) as append:
+    with tables.writer("samples", file, Made("prepare")) as append:
         for ids in np.array_split(np.arange(n), -(-n // 10_000)):
             history = [generator.integers(0, ITEMS, count).tolist() for count in generator.integers(1, 6, len(ids))]
             columns = {"sample_id": ids, "split": ["train"] * len(ids), "user_id": ["u"] * len(ids)}
             columns |= {"target": generator.integers(0, ITEMS, len(ids)), "history": history}
             columns |= {"history_rating": [[5.0] * len(h) for h in history], "timestamp": ids}
             columns |= {"history_age": [[86_400_000] * len(h) for h in history]}
-            append(pa.table(columns, schemas.TABLES["samples"].schema()))
+            append(pa.table(columns, tables.TABLES["samples"].schema()))
 
 
 def stage(paths: dict[str, Path], folder: Path, results: object) -> None:

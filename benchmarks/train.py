@@ -26,13 +26,15 @@ from torch import Tensor
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from minirec import config, rewards, train
-from minirec.head import Head
-from minirec.items import Items
-from minirec.policy import Policy
-from minirec.splits import Split
-from minirec.trainer import RecommenderTrainer
-from minirec.whitening import Whitening
+from minirec.data.splits import Split
+from minirec.experiment import config
+from minirec.model import scoring
+from minirec.model.head import Head
+from minirec.model.items import Items
+from minirec.model.policy import Policy
+from minirec.model.whitening import Whitening
+from minirec.stages import train
+from minirec.training.trainer import RecommenderTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, WARM = 4, 1  # steps, and how many of them are not counted
@@ -145,11 +147,11 @@ def stock(given: argparse.Namespace, folder: str) -> Stock:
         texts = [prefix + prompts[r] + list(ids) for r, ids in zip(row, completion_ids, strict=True)]
         read = torch.cat([torch.tensor(texts), marker.expand(len(texts), -1)], 1)
         h = policy.decoder(input_ids=read).last_hidden_state[:, -1].float()
-        scores = rewards.scores(h, table, chosen.policy.tau)
+        scores = scoring.scores(h, table, chosen.policy.tau)
         target = torch.as_tensor(split.target[row])
-        rank = rewards.ranks(scores, target, torch.full((len(row), 1), -1))
-        pi = rewards.log_pi(scores, target, torch.full((len(row), 1), -1)).exp()
-        return rewards.reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
+        rank = scoring.ranks(scores, target, torch.full((len(row), 1), -1))
+        pi = scoring.log_pi(scores, target, torch.full((len(row), 1), -1)).exp()
+        return scoring.reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
 
     batch = given.prompts * given.groups
     arguments = GRPOConfig(

@@ -20,7 +20,7 @@ from greedy import mixture
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from minirec import select
+from minirec.stages import select
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

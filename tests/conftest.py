@@ -15,8 +15,9 @@ import pytest
 import torch
 import yaml
 
-from minirec import artefact, config, schemas
-from minirec.artefact import Made
+from minirec.experiment import config
+from minirec.storage import artefact, tables
+from minirec.storage.artefact import Made
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -126,8 +127,8 @@ def defaults() -> config.Config:
 @pytest.fixture(scope="session")
 def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
     """What a rollout reads: 22 training samples of 30, a catalogue, its vectors and an adapter that is no zero."""
-    from minirec import embed
-    from minirec.policy import Policy
+    from minirec.model.policy import Policy
+    from minirec.stages import embed
 
     folder = tmp_path_factory.mktemp("judged")
     words = ["Blue", "Train", "Kind", "Abbey", "Road", "Red", "Clay"]
@@ -140,7 +141,7 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         "popularity": pa.array([1] * 30, pa.int64()),
     }
     files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue")}
-    schemas.write("catalogue", pa.table(catalogue), files["catalogue"], Made("prepare"))
+    tables.write("catalogue", pa.table(catalogue), files["catalogue"], Made("prepare"))
     generator = np.random.default_rng(0)
     rows = []
     for i in range(30):
@@ -149,8 +150,8 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         facts = {"sample_id": 3 * i, "split": "train" if i < 22 else "test", "user_id": f"u{i}", "target": items[0]}
         facts |= {"history": history, "history_rating": [4.0] * len(history), "timestamp": 10**12 + i}
         rows.append(facts | {"history_age": list(range(1000, 1000 + len(history)))})
-    table = pa.Table.from_pylist(rows, schemas.TABLES["samples"].schema())
-    schemas.write("samples", table, files["samples"], Made("prepare"))
+    table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
+    tables.write("samples", table, files["samples"], Made("prepare"))
     torch.manual_seed(1)
     proxy = Policy.load(tiny_model, defaults.policy)
     proxy.add_adapter(seed=0)

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from minirec.provenance import imports
-from minirec.stages import STAGES
+from minirec.cli.main import OWN
+from minirec.cli.options import STAGES
+from minirec.storage.provenance import imports
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "minirec"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "transformers", "trl", "peft")
+
+
+def identity(file: Path) -> str:
+    return f"{file.parent.name}.{file.stem}"
 
 
 def tree(file: Path) -> ast.Module:
@@ -42,29 +47,50 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+ROOMS = {  # room: what it may import besides itself
+    "selection": "",
+    "storage": "",
+    "experiment": "selection storage",
+    "data": "experiment selection storage",
+    "model": "data experiment selection storage",
+    "training": "model data experiment selection storage",
+    "evaluation": "model data experiment selection storage",
+    "report": "evaluation model data experiment selection storage",
+    "stages": "report training evaluation model data experiment selection storage",
+    "cli": "stages report training evaluation model data experiment selection storage",
+}
+
+
 def test_the_ways_to_import_a_module_of_ours_are_all_seen(tmp_path):
-    lines = ["import minirec.a", "from minirec import b", "from minirec.c import x", "from . import d"]
-    lines += ["from .e import y", "def f():", "    from minirec import g", "import numpy.h", "from os import i"]
+    for name in "abcdefg":
+        (tmp_path / "room").mkdir(exist_ok=True)
+        (tmp_path / "room" / f"{name}.py").touch()
+    lines = ["import minirec.room.a", "from minirec.room import b, nothing", "from minirec.room.c import x"]
+    lines += ["def f():", "    from minirec.room import d as g", "import numpy.h", "from os import e"]
     (tmp_path / "m.py").write_text("\n".join(lines))
-    assert imports(tmp_path / "m.py") == {"a", "b", "c", "d", "e", "g"}
+    assert imports(tmp_path / "m.py", tmp_path) == {"room.a", "room.b", "room.c", "room.d"}
 
 
 def test_every_stage_is_a_module_with_run():
-    for stage in STAGES:
-        names = {node.name for node in tree(PACKAGE / f"{stage}.py").body if isinstance(node, ast.FunctionDef)}
-        assert "run" in names, stage
+    for command in STAGES:
+        room = "cli" if command in OWN else "stages"
+        names = {node.name for node in tree(PACKAGE / room / f"{command}.py").body if isinstance(node, ast.FunctionDef)}
+        assert "run" in names, command
 
 
-@pytest.mark.parametrize("file", [file for file in MODULES if file.stem != "__main__"], ids=lambda file: file.stem)
-def test_no_module_imports_a_stage(file):
-    assert imports(file) & set(STAGES) == set()
+def test_every_folder_is_a_room():
+    assert {file.parent.name for file in MODULES} == {*ROOMS, "minirec"}
 
 
-def test_schemas_and_config_import_nothing_above_them():
-    assert imports(PACKAGE / "schemas.py") <= {"artefact", "errors"}
-    assert imports(PACKAGE / "artefact.py") <= {"errors", "__version__"}
-    assert imports(PACKAGE / "config.py") <= {"errors", "validation"}
-    assert imports(PACKAGE / "validation.py") <= {"errors"}
+@pytest.mark.parametrize("file", MODULES, ids=identity)
+def test_imports_point_down(file):
+    room = file.parent.name
+    rooms = {name.split(".")[0] for name in imports(file) if "." in name}
+    if room == "minirec":
+        assert rooms <= ({"cli"} if file.stem == "__main__" else set())
+    else:
+        own = set() if room == "stages" else {room}
+        assert rooms <= {*ROOMS[room].split(), *own}
 
 
 def test_the_probe_sees_a_heavy_library():
@@ -75,13 +101,13 @@ def test_the_probe_sees_a_heavy_library():
     "code",
     [
         "import minirec",
-        "import minirec.experiment, minirec.provenance",
-        "import minirec.prepare, minirec.schemas, minirec.tensors",
-        "import minirec.fetch",
-        "import minirec.select, minirec.curriculum, minirec.score",
-        "import minirec.show, minirec.plan, minirec.summarise, minirec.references",
-        "from minirec.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: print()",
-        "from minirec.__main__ import main\ntry: main(['train', '--help'])\nexcept SystemExit: print()",
+        "import minirec.experiment.rules, minirec.storage.provenance",
+        "import minirec.stages.prepare, minirec.storage.tables, minirec.storage.tensors",
+        "import minirec.stages.fetch",
+        "import minirec.stages.select, minirec.stages.curriculum, minirec.stages.score",
+        "import minirec.cli.show, minirec.cli.plan, minirec.stages.summarise, minirec.stages.references",
+        "from minirec.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: print()",
+        "from minirec.cli.main import main\ntry: main(['train', '--help'])\nexcept SystemExit: print()",
     ],
 )
 def test_what_needs_no_tensors_loads_no_torch(code):
@@ -93,7 +119,7 @@ def test_no_file_is_a_catch_all():
         assert not {"utils", "util", "helpers", "helper", "common", "misc"} & set(file.stem.strip("_").split("_")), file
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", MODULES, ids=identity)
 def test_nothing_that_is_loaded_can_execute_code(file):
     assert absolute(file) & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} == set()
     for call in [node for node in ast.walk(tree(file)) if isinstance(node, ast.Call)]:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from minirec import artefact, config, experiment, schemas
+from minirec.experiment import config, rules
+from minirec.storage import artefact, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "bill.csv"
@@ -38,8 +39,8 @@ def run(model: str, changes: dict, budget: int, everything: bool) -> tuple[confi
     files = [*[ROOT / "config" / f"{name}.yaml" for name in LAYERS[model]], overlay]
     given = config.load(ROOT / "config" / "config.yaml", *files)
     name = "bill_cds" if model == "tiny" else model
-    picked = experiment.run_path(given, name, name, "minirec", budget, 0)
-    whole = experiment.run_path(given, name, "none", "full", "all", 0)
+    picked = rules.run_path(given, name, name, "minirec", budget, 0)
+    whole = rules.run_path(given, name, "none", "full", "all", 0)
     wanted = [f"{given.results}/{DATASET}/runs/{path}/history.parquet" for path in [picked] + [whole] * everything]
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "host", "reason", "rules"]
     subprocess.run([*command, "--configfile", *map(str, files), "--", *wanted], cwd=ROOT, check=True)
@@ -73,15 +74,15 @@ def measured(given: argparse.Namespace) -> list[dict[str, object]]:
     settings, results, picked = run("tiny", changes, given.budget, everything=True)
     name = picked.split("/")[0]
     seconds = {job: ended(results, file)["cpu_seconds"] for job, file in jobs(name, picked).items()}
-    whole = ended(results, f"train/{experiment.run_path(settings, name, 'none', 'full', 'all', 0)}")["cpu_seconds"]
+    whole = ended(results, f"train/{rules.run_path(settings, name, 'none', 'full', 'all', 0)}")["cpu_seconds"]
     return rows("tiny", seconds, whole, "CPU time, measured", given)
 
 
 def extrapolated(given: argparse.Namespace) -> list[dict[str, object]]:
     """The bill of SmolLM2, from the rates of a small run."""
     settings, results, picked = run("smollm", SMALL, 48, everything=False)
-    history = schemas.read("history", results / DATASET / "runs" / picked / "history.parquet")
-    step = float(np.mean(schemas.numpy(history, "seconds")))
+    history = tables.read("history", results / DATASET / "runs" / picked / "history.parquet")
+    step = float(np.mean(tables.numpy(history, "seconds")))
     name = picked.split("/")[0]
     known = {job: ended(results, file)["cpu_seconds"] for job, file in jobs(name, picked).items()}
 

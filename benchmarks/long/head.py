@@ -22,13 +22,19 @@ import torch
 from learning import ROOT, settings_of
 from torch import Tensor
 
-from minirec import config, embed, metrics, objective, references, rewards, splits, tensors
-from minirec.artefact import Made
-from minirec.head import Head
-from minirec.items import Items
-from minirec.policy import Policy
-from minirec.splits import Split
-from minirec.whitening import Whitening
+from minirec.data import splits
+from minirec.data.splits import Split
+from minirec.evaluation import metrics
+from minirec.experiment import config
+from minirec.model import scoring
+from minirec.model.head import Head
+from minirec.model.items import Items
+from minirec.model.policy import Policy
+from minirec.model.whitening import Whitening
+from minirec.stages import embed, references
+from minirec.storage import tensors
+from minirec.storage.artefact import Made
+from minirec.training import losses
 
 TRIED = {  # name: type, default, meaning
     "kind": (str, "separate", "shared or separate"),
@@ -67,9 +73,9 @@ class States:
     def ndcg(self, head: Whitening | Head) -> float:
         """NDCG@10 on valid."""
         with torch.no_grad():
-            scores = rewards.scores(head.user(self.states["valid"]), head.item(self.states["items"]), 1.0)
+            scores = scoring.scores(head.user(self.states["valid"]), head.item(self.states["items"]), 1.0)
         valid = self.parts["valid"]
-        rank = rewards.ranks(scores, torch.from_numpy(valid.target), torch.from_numpy(valid.history))
+        rank = scoring.ranks(scores, torch.from_numpy(valid.target), torch.from_numpy(valid.history))
         return float(metrics.ndcg(rank.numpy(), 10).mean())
 
 
@@ -95,11 +101,11 @@ def learnt(states: States, whitening: Whitening, trial: argparse.Namespace) -> H
 def batch_loss(states: States, head: Head, batch: Split, users: Tensor, trial: argparse.Namespace) -> Tensor:
     """The mean item loss of a batch."""
     target, history = torch.from_numpy(batch.target), torch.from_numpy(batch.history)
-    rows = objective.batch_items(target, len(states.states["items"]), trial.negatives, torch.default_generator)
+    rows = losses.batch_items(target, len(states.states["items"]), trial.negatives, torch.default_generator)
     column = torch.searchsorted(rows[: len(target.unique())], target)
     masked = (rows[None, :, None] == history[:, None, :]).any(-1)
     items, one = head.item(states.states["items"][rows]), torch.ones(len(target))
-    return objective.item_loss(head.user(users), items, column, masked, one, trial.tau, 0.2, 0.28) / len(target)
+    return losses.item_loss(head.user(users), items, column, masked, one, trial.tau, 0.2, 0.28) / len(target)
 
 
 def main() -> None:

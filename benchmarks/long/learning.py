@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minirec import artefact, config, experiment, schemas
+from minirec.experiment import config, rules
+from minirec.storage import artefact, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
@@ -61,12 +62,12 @@ def commit() -> str:
 def row(base: Path, run: Path) -> dict[str, object]:
     """What one finished run and the policy before it say, NDCG@10 on test."""
     start, found = (artefact.read_json(path / "metrics.json") for path in (base, run))
-    history = schemas.read("history", run / "history.parquet")
+    history = tables.read("history", run / "history.parquet")
     after = found["metrics"][NDCG]
     return {
         "samples": sum(map(len, history["sample_ids"].to_pylist())),
         "steps": history.num_rows,
-        "train_seconds": round(float(np.sum(schemas.numpy(history, "seconds")))),
+        "train_seconds": round(float(np.sum(tables.numpy(history, "seconds")))),
         "test_samples": found["samples"],
         "before": mean_of(found["before"]),
         "after": mean_of(found["metrics"]),
@@ -195,7 +196,7 @@ def main() -> None:
             sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
             continue
         top = Path(settings.results) / dataset
-        base, run = top / "base" / name, top / "runs" / experiment.run_path(settings, name, "none", arm, "all", seed)
+        base, run = top / "base" / name, top / "runs" / rules.run_path(settings, name, "none", arm, "all", seed)
         command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
         command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json", f"{base}/metrics.json"]
         key["commit"] = commit()

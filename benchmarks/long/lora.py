@@ -16,7 +16,9 @@ import numpy as np
 import yaml
 from scipy.stats import spearmanr
 
-from minirec import config, gradient, score, tensors
+from minirec.experiment import config
+from minirec.stages import gradient, score
+from minirec.storage import tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", "learning_tiny")]

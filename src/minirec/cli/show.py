@@ -1,0 +1,174 @@
+"""`minirec show FILE`: what made an artefact, its columns or tensors with meaning, counts and first rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from minirec.errors import InputError
+from minirec.storage import artefact, tables, tensors
+from minirec.storage.tables import TABLES, Column
+
+CELL = 32  # widest text in a row of data
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def describe(path: Path, rows: int) -> str:
+    """Everything about a file or folder as text; raises InputError where it cannot be read."""
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; name a Parquet, safetensors or JSON file, or an adapter's folder")
+    kinds = {".parquet": lambda: _parquet(path, rows), ".safetensors": lambda: _safetensors(path)}
+    kinds[".json"] = lambda: _json(path)
+    if path.suffix not in kinds:
+        raise InputError(f"{path} is not something minirec makes; it shows {', '.join(kinds)} and adapters' folders")
+    return kinds[path.suffix]()
+
+
+def table_name(path: Path, columns: Sequence[str]) -> str | None:
+    """The table of `tables` that a file holds, by its columns and then by its name; None: none of them."""
+    fitting = [
+        name
+        for name, table in TABLES.items()
+        if {n for n, c in table.columns.items() if not c.optional} <= set(columns)
+        and (table.foreign or set(columns) <= set(table.columns))
+    ]
+    exact = [name for name in fitting if not TABLES[name].foreign]
+    return path.stem if path.stem in fitting else next(iter([*exact, *fitting]), None)
+
+
+def align(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
+    """Rows of text as left-aligned columns."""
+    lines = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)] if lines else []
+    return "".join(
+        indent + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() + "\n"
+        for line in lines
+    )
+
+
+def _made(made: dict[str, Any]) -> str:
+    """What made an artefact, for people."""
+    if not made.get("stage"):
+        return "made elsewhere: it carries no record of how\n"
+    lines = [["settings", _short(value, f"{name}: ", 400)] for name, value in made.get("settings", {}).items()]
+    lines += [["input", f"{name} {str(digest)[:12]}"] for name, digest in made.get("inputs", {}).items()]
+    return f"made by minirec {made.get('version', '?')}, stage {made['stage']}\n{align(lines)}"
+
+
+def _parquet(path: Path, rows: int) -> str:
+    with tables.opened(path, foreign=True) as (file, made):
+        schema = file.schema_arrow
+        name = table_name(path, schema.names)
+        known: dict[str, Column] = TABLES[name].columns if name else {}
+        lines = [["column", "type", "nulls", "range", "meaning"]]
+        for field in schema:
+            nulls, span = _span(file, field.name)
+            meaning = known[field.name].meaning if field.name in known else "-"
+            lines.append([field.name, str(field.type), str(nulls), span, meaning])
+        first = next(file.iter_batches(batch_size=max(rows, 1)), None) if file.metadata.num_rows else None
+        count = file.metadata.num_rows
+    text = f"{path}: {name or 'a table unknown to minirec'}, {count:,} rows\n"
+    text += _made(made) + "\n" + align(lines)
+    if first is not None and rows > 0:
+        data = [schema.names, *([_short(v) for v in row.values()] for row in first.slice(0, rows).to_pylist())]
+        text += f"\nfirst {len(data) - 1} rows\n{align(data)}"
+    return text
+
+
+def _span(file: pq.ParquetFile, column: str) -> tuple[int, str]:
+    """Nulls and range of a column; of lists, the range of their lengths. Reads a part of the file at a time."""
+    nulls, low, high, unit = 0, None, None, ""
+    for batch in file.iter_batches(batch_size=65536, columns=[column]):
+        values = batch.column(0)
+        nulls += values.null_count
+        if pa.types.is_list(values.type):
+            values, unit = pc.list_value_length(values), " long"
+        if pa.types.is_nested(values.type) or not len(values):
+            continue
+        ends = pc.min_max(values).as_py()
+        if ends["min"] is not None:
+            low = ends["min"] if low is None else min(low, ends["min"])
+            high = ends["max"] if high is None else max(high, ends["max"])
+    return nulls, "-" if low is None else f"{_short(low, '', 18)} to {_short(high, '', 18)}{unit}"
+
+
+def _safetensors(path: Path) -> str:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            shapes = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error}); make it again") from error
+    made = artefact.record(metadata.get("minirec", "{}"), path)
+    count = sum(int(np.prod(shape)) for _, shape in shapes.values())
+    lines = [["tensor", "type", "shape", "range"]]
+    arrays = tensors.read(path) if made else {}  # checks the digest
+    for name, (kind, shape) in shapes.items():
+        array = arrays.get(name)
+        span = (
+            "-" if array is None or not array.size else f"{_short(array.min().item())} to {_short(array.max().item())}"
+        )
+        lines.append([name, str(kind), " x ".join(map(str, shape)) or "scalar", span])
+    return f"{path}: {len(shapes)} tensors, {count:,} numbers\n{_made(made)}\n{align(lines)}"
+
+
+def _folder(path: Path) -> str:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if not (path / "config.json").is_file() and not (path / ADAPTER_FILE).is_file():
+        raise InputError(f"{path} is a folder, but neither of an adapter nor of a model; name a file in it")
+    artefact.verify_folder(path, foreign=True)
+    lines = [[str(file.relative_to(path)), f"{file.stat().st_size:,} bytes"] for file in files]
+    text = f"{path}: {'adapter' if (path / ADAPTER_FILE).is_file() else 'model'}, {len(files)} files\n{align(lines)}"
+    for file in files:
+        if file.name in (artefact.FOLDER_RECORD, "adapter_config.json"):
+            text += f"\n{_json(file)}"
+    for file in files:
+        if file.suffix == ".safetensors":
+            text += f"\n{_safetensors(file)}"
+    return text
+
+
+def _json(path: Path) -> str:
+    content = artefact.load_json(path)
+    if path.name == artefact.FOLDER_RECORD:
+        made, content = content, {}
+    else:
+        made = content.pop("made") if isinstance(content.get("made"), dict) else {}
+    if made:
+        artefact.verify(path, made)
+    return f"{path}\n{_made(made)}\n" + align(_leaves(content, ""))
+
+
+def _leaves(value: Any, key: str) -> list[list[str]]:
+    """(key.subkey, value) of everything below a value; long lists are cut."""
+    if isinstance(value, dict) and value:
+        return [leaf for name, part in value.items() for leaf in _leaves(part, f"{key}.{name}" if key else name)]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [leaf for i, part in enumerate(value[:20]) for leaf in _leaves(part, f"{key}[{i}]")]
+    return [[key, _short(value, "", 100)]]
+
+
+def _short(value: Any, before: str = "", width: int = CELL) -> str:
+    """A value on one line, cut to a width."""
+    if isinstance(value, float):
+        return f"{before}{value:.6g}"
+    text = before + (value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def run(file: Path, rows: int) -> None:
+    """Print what there is to say about a file or folder."""
+    sys.stdout.write(describe(file, rows))

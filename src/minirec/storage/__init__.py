@@ -1,0 +1,1 @@
+"""What lies on disk: tables, tensors, and the record of what made them."""

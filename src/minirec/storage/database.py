@@ -1,0 +1,29 @@
+"""DuckDB within bounds: so much memory, two threads, and a folder for what does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+
+from minirec.storage import artefact
+
+
+@contextlib.contextmanager
+def connect(memory: str, out: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in so much memory, e.g. 2GB; the rest spills to a temporary folder in `out`, removed at the end."""
+    spill = artefact.temporary(out / "spill")
+    spill.mkdir(parents=True, exist_ok=True)
+    threads = min(2, os.cpu_count() or 1)
+    try:
+        with duckdb.connect(
+            config={"memory_limit": memory, "threads": threads, "temp_directory": str(spill)}
+        ) as engine:
+            engine.execute("SET enable_progress_bar = false")  # it would go to stdout
+            yield engine
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)

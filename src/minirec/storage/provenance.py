@@ -1,0 +1,77 @@
+"""A digest of the code behind a stage, so that an edit re-plans what it can change and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+NO_BYTES = {  # modules that check, report and start; an edit may stop a stage, but cannot change what it writes
+    "errors",
+    "experiment.config",
+    "experiment.validation",
+    "progress",
+    "storage.artefact",
+    "storage.memory",
+    "storage.provenance",
+    "storage.stream",
+    "storage.tables",
+    "storage.tensors",
+}
+
+
+def code_digest(stage: str, package: Path = PACKAGE) -> str:
+    """Digest of a stage's module and of all modules that it imports, directly or through others.
+
+    Comments and docstrings do not count.
+    """
+    whole = hashlib.sha256()
+    for module in sorted(modules(f"stages.{stage}", package)):
+        whole.update(f"{module}\0{_code(_file(module, package))}\0".encode())
+    return whole.hexdigest()[:16]
+
+
+def modules(start: str, package: Path = PACKAGE) -> set[str]:
+    """The modules below `package`, as `room.name`, on which the results of one depend; empty where it is not there."""
+    found: set[str] = set()
+    waiting = {start}
+    while waiting:
+        module = waiting.pop()
+        if module not in found and _file(module, package).is_file():
+            found.add(module)
+            waiting |= imports(_file(module, package), package) - NO_BYTES
+    return found
+
+
+def imports(file: Path, package: Path = PACKAGE) -> set[str]:
+    """The modules below `package`, as `room.name`, that a file imports anywhere in it; a room alone is none."""
+    names: set[str] = set()
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    inside = {name.removeprefix("minirec.") for name in names if name.startswith("minirec.")}
+    return {name for name in inside if _file(name, package).is_file()}
+
+
+def _file(module: str, package: Path) -> Path:
+    return package.joinpath(*module.split(".")).with_suffix(".py")
+
+
+@cache
+def _code(file: Path) -> str:
+    """Digest of a file's syntax tree without docstrings."""
+    tree = _tree(file)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and first.value.value is not ...:
+                node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))

@@ -1,0 +1,266 @@
+"""The command line: help names everything, wrong input ends in one line, damage in a model is named."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from minirec import __version__
+from minirec.cli import main
+from minirec.experiment import config
+from minirec.storage import artefact, tables
+from minirec.storage.artefact import Made
+
+ITEMS = 12
+
+
+def minirec(*words, code: int | None = None) -> int:
+    """Run a command in this process; a parser's exit counts as its status."""
+    try:
+        found = main.main([str(word) for word in words])
+    except SystemExit as end:
+        found = end.code
+    assert code is None or found == code
+    return found
+
+
+def complaint(capsys) -> str:
+    """The one line that an InputError leaves on stderr."""
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if "error:" in line]
+    assert out == ""
+    assert len(lines) == 1
+    assert err.splitlines()[-1] == lines[0]
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize("stage", main.STAGES)
+def test_every_command_has_help_that_names_each_setting_and_option(stage, capsys):
+    minirec(stage, "--help", code=0)
+    text = capsys.readouterr().out
+    words = set(text.replace("[", " ").replace("]", " ").split())
+    settings = [config.flag(name) for _, name, _ in config.fields(stage)] if stage in config.SECTIONS else []
+    options = [f"--{option.name}" for option in main.STAGES[stage][1]]
+    assert {*settings, *options} <= words
+    meanings = [meaning for _, _, meaning in config.fields(stage)] if stage in config.SECTIONS else []
+    for meaning in [*meanings, *[option.help for option in main.STAGES[stage][1]]]:
+        assert " ".join(meaning.split()) in " ".join(text.split())
+
+
+def test_help_names_every_command_with_its_sentence(capsys):
+    minirec("--help", code=0)
+    text = " ".join(capsys.readouterr().out.split())
+    for stage, (sentence, _) in main.STAGES.items():
+        assert f"{stage} {sentence}" in text
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    minirec("--version", code=0)
+    assert capsys.readouterr().out.split() == ["minirec", __version__]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["selekt"], "selekt"),
+        ([], "STAGE"),
+        (["show", "x.json", "--row", "3"], "unrecognized arguments: --row"),
+        (["curriculum", "--selection", "a", "--out", "b", "--group-size", "1"], "--seed"),
+        (["curriculum", "--selection", "a", "--out", "b", "--group-size", "1", "--seed", "0", "--sed", "1"], "--sed"),
+        (["select", "--seed", "one"], "invalid int value: 'one'"),
+    ],
+)
+def test_an_unknown_or_missing_option_is_named(words, reason, capsys):
+    minirec(*words, code=2)
+    assert reason in capsys.readouterr().err
+
+
+def curriculum(tmp_path, **flags) -> list:
+    words = ["curriculum", "--selection", tmp_path / "selection.parquet", "--out", tmp_path / "curriculum.parquet"]
+    for name, value in ({"group_size": "2", "seed": "0"} | flags).items():
+        words += [f"--{name.replace('_', '-')}", value]
+    return words
+
+
+def write_selection(tmp_path) -> None:
+    columns = {"position": pa.array([0, 1], pa.int32()), "sample_id": [5, 3]}
+    columns |= {n: pa.nulls(2, pa.float64()) for n in ("value", "learnability", "representativeness", "diversity")}
+    tables.write("selection", pa.table(columns), tmp_path / "selection.parquet", Made("select"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({}, "selection.parquet does not exist; run the stage that makes it"),
+        ({"group_size": "0"}, "curriculum.group_size is 0, but input should be greater than or equal to 1"),
+        ({"group_size": "many"}, "curriculum.group_size is 'many', but"),
+        ({"group_size": "true"}, "curriculum.group_size is True, but"),
+        ({"group_size": "{"}, "--group-size is '{', which is not YAML"),
+        ({"seed": ".nan"}, "curriculum.seed is nan, but"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_status_1(tmp_path, capsys, flags, sentence):
+    minirec(*curriculum(tmp_path, **flags), code=1)
+    line = complaint(capsys)
+    assert "curriculum error: " in line
+    assert sentence in line
+    assert not (tmp_path / "curriculum.parquet").exists()
+
+
+def test_a_defect_ends_with_a_traceback_and_status_70(tmp_path, capsys, monkeypatch):
+    write_selection(tmp_path)
+    monkeypatch.setattr("minirec.stages.curriculum.run", lambda **given: 1 / 0)
+    minirec(*curriculum(tmp_path), code=70)
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError" in err
+    assert "defect of minirec" in err
+
+
+def test_the_log_goes_to_a_file_and_to_stderr(tmp_path, capsys):
+    log = tmp_path / "logs" / "deep" / "curriculum.log"
+    minirec(*curriculum(tmp_path, log=log), code=1)
+    assert "does not exist" in log.read_text(encoding="utf-8")
+    assert "does not exist" in capsys.readouterr().err
+    write_selection(tmp_path)
+    minirec(*curriculum(tmp_path, log=log), code=0)
+    assert "does not exist" not in log.read_text(encoding="utf-8")
+
+
+def test_a_command_from_outside_returns_its_status_and_says_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "minirec", *map(str, curriculum(tmp_path))], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_pipe_that_closes_early_is_no_defect(tmp_path):
+    (tmp_path / "big.json").write_text(json.dumps({f"key{i}": i for i in range(50_000)}))
+    command = f"{shlex.quote(sys.executable)} -m minirec show {shlex.quote(str(tmp_path / 'big.json'))} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(tmp_path / "big.json")]
+    assert done.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A catalogue and samples, some of each split."""
+    folder = tmp_path_factory.mktemp("data")
+    titles = [f"Blue Road {i}" for i in range(ITEMS)]
+    catalogue = {
+        "row": pa.array(range(ITEMS), pa.int32()),
+        "item_id": titles,
+        "title": titles,
+        "text": titles,
+        "popularity": pa.array([1] * ITEMS, pa.int64()),
+    }
+    tables.write("catalogue", pa.table(catalogue), folder / "catalogue.parquet", Made("prepare"))
+    rows = [
+        {
+            "sample_id": i,
+            "split": ("train", "train", "valid", "test")[i % 4],
+            "user_id": f"u{i}",
+            "target": i,
+            "history": [(i + 1) % ITEMS, (i + 2) % ITEMS],
+            "history_rating": [None, 4.0],
+            "history_age": [2000, 1000],
+            "timestamp": 10**12 + i,
+        }
+        for i in range(ITEMS)
+    ]
+    table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
+    tables.write("samples", table, folder / "samples.parquet", Made("prepare"))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path, tiny_model) -> Path:
+    """A copy of the tiny model to damage."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def embed(defaults, data, model, out, **policy) -> list:
+    given = defaults.model_copy(update={"policy": defaults.policy.model_copy(update=policy)})
+    paths = {"samples": data / "samples.parquet", "catalogue": data / "catalogue.parquet", "model": model}
+    paths |= {"whitening": out / "whitening.safetensors", "trunk": out / "trunk.safetensors"}
+    paths["out"] = out / "items.safetensors"
+    return ["embed", *shlex.split(config.flags(given, "embed")), *[w for n, p in paths.items() for w in (f"--{n}", p)]]
+
+
+def test_embed_runs_from_the_command_line_and_repeats_its_bytes(tmp_path, defaults, data, tiny_model):
+    for name in ("a", "b"):
+        minirec(*embed(defaults, data, tiny_model, tmp_path / name, pooling="mean", whiten_dim=4), code=0)
+    for file in ("items", "whitening", "trunk"):
+        a, b = ((tmp_path / name / f"{file}.safetensors").read_bytes() for name in ("a", "b"))
+        assert a == b
+
+
+def cut(file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+
+
+def without_template(model: Path) -> None:
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    file = model / "tokenizer_config.json"
+    given = json.loads(file.read_text())
+    given.pop("chat_template", None)
+    file.write_text(json.dumps(given))
+
+
+DAMAGE = {
+    "no weights": (lambda model: (model / "model.safetensors").unlink(), "has no weights"),
+    "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer.json"),
+    "no config": (lambda model: (model / "config.json").unlink(), "has no config.json"),
+    "no folder": (shutil.rmtree, "has no config.json"),
+    "no chat template": (without_template, "has no chat template"),
+    "truncated weights": (lambda model: cut(model / "model.safetensors", 0.5), "cannot be loaded"),
+    "empty weights": (lambda model: cut(model / "model.safetensors", 0), "cannot be loaded"),
+    "truncated config": (lambda model: cut(model / "config.json", 0.5), "cannot be loaded"),
+    "empty config": (lambda model: (model / "config.json").write_text("{}"), "cannot be loaded"),
+    "truncated tokenizer": (lambda model: cut(model / "tokenizer.json", 0.5), "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_model_that_cannot_be_used_is_named_and_nothing_is_written(tmp_path, defaults, data, model, capsys, damage):
+    harm, sentence = DAMAGE[damage]
+    harm(model)
+    minirec(*embed(defaults, data, model, tmp_path / "out"), code=1)
+    line = complaint(capsys)
+    assert str(model) in line
+    assert sentence in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_lack_a_tensor_are_refused(tmp_path, defaults, data, model, capsys):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    minirec(*embed(defaults, data, model, tmp_path / "out"), code=1)
+    assert "has no weights for model.layers.1.mlp.up_proj.weight" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_is_damaged_is_named(tmp_path, defaults, data, tiny_model, capsys):
+    from minirec.model.policy import Policy
+
+    policy = Policy.load(tiny_model, defaults.policy)
+    policy.add_adapter(seed=0)
+    policy.model.save_pretrained(tmp_path / "adapter")
+    artefact.seal_folder(tmp_path / "adapter", Made("train"))
+    words = embed(defaults, data, tiny_model, tmp_path)
+    minirec(*words, code=0)
+    capsys.readouterr()
+    cut(tmp_path / "adapter" / "adapter_model.safetensors", 0.5)
+    minirec(*words, "--adapter", tmp_path / "adapter", code=1)
+    assert f"{tmp_path / 'adapter' / 'adapter_model.safetensors'} is damaged" in complaint(capsys)

@@ -1,0 +1,186 @@
+"""Rollouts as files: the same bytes from one job, from shards, and from a job that was killed on the way."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from minirec.data import splits
+from minirec.errors import InputError
+from minirec.experiment import config
+from minirec.model import generate
+from minirec.stages import gather, rollout
+from minirec.storage import tables, tensors
+
+SMALL = {"batch_tokens": 60}  # batches of one or two prompts
+
+
+def settings(defaults, **changes):
+    return config.validate(
+        config.overlay(json.loads(defaults.model_dump_json()), {"policy": SMALL, "rollout": changes})
+    )
+
+
+def run(judged, given, folder, shard=None):
+    """Run the stage; returns the bytes of its two files."""
+    out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
+    sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
+    rollout.run(**sections, **judged, shard=shard, **out)
+    assert sorted(path.name for path in folder.iterdir()) == ["hidden.safetensors", "rollouts.parquet"]
+    return [path.read_bytes() for path in out.values()]
+
+
+@pytest.fixture(scope="module")
+def whole(judged, defaults, tmp_path_factory):
+    return run(judged, settings(defaults), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Sizes of the batches that are really written; `calls.limit` is how many may be, then the job dies."""
+
+    class Calls(list):
+        limit = 10**6
+
+    seen, write = Calls(), generate.write
+
+    def counted(policy, prompts, *rest):
+        if len(seen) == seen.limit:
+            raise KeyboardInterrupt
+        seen.append(len(prompts))
+        return write(policy, prompts, *rest)
+
+    monkeypatch.setattr(generate, "write", counted)
+    return seen
+
+
+def rows(folder):
+    """A rollout without the record of its settings."""
+    table = tables.read("rollouts", folder / "rollouts.parquet")
+    states = tensors.read(folder / "hidden.safetensors")
+    return table.to_pylist(), states["sample_id"].tolist(), states["hidden"].tobytes()
+
+
+@pytest.mark.parametrize(("window", "count"), [(splits.WINDOW, 3), (5, 3), (1, 3), (1, 2)])
+def test_shards_joined_are_what_one_job_writes(judged, defaults, tmp_path, monkeypatch, window, count):
+    monkeypatch.setattr(splits, "WINDOW", window)
+    monkeypatch.setattr(gather, "WINDOW", window)
+    (tmp_path / "one").mkdir()
+    one = run(judged, settings(defaults, vllm_memory=0.9), tmp_path / "one")
+    shards = []
+    for shard in range(count):  # of whole windows in the last case, else of batches
+        shards.append(tmp_path / f"shard{shard}")
+        shards[-1].mkdir()
+        run(judged, settings(defaults, shards=count), shards[-1], shard)
+        owned = [row["sample_id"] for row in rows(shards[-1])[0]]
+        assert 0 < len(set(owned)) < 22
+    files = {"rollouts": tmp_path / "rollouts.parquet", "hidden": tmp_path / "hidden.safetensors"}
+    gather.run(
+        rollout_shards=[shard / "rollouts.parquet" for shard in reversed(shards)],
+        hidden_shards=[shard / "hidden.safetensors" for shard in reversed(shards)],
+        **files,
+    )
+    assert rows(tmp_path) == rows(tmp_path / "one")
+    assert [path.read_bytes() for path in files.values()] == one
+
+
+def test_a_shard_with_nothing_to_do_writes_empty_files_that_gather_takes(judged, defaults, tmp_path):
+    shards = [tmp_path / str(shard) for shard in range(40)]
+    for number, shard in enumerate(shards[:2] + shards[-1:]):
+        shard.mkdir()
+        run(judged, settings(defaults, shards=40), shard, (0, 1, 39)[number])
+    assert rows(shards[39])[0] == []
+    kept = [shards[0], shards[39], shards[1]]
+    files = {"rollouts": tmp_path / "rollouts.parquet", "hidden": tmp_path / "hidden.safetensors"}
+    gather.run(
+        rollout_shards=[shard / "rollouts.parquet" for shard in kept],
+        hidden_shards=[shard / "hidden.safetensors" for shard in kept],
+        **files,
+    )
+    assert len(rows(tmp_path)[1]) == len(rows(shards[0])[1]) + len(rows(shards[1])[1])
+
+
+def test_shards_that_hold_different_samples_are_refused(judged, defaults, tmp_path):
+    shards = [tmp_path / str(shard) for shard in range(2)]
+    for number, shard in enumerate(shards):
+        shard.mkdir()
+        run(judged, settings(defaults, shards=2), shard, number)
+    with pytest.raises(InputError, match="hold different samples; make them again"):
+        gather.run(
+            rollout_shards=[shard / "rollouts.parquet" for shard in shards],
+            hidden_shards=[shards[0] / "hidden.safetensors"] * 2,
+            rollouts=tmp_path / "rollouts.parquet",
+            hidden=tmp_path / "hidden.safetensors",
+        )
+
+
+def test_a_stopped_job_goes_on_where_it_was_to_the_same_bytes(judged, defaults, tmp_path, whole, calls):
+    calls.limit = 7
+    with pytest.raises(KeyboardInterrupt):
+        run(judged, settings(defaults), tmp_path)
+    assert not (tmp_path / "rollouts.parquet").exists()
+    calls.limit = 10**6
+    assert run(judged, settings(defaults), tmp_path) == whole
+    assert sum(calls) == 22  # nothing twice
+    assert len(calls) > 10
+
+
+@pytest.mark.parametrize("damage", ["rollouts", "states"])
+def test_a_damaged_part_is_made_again(judged, defaults, tmp_path, whole, calls, damage):
+    calls.limit = 7
+    with pytest.raises(KeyboardInterrupt):
+        run(judged, settings(defaults), tmp_path)
+    part = sorted((tmp_path / "rollouts.unfinished").rglob("*.parquet"))[2]
+    part = part if damage == "rollouts" else part.with_suffix(".safetensors")
+    part.write_bytes(part.read_bytes()[:-9])
+    calls.limit = 10**6
+    assert run(judged, settings(defaults), tmp_path) == whole
+    assert sum(calls) == 22 + calls[2]
+
+
+def test_parts_of_other_settings_are_not_used(judged, defaults, tmp_path, whole, calls):
+    calls.limit = 7
+    with pytest.raises(KeyboardInterrupt):
+        run(judged, settings(defaults, seed=5), tmp_path)
+    calls.limit = 10**6
+    before = sum(calls)
+    assert run(judged, settings(defaults), tmp_path) == whole
+    assert sum(calls) - before == 22
+
+
+def start(judged, given, folder):
+    """The stage in a process of its own."""
+    out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
+    command = [sys.executable, "-m", "minirec", "rollout", *shlex.split(config.flags(given, "rollout"))]
+    for name, path in {**judged, **out}.items():
+        command += [f"--{name}", str(path)]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+
+def test_of_two_processes_one_is_sent_away_and_the_other_ends_as_alone(judged, defaults, tmp_path, whole):
+    processes = [start(judged, settings(defaults), tmp_path) for _ in range(2)]
+    said = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 1], said
+    assert re.search(r"another process is making .*rollouts\.unfinished; wait for it or end it", said[codes.index(1)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hidden.safetensors", "rollouts.parquet"]
+    assert [(tmp_path / name).read_bytes() for name in ("rollouts.parquet", "hidden.safetensors")] == whole
+
+
+def test_a_killed_process_goes_on_where_it_was_to_the_same_bytes(judged, defaults, tmp_path, whole, calls):
+    given = settings(defaults)
+    process = start(judged, given, tmp_path)
+    folder = tmp_path / "rollouts.unfinished"
+    while len(list(folder.rglob("0*.parquet"))) < 2 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 2 <= len(list(folder.rglob("0*.parquet"))) < 14
+    assert run(judged, given, tmp_path) == whole
+    assert 0 < sum(calls) < 22

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from minirec.errors import InputError
+from minirec.model.whitening import COMPONENTS, Whitening
+from minirec.storage.artefact import Made
+
+
+@pytest.fixture
+def sides() -> tuple[np.ndarray, np.ndarray]:
+    """Users and items that differ along the same, unequally long axes, each side somewhere else."""
+    rng = np.random.default_rng(0)
+    scale = np.array([9.0, 3.0, 1.0, 0.3, 0.1])
+    return rng.normal(size=(60, 5)) * scale + 7, rng.normal(size=(500, 5)) * scale - 4
+
+
+def test_both_sides_are_centred_and_have_unit_covariance_together(sides):
+    user, item = sides
+    whiten = Whitening.fit(user, item, 4)
+    x, y = (side(torch.from_numpy(v)).numpy() for side, v in ((whiten.user, user), (whiten.item, item)))
+    assert np.allclose(x.mean(0), 0, atol=1e-5)
+    assert np.allclose(y.mean(0), 0, atol=1e-5)
+    assert np.allclose((x.T @ x / len(x) + y.T @ y / len(y)) / 2, np.eye(4), atol=1e-4)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_power_below_one_leaves_the_same_share_of_every_spread(sides, power):
+    user, item = sides
+    whiten = Whitening.fit(user, item, 4, power)
+    centred = [v - v.mean(0) for v in (user, item)]
+    covariance = sum(v.T @ v / len(v) for v in centred) / 2
+    spread = np.sqrt(np.linalg.eigvalsh(covariance)[::-1][:4])
+    x, y = (side(torch.from_numpy(v)).numpy() for side, v in ((whiten.user, user), (whiten.item, item)))
+    assert np.allclose((x.T @ x / len(x) + y.T @ y / len(y)) / 2, np.diag(spread ** (2 - 2 * power)), atol=1e-3)
+
+
+def test_an_item_is_nearest_to_the_user_state_that_deviates_as_it_does(sides):
+    user, item = sides
+    whiten = Whitening.fit(user, item, 4)
+    deviating = torch.from_numpy(item - item.mean(0) + user.mean(0))  # the items' states on the user side
+    cosine = (
+        torch.nn.functional.normalize(whiten.user(deviating), dim=1)
+        @ torch.nn.functional.normalize(whiten.item(torch.from_numpy(item)), dim=1).T
+    )
+    assert (cosine.argmax(1) == torch.arange(len(item))).all()
+
+
+def test_more_dimensions_than_the_states_span_are_refused(sides):
+    user, item = sides
+    flat = np.repeat(item[:, :1], 5, axis=1)
+    with pytest.raises(InputError, match=r"whiten_dim is 2, but users and items span only 1 dimensions"):
+        Whitening.fit(np.repeat(user[:, :1], 5, axis=1), flat, 2)
+
+
+def test_no_whitening_changes_nothing_and_is_read_as_it_was_written(tmp_path, sides):
+    x = torch.from_numpy(sides[0])
+    Whitening.identity().write(tmp_path / "none.safetensors", Made("embed"))
+    assert torch.equal(Whitening.read(tmp_path / "none.safetensors").user(x), x)
+    fitted = Whitening.fit(*sides, 3)
+    fitted.write(tmp_path / "some.safetensors", Made("embed"))
+    assert torch.equal(Whitening.read(tmp_path / "some.safetensors").user(x), fitted.user(x))
+
+
+def test_a_whitening_beside_an_adapter_that_has_another_is_refused(tmp_path, sides):
+    base = Whitening.fit(*sides, 3)
+    base.write(tmp_path / "base.safetensors", Made("embed"))
+    (tmp_path / "adapter").mkdir()
+    assert Whitening.read(tmp_path / "base.safetensors", tmp_path / "adapter").arrays.keys() == base.arrays.keys()
+    trained = base.followed_by(np.eye(3, dtype=np.float32) * 2, np.eye(3, dtype=np.float32))
+    trained.write(tmp_path / "adapter" / "whitening.safetensors", Made("train"))
+    with pytest.raises(
+        InputError, match=r"base\.safetensors is not the whitening of .*adapter; take .*adapter/whitening"
+    ):
+        Whitening.read(tmp_path / "base.safetensors", tmp_path / "adapter")
+    own = tmp_path / "adapter" / "whitening.safetensors"
+    assert np.array_equal(
+        Whitening.read(own, tmp_path / "adapter").arrays[COMPONENTS[0]], trained.arrays[COMPONENTS[0]]
+    )

@@ -1,0 +1,341 @@
+"""The summary says what was measured, and says so where a gain may be chance."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from minirec.errors import InputError
+from minirec.evaluation import comparison
+from minirec.evaluation.breakdown import Breakdown
+from minirec.experiment import config, rules
+from minirec.stages import evaluate, summarise
+from minirec.storage import artefact, tables
+from minirec.storage.artefact import Made
+
+TESTED, TRAINED, ITEMS, PICKED = 40, 12, 30, 4
+BASE = np.arange(TESTED) % ITEMS + 1
+TFIDF = np.maximum(BASE - 1, 1).astype(np.int32)
+PNG, SVG = b"\x89PNG\r\n\x1a\n", b"<?xml"
+
+
+def write_ranks(folder: Path, rank, settings, first_id: int = 0) -> None:
+    rank = np.asarray(rank, dtype=np.int32)
+    top = np.tile(np.arange(3, dtype=np.int32), (len(rank), 1))
+    files = folder / "ranks.parquet", folder / "metrics.json"
+    ids = np.arange(len(rank)) + first_id
+    tested = Breakdown(np.arange(len(rank)) % 3 + 1, np.zeros_like(ids), np.arange(ITEMS))
+    evaluate.write(rank, unreasoned(rank), top, ids, tested, settings, Made("evaluate"), *files)
+
+
+def unreasoned(rank):
+    """Ranks without reasoning that the tests give a policy."""
+    return np.minimum(rank + 1, ITEMS).astype(np.int32)
+
+
+def write_references(file: Path) -> None:
+    rows = {"reference": ["tfidf_last"] * TESTED, "sample_id": np.arange(TESTED)[::-1], "rank": TFIDF[::-1]}
+    tables.write("references", pa.table(rows), file, Made("references"))
+
+
+def write_json(file: Path, content) -> None:
+    artefact.write_json(content, file, Made("test"))
+
+
+def write_selection(folder: Path, ids, signals: bool) -> None:
+    n = len(ids)
+    place, signal = pa.array(range(n), pa.int32()), pa.array([0.5] * n) if signals else pa.nulls(n, pa.float64())
+    columns = {"position": place, "sample_id": ids}
+    columns |= {name: signal for name in ("value", "learnability", "representativeness", "diversity")}
+    tables.write("selection", pa.table(columns), folder / "selection.parquet", Made("select"))
+    groups = pa.array([i // 2 for i in range(n)], pa.int32())
+    columns = {"position": place, "sample_id": ids, "group": groups, "mean_reward": signal}
+    tables.write("curriculum", pa.table(columns), folder / "curriculum.parquet", Made("curriculum"))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, defaults):
+    """A function that writes every artefact of an experiment, made by hand, and summarises it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "results", ignore_errors=True)
+
+    def made(after, method="minirec", write_only=False):
+        budget = PICKED if method != "full" else "all"
+        main = {"method": method, "budget": PICKED, "seeds": list(range(len(after)))}
+        given = config.validate(config.overlay(json.loads(defaults.model_dump_json()), {"main": main}))
+        top, selector = Path("results/movielens"), "gemma" if method == "minirec" else "none"
+        rows = [
+            {
+                "sample_id": i,
+                "split": "train" if i < TRAINED else "valid" if i < TRAINED + 3 else "test",
+                "user_id": "u",
+                "target": 0,
+                "history": [1],
+                "history_rating": [None],
+                "history_age": [1],
+                "timestamp": i,
+            }
+            for i in range(TRAINED + 3 + TESTED)
+        ]
+        samples = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
+        tables.write("samples", samples, top / "samples.parquet", Made("prepare"))
+        names = [str(row) for row in range(ITEMS)]
+        catalogue = {"row": pa.array(range(ITEMS), pa.int32()), "item_id": names, "title": names, "text": names}
+        catalogue["popularity"] = pa.array([1] * ITEMS, pa.int64())
+        tables.write("catalogue", pa.table(catalogue), top / "catalogue.parquet", Made("prepare"))
+        write_json(top / "prepare.json", {"dropped": {"no title": 7}})
+        value = {"mean": 0.125, "low": 0.1, "high": 0.15}
+        references = {"tfidf_last": {"ndcg@10": value, "hr@10": value}}
+        write_json(top / "references.json", {"references": references, "breakdown": {"tfidf_last": {}}})
+        write_ranks(top / "base/gemma", BASE, given.evaluate)
+        write_references(top / "references.parquet")
+        ids = [1, 3, 5, 7]
+        for seed, rank in enumerate(after):
+            run = f"{method}-{budget}/seed{seed}"
+            write_ranks(top / "runs/gemma" / selector / run, rank, given.evaluate)
+            write_selection(top / "selections" / selector / run, ids, signals=method == "minirec")
+        if selector != "none":
+            scores = {n: np.linspace(0, 1, TRAINED) for n in ("mean_reward", "learnability", "representativeness")}
+            scores |= {"sample_id": np.arange(TRAINED), "reward_std": np.zeros(TRAINED)}
+            scores |= {"gradient_norm": np.ones(TRAINED), "hits": np.array([0] * 3 + [4] * 9, np.int32)}
+            one = {"completion": pa.array([0] * TRAINED, pa.int32()), "rank": pa.array([1] * TRAINED, pa.int32())}
+            one |= {name: pa.array([1.0] * TRAINED, pa.float32()) for name in ("reward", "ndcg", "pi", "advantage")}
+            one |= {"sample_id": np.arange(TRAINED), "hit": [True] * TRAINED, "text": [""] * TRAINED}
+            one["tokens"] = pa.array([[1]] * TRAINED, pa.list_(pa.int32()))
+            tables.write("rollouts", pa.table(one), top / "signals/gemma/rollouts.parquet", Made("rollout"))
+            tables.write("scores", pa.table(scores), top / "signals/gemma/scores.parquet", Made("score"))
+        trained = f"gemma/{selector}/{method}-{budget}"
+        spent = {"rollout/gemma": 12.5, f"train/{trained}/seed0": 30, f"train/{trained}/seed1": 12}
+        spent |= {"train/gemma/none/random-9/seed0": 5, f"train/{trained}/seed7": 6, "rollout/other": 7}  # of others
+        for job, seconds in spent.items():
+            file = Path("results/benchmarks/movielens") / f"{job}.tsv"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0\t100.5\n")
+        if not write_only:
+            summarise_it(given)
+        return given
+
+    return made
+
+
+def summarise_it(given) -> None:
+    top = Path("results/movielens")
+    summarise.run(
+        evaluate=given.evaluate,
+        results=top,
+        main=given.main.model_dump_json(),
+        run=rules.main_runs(given),
+        job=rules.jobs(given),
+        out=top / "metrics.json",
+    )
+
+
+def written() -> tuple[dict, str]:
+    """The summary and its text."""
+    top = Path("results/movielens")
+    return json.loads((top / "metrics.json").read_text()), (top / "summary.txt").read_text(encoding="utf-8")
+
+
+def ndcg10(rank) -> float:
+    return float(np.mean([1 / math.log2(1 + r) if r <= 10 else 0 for r in rank]))
+
+
+def test_the_summary_has_the_metrics_of_every_part(project):
+    after = np.maximum(BASE - 3, 1)
+    project([after])
+    summary, text = written()
+    assert summary["metrics"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(after))
+    assert summary["before"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(BASE))
+    assert summary["metrics_without_reasoning"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(unreasoned(after)))
+    assert summary["before_without_reasoning"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(unreasoned(BASE)))
+    assert summary["metrics"]["hr@10"]["mean"] == np.mean(after <= 10)
+    assert summary["samples"] == {"train": TRAINED, "valid": 3, "test": TESTED}
+    assert (summary["catalogue"], summary["selected"]) == (ITEMS, PICKED)
+    assert summary["zero_hit_share"] == 3 / TRAINED
+    assert summary["prepare"]["dropped"] == {"no title": 7}
+    assert summary["breakdown"]["after"]["recommended"]["popularity@10"] == 1.0  # the rows 0, 1 and 2
+    assert summary["breakdown"]["before"]["by_history_length"]["1"]["samples"] == 14
+    assert "10% -> 10% of the catalogue, an item has 1.0 -> 1.0 training interactions (targets 0.0)" in text
+    assert summary["references"]["tfidf_last"]["ndcg@10"]["mean"] == 0.125
+    assert f"minirec kept {PICKED} of {TRAINED} training samples; {TESTED} test samples, {ITEMS} items" in text
+    shown = {"before RL": ndcg10(BASE), "after RL": ndcg10(after), "tfidf last": 0.125}
+    for name, value in (shown | {"after RL, no reasoning": ndcg10(unreasoned(after))}).items():
+        assert any(line.strip().startswith(f"{name}  ") and f"{value:.4f} [" in line for line in text.splitlines()), (
+            name
+        )
+
+
+def test_the_cost_is_that_of_the_jobs_of_this_experiment_and_is_said_by_stage(project):
+    project([BASE, BASE])
+    summary, text = written()
+    assert summary["cost"]["rollout/gemma"] == {"seconds": 12.5, "max_rss_mib": 100.5}
+    runs = {f"train/gemma/gemma/minirec-{PICKED}/seed{seed}" for seed in (0, 1)}
+    assert set(summary["cost"]) == {"rollout/gemma"} | runs
+    assert "seconds by stage: rollout 12, train 42\n" in text
+
+
+def test_a_run_is_held_against_the_policy_before_rl_and_every_reference_sample_by_sample(tmp_path, defaults):
+    write_ranks(tmp_path / "base", BASE, defaults.evaluate)
+    write_references(tmp_path / "references.parquet")
+    after, shuffled = np.maximum(BASE - 1, 1).astype(np.int32), np.random.default_rng(0).permutation(TESTED)
+    tested = Breakdown(np.ones(TESTED), np.zeros(TESTED, int), np.arange(ITEMS))
+    top = np.tile(np.arange(3, dtype=np.int32), (TESTED, 1))
+    evaluate.write(
+        after[shuffled],
+        after[shuffled],
+        top,
+        shuffled,
+        tested,
+        defaults.evaluate,
+        Made("evaluate"),
+        tmp_path / "ranks.parquet",
+        tmp_path / "metrics.json",
+        tmp_path / "base/ranks.parquet",
+        tmp_path / "references.parquet",
+    )
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["before"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(BASE))
+    assert found["improvement"]["mean"] == pytest.approx(ndcg10(after) - ndcg10(BASE))
+    assert found["improvement"]["low"] > 0  # no sample is worse; pairs of other samples would be
+    assert found["references"]["tfidf_last"]["hr@10"]["mean"] == np.mean(TFIDF <= 10)
+    assert found["against"]["tfidf_last"] == {"mean": 0, "low": 0, "high": 0, "p": 1, "significant": False}
+    write_ranks(tmp_path / "other", BASE, defaults.evaluate, first_id=1)
+    with pytest.raises(InputError, match="is of other test samples"):
+        comparison.policy(tmp_path / "other/ranks.parquet", shuffled)
+
+
+def test_the_summary_holds_the_runs_against_every_reference(project):
+    after = np.maximum(BASE - 3, 1)
+    project([after])
+    summary, text = written()
+    gain = ndcg10(after) - ndcg10(TFIDF)
+    assert summary["against"]["tfidf_last"]["mean"] == pytest.approx(gain)
+    assert f"after RL against tfidf last {gain:+.4f} (p = {summary['against']['tfidf_last']['p']:.3g})" in text
+
+
+def test_a_large_gain_is_called_significant(project):
+    project([np.maximum(BASE - 8, 1)])
+    summary, text = written()
+    assert summary["improvement"]["significant"] is True
+    assert summary["improvement"]["p"] < 0.01
+    assert summary["improvement"]["low"] > 0
+    assert text.count("significant") == 1
+    assert "not significant" not in text
+
+
+def test_a_gain_that_may_be_chance_is_called_not_significant(project):
+    after = BASE.copy()
+    after[4] = 1  # one sample of forty: its sign alone is a coin's
+    project([after])
+    summary, text = written()
+    gain = (1 - 1 / math.log2(6)) / TESTED
+    assert summary["improvement"]["mean"] == pytest.approx(gain)
+    assert summary["improvement"]["p"] == pytest.approx(1)
+    assert summary["improvement"]["significant"] is False
+    assert f"RL changes NDCG@10 by {gain:+.4f}" in text
+    assert "not significant" in text
+
+
+def test_a_loss_is_said_as_a_loss(project):
+    project([np.minimum(BASE + 8, ITEMS)])
+    summary, text = written()
+    assert summary["improvement"]["high"] < 0
+    assert f"by {ndcg10(np.minimum(BASE + 8, ITEMS)) - ndcg10(BASE):+.4f} [-" in text
+
+
+def test_the_same_ranks_are_no_gain(project):
+    project([BASE])
+    summary, _ = written()
+    assert (summary["improvement"]["mean"], summary["improvement"]["p"]) == (0, 1)
+
+
+def test_several_seeds_are_averaged_and_each_is_kept(project):
+    runs = [np.maximum(BASE - 1, 1), np.maximum(BASE - 6, 1), BASE]
+    project(runs)
+    summary, text = written()
+    each = [ndcg10(rank) for rank in runs]
+    assert summary["metrics"]["ndcg@10"]["mean"] == pytest.approx(np.mean(each))
+    assert summary["improvement"]["mean"] == pytest.approx(np.mean(each) - ndcg10(BASE))
+    found = [summary["runs"][f"seed{seed}"]["metrics"]["ndcg@10"]["mean"] for seed in range(3)]
+    assert found == pytest.approx(each)
+    without = [ndcg10(unreasoned(rank)) for rank in runs]
+    found = [summary["runs"][f"seed{seed}"]["metrics_without_reasoning"]["ndcg@10"]["mean"] for seed in range(3)]
+    assert found == pytest.approx(without)
+    assert summary["metrics_without_reasoning"]["ndcg@10"]["mean"] == pytest.approx(np.mean(without))
+    groups = summary["breakdown"]["after"]["by_history_length"]
+    assert {name: group["samples"] for name, group in groups.items()} == {"1": 14, "2-4": 26}
+    assert groups["1"]["ndcg@10"] == pytest.approx(np.mean([ndcg10(rank[::3]) for rank in runs]))
+    assert "after RL: mean over the seeds; intervals and tests are over the test samples" in text
+
+
+def test_the_interval_of_several_seeds_is_that_of_their_mean_on_each_sample(project, defaults):
+    project([np.where(np.arange(TESTED) % 2 == seed, 1, 1000) for seed in range(2)])
+    summary, _ = written()
+    assert summary["metrics"]["ndcg@10"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    half = summary["runs"]["seed0"]["metrics"]["ndcg@10"]
+    assert half["low"] < 0.4 < 0.6 < half["high"]
+
+
+def test_the_pictures_are_made_as_png_and_svg(project):
+    given = project([BASE])
+    figures = Path("results/movielens/figures")
+    names = rules.pictures(rules.main_runs(given))  # those that the rule declares
+    assert names == ["rewards", "scores", "curriculum"]
+    assert {file.name for file in figures.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    for file in figures.iterdir():
+        assert file.read_bytes().startswith(PNG if file.suffix == ".png" else SVG)
+        assert str(figures / f"{file.stem}.png") in written()[1]
+
+
+def test_pictures_of_an_earlier_main_do_not_stay(project):
+    project([BASE])
+    of_compare = Path("results/movielens/figures/comparison.png")
+    of_compare.write_bytes(PNG)
+    project([BASE], method="random")
+    assert list(of_compare.parent.iterdir()) == [of_compare]
+
+
+def test_the_same_artefacts_give_the_same_bytes(project):
+    given = project([BASE])
+    top = Path("results/movielens")
+    files = [top / "metrics.json", top / "summary.txt", *sorted((top / "figures").iterdir())]
+    before = [file.read_bytes() for file in files]
+    summarise_it(given)
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("method", ["random", "full"])
+def test_a_method_without_signals_is_summarised_without_them(project, method):
+    given = project([np.maximum(BASE - 8, 1)], method=method)
+    assert not Path("results/movielens/figures").exists()
+    assert rules.pictures(rules.main_runs(given)) == []
+    summary, text = written()
+    assert "zero_hit_share" not in summary
+    assert f"{method} kept" in text
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("base/gemma", r"base/gemma/ranks\.parquet is of other test"),
+        (f"runs/gemma/gemma/minirec-{PICKED}/seed1", "seed1"),
+    ],
+)
+def test_ranks_on_other_test_samples_are_refused(project, place, named):
+    given = project([BASE, BASE], write_only=True)
+    write_ranks(Path("results/movielens") / place, BASE, given.evaluate, first_id=1)
+    with pytest.raises(InputError, match=named):
+        summarise_it(given)
+    assert not Path("results/movielens/metrics.json").exists()
+
+
+def test_an_artefact_that_is_missing_is_named_and_nothing_is_written(project):
+    given = project([BASE], write_only=True)
+    Path("results/movielens/signals/gemma/scores.parquet").unlink()
+    with pytest.raises(InputError, match=r"scores\.parquet does not exist"):
+        summarise_it(given)
+    assert not Path("results/movielens/metrics.json").exists()

@@ -1,0 +1,117 @@
+"""Selections as files: what select writes, and the budgets it refuses."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from minirec.errors import InputError
+from minirec.stages import select
+from minirec.storage import tables, tensors
+from minirec.storage.artefact import Made
+
+N = 6
+
+
+@pytest.fixture
+def run(tmp_path, defaults):
+    """Six training samples with ids 10 to 15, of which 12 is the most valuable; rows of the files in another order."""
+    ids = np.arange(10, 10 + N)
+    columns = {
+        "sample_id": ids,
+        "split": ["train"] * N,
+        "user_id": ["u"] * N,
+        "target": [0] * N,
+        "history": [[0]] * N,
+        "history_rating": [[None]] * N,
+        "history_age": [[1]] * N,
+        "timestamp": [1] * N,
+    }
+    table = pa.table(columns, tables.TABLES["samples"].schema())
+    tables.write("samples", table, tmp_path / "samples.parquet", Made("prepare"))
+    value = np.array([0.1, 0.2, 0.9, 0.3, 0.4, 0.5])
+    turned = ids[::-1]
+    scores = dict.fromkeys(("mean_reward", "reward_std", "representativeness", "gradient_norm"), np.zeros(N))
+    scores |= {"sample_id": turned, "learnability": value[::-1], "hits": np.zeros(N, dtype=np.int32)}
+    tables.write("scores", pa.table(scores), tmp_path / "scores.parquet", Made("score"))
+    stored = {"sample_id": turned, "embedding": np.eye(N, dtype=np.float32)[::-1].copy()}
+    tensors.write(stored, tmp_path / "embeddings.safetensors", Made("gradient"))
+
+    def select_(budget, method="minirec", shard=None, winners=None, out="selection.parquet", **changes):
+        select.run(
+            select=defaults.select.model_copy(update=changes),
+            samples=tmp_path / "samples.parquet",
+            scores=tmp_path / "scores.parquet" if method == "minirec" else None,
+            embeddings=tmp_path / "embeddings.safetensors" if method == "minirec" else None,
+            method=method,
+            budget=budget,
+            seed=3,
+            shard=shard,
+            winners=winners,
+            out=tmp_path / out,
+        )
+        return tables.read("selection", tmp_path / out).sort_by("position")
+
+    return select_
+
+
+def test_picks_carry_the_ids_of_the_samples_whatever_the_order_of_the_files(run):
+    picked = run("4")
+    assert picked["sample_id"].to_pylist() == [12, 15, 14, 13]  # all equally far apart: by value
+    assert picked["learnability"].to_pylist() == [0.9, 0.5, 0.4, 0.3]
+    assert picked["diversity"].to_pylist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("method", ["minirec", "random"])
+def test_a_budget_beyond_the_samples_stops_with_one_sentence(run, tmp_path, method):
+    with pytest.raises(InputError, match=r"the budget is 7, but only 6 .*; lower the budget or roll out more samples"):
+        run("7", method)
+    assert not (tmp_path / "selection.parquet").exists()
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_full_takes_every_sample_once_and_random_as_many_as_asked(run):
+    assert sorted(run("all", "full")["sample_id"].to_pylist()) == list(range(10, 16))
+    assert len(set(run("3", "random")["sample_id"].to_pylist())) == 3
+
+
+def test_without_diversity_the_most_valuable_come_first(run):
+    assert run("3", terms=["learnability"])["sample_id"].to_pylist() == [12, 15, 14]
+
+
+def test_two_rounds_pick_in_each_shard_and_then_among_the_picks(run, tmp_path):
+    names = ["first.parquet", "second.parquet"]
+    picked = [run("2", shard=shard, shards=2, out=name) for shard, name in enumerate(names)]
+    assert [table["sample_id"].to_pylist() for table in picked] == [[12, 11], [15, 14]]
+    found = run("2", shards=2, winners=[tmp_path / name for name in reversed(names)])
+    assert found["sample_id"].to_pylist() == [12, 15]
+    assert found["value"].to_pylist() == [0.9, 0.5]
+    with pytest.raises(InputError, match="the budget is 5, but only 4"):
+        run("5", shards=2, winners=[tmp_path / name for name in names])
+
+
+@pytest.mark.parametrize("budget", ["4", "all"])
+def test_a_shard_of_fewer_samples_than_the_budget_gives_all_it_has(run, budget):
+    sizes = [len(run(budget, shard=shard, shards=4)) for shard in range(4)]
+    assert sizes == [1, 2, 1, 2]
+
+
+def test_a_shard_that_is_not_there_is_refused(run):
+    with pytest.raises(InputError, match=r"--shard is 2, but select\.shards is 2"):
+        run("2", shard=2, shards=2)
+
+
+def test_one_shard_in_two_rounds_is_the_exact_choice(run, tmp_path):
+    run("4", shard=0, out="only.parquet")
+    exact = run("4").to_pylist()
+    assert run("4", winners=[tmp_path / "only.parquet"]).to_pylist() == exact
+
+
+def test_the_last_round_refuses_damaged_embeddings(run, tmp_path):
+    run("2", shard=0, out="only.parquet")
+    file = tmp_path / "embeddings.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for winners in (None, [tmp_path / "only.parquet"]):
+        with pytest.raises(InputError, match="do not match its digest"):
+            run("2", winners=winners)

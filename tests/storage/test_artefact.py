@@ -1,0 +1,277 @@
+"""Every kind of artefact carries a digest of all its bytes: whatever changes afterwards is noticed by its reader."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from minirec.errors import InputError
+from minirec.storage import artefact, tables, tensors
+from minirec.storage.artefact import Made
+
+MADE = Made("score", {"mu": 0.5, "system": 'a "quoted" \\ text, <answer>'}, {"rollouts": "12"})
+ROWS = 40
+
+
+def table(folder: Path) -> Path:
+    generator = np.random.default_rng(0)
+    columns = {name: generator.random(ROWS) for name in ("mean_reward", "reward_std", "learnability")}
+    columns |= {name: generator.random(ROWS) for name in ("representativeness", "gradient_norm")}
+    whole = pa.table({"sample_id": np.arange(ROWS), **columns, "hits": np.zeros(ROWS, np.int32)})
+    tables.write("scores", whole, folder / "scores.parquet", MADE)
+    return folder / "scores.parquet"
+
+
+def fetched(folder: Path) -> Path:
+    """A table that could be anybody's, but was made here."""
+    tables.write("items", tables.read("items", own(folder)), folder / "fetched.parquet", MADE)
+    return folder / "fetched.parquet"
+
+
+def own(folder: Path) -> Path:
+    pq.write_table(pa.table({"item_id": ["a", "b"], "title": ["A", "B"]}), folder / "items.parquet")
+    return folder / "items.parquet"
+
+
+def arrays(folder: Path) -> Path:
+    values = {"g": np.arange(24, dtype=np.float32).reshape(6, 4), "sample_id": np.arange(6)}
+    tensors.write(values, folder / "g.safetensors", MADE)
+    return folder / "g.safetensors"
+
+
+def metrics(folder: Path) -> Path:
+    artefact.write_json({"ndcg@10": {"mean": 0.25}, "title": "Délice"}, folder / "metrics.json", MADE)
+    return folder / "metrics.json"
+
+
+def adapter(folder: Path) -> Path:
+    for name, content in (("adapter_model.safetensors", b"weights"), ("adapter_config.json", b"{}")):
+        (folder / name).write_bytes(content)
+    artefact.seal_folder(folder, MADE)
+    return folder
+
+
+KINDS = {
+    "table": (table, lambda path: tables.read("scores", path)),
+    "column": (table, lambda path: tables.read("scores", path, ["hits"])),
+    "fetched": (fetched, lambda path: tables.read("items", path)),
+    "tensors": (arrays, lambda path: tensors.read(path, "sample_id")),
+    "json": (metrics, artefact.read_json),
+    "folder": (adapter, artefact.verify_folder),
+}
+
+
+def files(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
+def refused(read, path: Path, file: Path) -> bool:
+    """Whether a read ends in one sentence that names the file and says what to do."""
+    try:
+        read(path)
+    except InputError as error:
+        sentence = str(error)
+        return str(file) in sentence and "\n" not in sentence and "again" in sentence
+    return False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_flipped_bit_of_any_byte_is_noticed(kind, tmp_path):
+    make, read = KINDS[kind]
+    path = make(tmp_path)
+    read(path)
+    for file in files(path):
+        content = file.read_bytes()
+        for place in range(len(content)):
+            changed = bytearray(content)
+            changed[place] ^= 1 << (place % 8)
+            file.write_bytes(changed)
+            artefact._sha256.cache_clear()  # a change within the clock's grain
+            assert refused(read, path, file), f"bit {place % 8} of byte {place} of {file.name}"
+        file.write_bytes(content)
+    artefact._sha256.cache_clear()
+    read(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_truncated_or_longer_file_and_a_block_of_zeros_are_noticed(kind, tmp_path):
+    make, read = KINDS[kind]
+    path = make(tmp_path)
+    for file in files(path):
+        content = file.read_bytes()
+        n = len(content)
+        for changed in (
+            *(content[: n * share // 8] for share in range(8)),
+            content + b"\0",
+            content + content,
+            content[: n // 2] + bytes(n - n // 2),
+        ):
+            file.write_bytes(changed)
+            artefact._sha256.cache_clear()
+            assert refused(read, path, file), len(changed)
+        file.write_bytes(content)
+
+
+def test_a_missing_file_of_a_folder_is_named_and_files_beside_them_do_not_count(tmp_path):
+    adapter(tmp_path)
+    (tmp_path / ".snakemake_timestamp").write_text("")
+    artefact.verify_folder(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"adapter_config\.json does not exist; run the stage"):
+        artefact.verify_folder(tmp_path)
+
+
+def test_a_folder_without_a_record_is_taken_from_others_only(tmp_path):
+    artefact.verify_folder(tmp_path, foreign=True)
+    with pytest.raises(InputError, match=r"made\.json does not exist"):
+        artefact.verify_folder(tmp_path)
+
+
+def test_a_table_of_a_user_needs_no_digest(tmp_path):
+    assert tables.read("items", own(tmp_path))["item_id"].to_pylist() == ["a", "b"]
+
+
+def test_the_digest_covers_files_of_many_blocks_wherever_the_record_falls(tmp_path, monkeypatch):
+    for block in range(64, 400, 7):
+        monkeypatch.setattr(artefact, "BLOCK", block)
+        artefact.read_json(metrics(tmp_path))
+
+
+def test_digests_of_many_block_sizes_agree(tmp_path, monkeypatch):
+    path = metrics(tmp_path)
+    for block in (*range(1, 200, 13), 1000):
+        monkeypatch.setattr(artefact, "BLOCK", block)
+        artefact.read_json(path)
+
+
+def test_a_text_that_looks_like_a_record_changes_nothing(tmp_path):
+    look = '{"digest": "' + "0" * 64 + '"}'
+    inner = artefact._stand_in(json.loads(Made("score").json()))
+    made = Made("score", {"a": look, "b": inner})
+    artefact.write_json({"text": look}, tmp_path / "m.json", made)
+    assert artefact.read_json(tmp_path / "m.json")["text"] == look
+    tensors.write({"x": np.zeros(3)}, tmp_path / "x.safetensors", made)
+    assert tensors.read(tmp_path / "x.safetensors")["x"].tolist() == [0, 0, 0]
+    spec = tables.TABLES["items"]
+    row = {name: look if column.type == "str" else None for name, column in spec.columns.items()}
+    tables.write("items", pa.Table.from_pylist([row], spec.schema()), tmp_path / "items.parquet", made)
+    assert tables.read("items", tmp_path / "items.parquet")["title"].to_pylist() == [look]
+
+
+def test_other_programs_open_the_files_as_before(tmp_path):
+    path = table(tmp_path)
+    assert len(pd.read_parquet(path)) == ROWS
+    assert duckdb.sql(f"SELECT count(*) FROM '{path}'").fetchall() == [(ROWS,)]
+    assert set(load_file(arrays(tmp_path))) == {"g", "sample_id"}
+    assert json.loads(metrics(tmp_path).read_text(encoding="utf-8"))["title"] == "Délice"
+
+
+def test_the_record_says_what_made_the_file_and_nothing_of_the_time(tmp_path):
+    first = metrics(tmp_path).read_bytes()
+    assert metrics(tmp_path).read_bytes() == first
+    made = json.loads(first)["made"]
+    assert (made["stage"], made["settings"], made["inputs"]) == ("score", MADE.settings, {"rollouts": "12"})
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    before = metrics(tmp_path).read_bytes()
+
+    def write_badly(error: type[Exception] | None) -> None:
+        with artefact.sealing(tmp_path / "metrics.json", MADE) as (partial, _):
+            partial.write_text("no record")
+            if error:
+                raise error
+
+    for error, seen in ((RuntimeError, RuntimeError), (None, ValueError)):
+        with pytest.raises(seen):
+            write_badly(error)
+    assert (tmp_path / "metrics.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_hidden_files_which_snakemake_adds_do_not_change_the_digest_of_a_folder(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "a").write_text("a")
+    before = artefact.digest(tmp_path)
+    (tmp_path / ".snakemake_timestamp").touch()
+    (tmp_path / "part" / ".hidden").write_text("b")
+    assert artefact.digest(tmp_path) == before
+    (tmp_path / "part" / "b").write_text("b")
+    assert artefact.digest(tmp_path) != before
+
+
+def test_one_process_works_on_a_path_and_the_next_after_it(tmp_path):
+    held, path = [], tmp_path / "work"
+    with artefact.alone(path):
+        with pytest.raises(InputError, match=r"another process is making .*work; wait for it or end it"):
+            artefact.alone(path).__enter__()
+        with artefact.alone(tmp_path / "other"):
+            held.append("other")
+    for _ in range(2):
+        with artefact.alone(path):
+            held.append("again")
+    assert held == ["other", "again", "again"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_that_wait_for_one_path_are_never_in_it_together(tmp_path):
+    inside, most = [], []
+
+    def work(_):
+        with artefact.alone(tmp_path / "work", wait=True):
+            inside.append(1)
+            time.sleep(0.001)
+            most.append(len(inside))
+            inside.pop()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(100)))
+    assert most == [1] * 100
+
+
+def test_the_ranks_of_one_training_do_not_lock_each_other_out(tmp_path, monkeypatch):
+    ran = []
+
+    @artefact.alone_beside("out", "checkpoints")
+    def run(*, out):
+        ran.append(out)
+
+    with artefact.alone(tmp_path / "checkpoints"):
+        monkeypatch.setenv("RANK", "1")
+        run(out=tmp_path / "adapter")
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(InputError, match=r"another process is making .*checkpoints"):
+            run(out=tmp_path / "adapter")
+    assert ran == [tmp_path / "adapter"]
+
+
+def test_what_a_killed_process_of_this_machine_was_writing_is_removed_by_the_next(tmp_path):
+    folder = tmp_path / "folder"
+    code = "import os, signal, sys; from pathlib import Path; from minirec.storage.artefact import *\n"
+    code += "with replacing(Path('file')) as a, replacing_folder(Path('folder'), Made('x')) as b:\n"
+    code += "    a.touch(); (b / 'part').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    dead = sorted(tmp_path.iterdir())
+    assert len(dead) == 2
+    alive = tmp_path / f".file.{socket.gethostname()}.{os.getppid()}.part"
+    elsewhere = tmp_path / dead[0].name.replace(socket.gethostname(), "elsewhere")
+    other = tmp_path / dead[0].name.replace(".file.", ".file.2.")
+    for path in (alive, elsewhere, other):
+        path.touch()
+    with artefact.replacing(tmp_path / "file") as partial:
+        partial.touch()
+    with artefact.replacing_folder(folder, MADE) as partial:
+        (partial / "part").touch()
+    assert set(tmp_path.iterdir()) == {alive, elsewhere, other, folder, tmp_path / "file"}

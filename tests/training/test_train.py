@@ -1,0 +1,593 @@
+"""Training keeps its promises, on a tiny random model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.trainer_utils import get_last_checkpoint
+
+from minirec.data import splits
+from minirec.errors import InputError
+from minirec.evaluation import metrics, ranking
+from minirec.model.items import Items
+from minirec.model.policy import Policy
+from minirec.model.whitening import COMPONENTS, Whitening
+from minirec.stages import embed, train
+from minirec.storage import artefact, tables
+from minirec.storage.artefact import Made
+from minirec.training import judge, losses
+from minirec.training.trainer import RecommenderTrainer
+
+ITEMS, SAMPLES = 30, 34
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
+    """Samples, a catalogue and what embed makes of them."""
+    folder = tmp_path_factory.mktemp("project")
+    words = ["Blue", "Train", "Kind", "Abbey", "Road", "Red", "Clay"]
+    titles = [f"{words[i % 7]} {words[i // 7]} {i}" for i in range(ITEMS)]
+    catalogue = {
+        "row": pa.array(range(ITEMS), pa.int32()),
+        "item_id": [f"i{i:02d}" for i in range(ITEMS)],
+        "title": titles,
+        "text": [f"Title: {t}" for t in titles],
+        "popularity": pa.array([1] * ITEMS, pa.int64()),
+    }
+    tables.write("catalogue", pa.table(catalogue), folder / "catalogue.parquet", Made("prepare"))
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(SAMPLES):
+        items = generator.choice(ITEMS, 4, replace=False).tolist()
+        split = "train" if i < 22 else "valid" if i < 28 else "test"
+        rows.append(
+            {
+                "sample_id": i,
+                "split": split,
+                "user_id": f"u{i}",
+                "target": items[3],
+                "history": items[:3],
+                "history_rating": [4.0, None, 5.0],
+                "history_age": [3000, 2000, 1000],
+                "timestamp": 10**12 + i,
+            }
+        )
+    table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
+    tables.write("samples", table, folder / "samples.parquet", Made("prepare"))
+    order = [3, 1, 4, 15, 9, 2, 6, 5, 12, 8, 7]
+    curriculum = {
+        "position": pa.array(range(len(order)), pa.int32()),
+        "sample_id": pa.array(order, pa.int64()),
+        "group": pa.array([0] * len(order), pa.int32()),
+        "mean_reward": pa.nulls(len(order), pa.float64()),
+    }
+    tables.write("curriculum", pa.table(curriculum), folder / "curriculum.parquet", Made("curriculum"))
+    files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue", "curriculum")}
+    files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "trunk", "items")}
+    embed.run(
+        policy=policy(defaults),
+        embed=defaults.embed.model_copy(update={"keep_trunk": True}),
+        samples=files["samples"],
+        catalogue=files["catalogue"],
+        model=tiny_model,
+        adapter=None,
+        whitening=files["whitening"],
+        trunk=files["trunk"],
+        out=files["items"],
+    )
+    return files
+
+
+def policy(defaults, **changes):
+    usual = {"pooling": "mean", "whiten_dim": 8, "lora_layers": 1, "lora_alpha": 8}
+    return defaults.policy.model_copy(update=usual | changes)
+
+
+def run(
+    project, tiny_model, defaults, out: Path, beta=0.05, of_policy=None, of_sampling=None, **changes
+) -> tuple[dict, dict]:
+    """Train; returns the weights of adapter and head, and the history's columns."""
+    usual = {
+        "batch_prompts": 4,
+        "micro_batch_prompts": 4,
+        "epochs": 2,
+        "evaluations_per_epoch": 1,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "head": "separate",
+        "extra_negatives": 5,
+        "proxy_size": 6,
+    }
+    sampling = defaults.sampling.model_copy(update={"max_new_tokens": 3, "completions": 2} | (of_sampling or {}))
+    given = {name: path for name, path in project.items() if name != "curriculum"}
+    train.run(
+        policy=policy(defaults, **(of_policy or {})),
+        sampling=sampling,
+        reward=defaults.reward.model_copy(update={"beta": beta}),
+        train=defaults.train.model_copy(update=usual | changes),
+        **given,
+        curriculum=None if "proxy_size" in changes else project["curriculum"],
+        model=tiny_model,
+        seed=0,
+        history=out / "history.parquet",
+        out=out / "adapter",
+    )
+    table = tables.read("history", out / "history.parquet")
+    return trained(out / "adapter"), table.to_pydict()
+
+
+def trained(adapter: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter, and the maps of its whitening with the head after it."""
+    kept = Whitening.read(adapter / "whitening.safetensors").arrays
+    maps = {name: torch.from_numpy(kept[name]) for name in COMPONENTS}
+    return load_file(adapter / "adapter_model.safetensors") | maps
+
+
+def gradients(trainer):
+    """Of everything that is trained, by name."""
+    return {name: p.grad.clone() for name, p in trainer.policy.model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def usual(project, tiny_model, defaults, tmp_path_factory):
+    return run(project, tiny_model, defaults, tmp_path_factory.mktemp("usual"))
+
+
+def same(a, b, tolerance=0.0):
+    assert a.keys() == b.keys()
+    return all((a[name] - b[name]).abs().max() <= tolerance for name in a)
+
+
+def test_every_epoch_visits_the_curriculum_in_order_and_drops_no_sample(usual):
+    _, history = usual
+    assert history["sample_ids"] == [[3, 1, 4, 15], [9, 2, 6, 5], [12, 8, 7]] * 2
+
+
+@pytest.mark.parametrize(("batch", "times", "expected"), [(4, 1, [3, 6]), (2, 4, [2, 3, 5, 6, 8, 9, 11, 12])])
+def test_valid_is_evaluated_as_often_as_asked_in_every_epoch(
+    project, tiny_model, defaults, tmp_path, batch, times, expected
+):
+    changes = {"batch_prompts": batch, "micro_batch_prompts": batch, "evaluations_per_epoch": times, "patience": 99}
+    _, history = run(project, tiny_model, defaults, tmp_path, **changes)
+    valid = zip(history["step"], history["valid_ndcg"], strict=True)
+    assert [step for step, value in valid if value is not None] == expected
+
+
+@pytest.mark.parametrize("head", ["none", "shared", "separate"])
+def test_what_is_kept_is_the_policy_of_the_best_evaluation(project, tiny_model, defaults, tmp_path, monkeypatch, head):
+    real, script, seen = train._validator, iter([0.3, 0.5, 0.4]), []
+
+    def validator(loaded, trained_head, *given):
+        measured = real(loaded, trained_head, *given)
+
+        def validate(items):
+            seen.append((items.clone(), trained_head.folded().arrays, measured(items)))
+            return next(script)
+
+        return validate
+
+    monkeypatch.setattr(train, "_validator", validator)
+    changes = {"epochs": 3, "head": head, "head_learning_rate": 0.1, "learning_rate": 0.01}
+    run(project, tiny_model, defaults, tmp_path, **changes)
+    kept = Policy.load(tiny_model, policy(defaults), tmp_path / "adapter")
+    whiten = Whitening.read(tmp_path / "adapter" / "whitening.safetensors")
+    valid = splits.load(project["samples"], project["catalogue"], "valid", kept.settings.prompt_history)
+    items = whiten.item(Items(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
+    ranked = ranking.rank(kept, whiten, items, valid, 3, 0, "valid")
+    (first, *_), (best, maps, value), (last, *_) = seen
+    assert (items - best).norm() < 1e-4 * best.norm()
+    assert min((other - best).norm() for other in (first, last)) > 0.01 * best.norm()
+    assert all(np.array_equal(whiten.arrays[name], maps[name]) for name in COMPONENTS)
+    assert metrics.ndcg(ranked.rank, 10).mean() == pytest.approx(value, abs=1e-6)
+
+
+def test_without_a_head_the_whitening_stays_that_of_the_base_model(project, tiny_model, defaults, tmp_path):
+    base = Whitening.read(project["whitening"]).arrays
+    weights, _ = run(project, tiny_model, defaults, tmp_path, epochs=1, head="none")
+    assert all(np.array_equal(weights[name], base[name]) for name in COMPONENTS)
+
+
+def test_the_weights_move_and_are_the_same_again(usual, project, tiny_model, defaults, tmp_path):
+    weights, _ = usual
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
+    again, _ = run(project, tiny_model, defaults, tmp_path)
+    assert same(weights, again)
+
+
+def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, tiny_model, defaults, tmp_path):
+    run(project, tiny_model, defaults, tmp_path, epochs=1)
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "made.json",
+        "whitening.safetensors",
+    ]
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def alike(a, b):
+    """Two runs whose sums have another order: the same but for the last bits."""
+    for name in ("reward", "gradient_norm"):
+        assert b[1][name] == pytest.approx(a[1][name], rel=1e-4)
+    return same(a[0], b[0], tolerance=2e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_micro_batch_changes_memory_and_not_the_result(usual, project, tiny_model, defaults, tmp_path, size):
+    assert alike(usual, run(project, tiny_model, defaults, tmp_path, micro_batch_prompts=size))
+
+
+def test_items_in_several_passes_give_the_gradients_of_one(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
+    whole = Items.batches
+    monkeypatch.setattr(Items, "batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part])
+    assert alike(usual, run(project, tiny_model, defaults, tmp_path))
+
+
+class Killed(Exception):
+    pass
+
+
+def killed(*_):
+    raise Killed
+
+
+def dying(step, monkeypatch, project, tiny_model, defaults, folder, **changes):
+    """A run that ends when so many steps are done, with what it has kept so far."""
+    whole = RecommenderTrainer.training_step
+
+    def dies(self, *arguments, **named):
+        if self.state.global_step == step:
+            raise Killed
+        return whole(self, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecommenderTrainer, "training_step", dies)
+        with pytest.raises(Killed):
+            run(project, tiny_model, defaults, folder, **changes)
+
+
+def dying_in(function, monkeypatch, project, tiny_model, defaults, folder, **changes):
+    """A run that ends where it calls a function of train."""
+    with monkeypatch.context() as patched:
+        patched.setattr(train, function, killed)
+        with pytest.raises(Killed):
+            run(project, tiny_model, defaults, folder, **changes)
+
+
+def identical(a, b):
+    """Two runs with the same bits, but for times."""
+    names = [name for name in a[1] if not name.startswith("seconds")]
+    return same(a[0], b[0]) and all(a[1][name] == b[1][name] for name in names)
+
+
+def steps_of(monkeypatch):
+    """The steps that runs do from now on, as a list that grows."""
+    whole, seen = RecommenderTrainer.training_step, []
+
+    def step(self, *given):
+        seen.append(self.state.global_step)
+        return whole(self, *given)
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", step)
+    return seen
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
+    usual, project, tiny_model, defaults, tmp_path, monkeypatch, step
+):
+    dying(step, monkeypatch, project, tiny_model, defaults, tmp_path)
+    assert not (tmp_path / "adapter").exists()
+    assert identical(usual, run(project, tiny_model, defaults, tmp_path))
+
+
+@pytest.mark.parametrize("step", [2, 4, 5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_the_middle_of_an_epoch_the_rate_the_table_and_the_order_go_on_as_they_were(
+    project, tiny_model, defaults, tmp_path, monkeypatch, step, dtype
+):
+    changes = {"evaluations_per_epoch": 3, "item_refresh_steps": 2, "scheduler": "linear", "warmup_steps": 2}
+    changes |= {"of_policy": {"dtype": dtype}}
+    whole = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
+    dying(step, monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    first = steps_of(monkeypatch)
+    assert identical(whole, run(project, tiny_model, defaults, tmp_path, **changes))
+    assert first[0] == step
+
+
+def test_without_evaluations_there_are_checkpoints_all_the_same(project, tiny_model, defaults, tmp_path, monkeypatch):
+    changes = {"evaluations_per_epoch": 0}
+    whole = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
+    dying(5, monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    first = steps_of(monkeypatch)
+    assert identical(whole, run(project, tiny_model, defaults, tmp_path, **changes))
+    assert first[0] == 5
+
+
+def test_in_bfloat16_the_micro_batch_changes_a_gradient_by_no_more_than_roundings(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    whole, found = RecommenderTrainer.training_step, []
+
+    def step(self, *given):
+        loss = whole(self, *given)
+        found.append(gradients(self))
+        return loss
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", step)
+    changes = {"of_policy": {"dtype": "bfloat16"}, "batch_prompts": 11, "epochs": 1, "evaluations_per_epoch": 0}
+    for size in (11, 1):
+        run(project, tiny_model, defaults, tmp_path / str(size), micro_batch_prompts=size, **changes)
+    at_once, parts = found
+    assert sum(gradient.any() for gradient in at_once.values()) > 2  # more than the head's
+    for name, gradient in at_once.items():  # one rounding is 0.004, one of the 11 prompts about 0.3
+        assert (parts[name] - gradient).norm() <= 0.05 * gradient.norm(), name
+
+
+def test_after_a_setting_that_only_memory_knows_a_run_goes_on(
+    usual, project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    dying(4, monkeypatch, project, tiny_model, defaults, tmp_path)
+    first = steps_of(monkeypatch)
+    assert alike(usual, run(project, tiny_model, defaults, tmp_path, micro_batch_prompts=1))
+    assert first[0] == 3
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
+    dying(4, monkeypatch, project, tiny_model, defaults, tmp_path, learning_rate=1e-2)
+    resumed, _ = run(project, tiny_model, defaults, tmp_path)
+    assert same(usual[0], resumed)
+
+
+def test_checkpoints_of_other_code_are_not_resumed(tmp_path, monkeypatch):
+    train.resumable(tmp_path, Made("train"))
+    (tmp_path / "kept").touch()
+    train.resumable(tmp_path, Made("train"))
+    assert (tmp_path / "kept").exists()
+    monkeypatch.setattr(train, "code_digest", lambda stage: f"another {stage}")
+    train.resumable(tmp_path, Made("train"))
+    assert not (tmp_path / "kept").exists()
+
+
+def nan_from(step, monkeypatch, of_gradient=False):
+    """From this step on the item loss, or only its gradient, is not a number; returns the trainers."""
+    whole, whole_step, trainers = losses.item_loss, RecommenderTrainer.training_step, []
+
+    def training_step(self, *given):
+        trainers[:] = [self]
+        return whole_step(self, *given)
+
+    def item_loss(*given):
+        loss = whole(*given)
+        if trainers[0].state.global_step + 1 < step:
+            return loss
+        if not of_gradient:
+            return loss * torch.nan
+        loss.register_hook(lambda gradient: gradient * torch.nan)
+        return loss
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", training_step)
+    monkeypatch.setattr(losses, "item_loss", item_loss)
+    return trainers
+
+
+@pytest.mark.parametrize(("of_gradient", "what"), [(False, "the loss is nan"), (True, "the gradient's norm is nan")])
+def test_what_is_not_finite_stops_before_it_reaches_the_weights(
+    project, tiny_model, defaults, tmp_path, monkeypatch, of_gradient, what
+):
+    trainers = nan_from(2, monkeypatch, of_gradient)
+    with pytest.raises(
+        InputError, match=rf"diverged, {what} at step 2; lower train\.learning_rate .* no checkpoint yet"
+    ):
+        run(project, tiny_model, defaults, tmp_path)
+    assert all(weight.isfinite().all() for weight in trainers[0].policy.model.parameters())
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_what_is_not_finite_from_the_start_is_not_blamed_on_the_rate(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    nan_from(1, monkeypatch)
+    with pytest.raises(InputError, match="the loss is nan at step 1; fetch the model or train its adapter again"):
+        run(project, tiny_model, defaults, tmp_path)
+
+
+def test_a_run_that_diverges_leaves_its_best_policy_so_far(project, tiny_model, defaults, tmp_path, monkeypatch):
+    values = iter([0.5, 0.1])
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "_validator", lambda *_: lambda items: next(values))
+        nan_from(7, patched)
+        with pytest.raises(InputError, match=r"at step 7; .*policy of checkpoint-3 is kept"):
+            run(project, tiny_model, defaults, tmp_path, epochs=3, scheduler="constant")
+    good, _ = run(project, tiny_model, defaults, tmp_path / "good", epochs=1, scheduler="constant")
+    assert same(trained(tmp_path / "last_good"), good)
+
+
+def test_a_run_that_diverges_without_evaluations_leaves_the_policy_of_its_last_checkpoint(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    changes = {"scheduler": "constant", "evaluations_per_epoch": 0}
+    good, _ = run(project, tiny_model, defaults, tmp_path / "good", epochs=1, **changes)
+    with monkeypatch.context() as patched:
+        nan_from(4, patched)
+        with pytest.raises(InputError, match=r"loss is nan at step 4; .*policy of checkpoint-3 is kept in .*last_good"):
+            run(project, tiny_model, defaults, tmp_path, **changes)
+    assert same(trained(tmp_path / "last_good"), good)
+    Policy.load(tiny_model, policy(defaults), tmp_path / "last_good")
+    run(project, tiny_model, defaults, tmp_path, learning_rate=1e-4, **changes)
+    assert not (tmp_path / "last_good").exists()
+
+
+@pytest.mark.parametrize("rates", [{"learning_rate": 1e20}, {"head_learning_rate": 1e30}])
+def test_a_rate_that_is_far_too_high_is_named(project, tiny_model, defaults, tmp_path, rates):
+    with pytest.raises(InputError, match=r"diverged, .* at step [23]; lower train\.learning_rate or train\.head_"):
+        run(project, tiny_model, defaults, tmp_path, scheduler="constant", **rates)
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("changes", [{"item_advantage": "group"}, {"item_advantage": "one", "losses": ["token"]}])
+def test_without_reasoning_no_completion_can_be_better_than_the_others(
+    project, tiny_model, defaults, tmp_path, changes
+):
+    with pytest.raises(InputError, match=r"max_new_tokens is 0, .*with the item loss and train\.item_advantage one"):
+        run(project, tiny_model, defaults, tmp_path, of_sampling={"max_new_tokens": 0}, **changes)
+
+
+def test_without_reasoning_the_item_loss_alone_can_teach(project, tiny_model, defaults, tmp_path):
+    changes = {"of_sampling": {"max_new_tokens": 0}, "item_advantage": "one", "epochs": 1}
+    weights, _ = run(project, tiny_model, defaults, tmp_path, **changes)
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in weights.items())
+
+
+def test_a_kill_between_two_checkpoints_leaves_the_one_before(project, tiny_model, defaults, tmp_path, monkeypatch):
+    changes, seal = {"epochs": 4, "patience": 3}, artefact.seal_folder
+
+    def dies(folder, made):
+        if folder.name == "checkpoint-9":
+            raise Killed
+        return seal(folder, made)
+
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: next(values))
+    values = iter([0.5, 0.4, 0.6, 0.1])
+    whole = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
+    values = iter([0.5, 0.4, 0.6, 0.1])
+    with monkeypatch.context() as patched:
+        patched.setattr(artefact, "seal_folder", dies)
+        with pytest.raises(Killed):
+            run(project, tiny_model, defaults, tmp_path, **changes)
+    first, values = steps_of(monkeypatch), iter([0.6, 0.1])
+    assert identical(whole, run(project, tiny_model, defaults, tmp_path, **changes))
+    assert first[0] == 6
+
+
+def test_the_last_checkpoint_and_the_best_are_kept(project, tiny_model, defaults, tmp_path, monkeypatch):
+    values = iter([0.1, 0.5, 0.4, 0.3])
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: next(values))
+    dying_in("save_adapter", monkeypatch, project, tiny_model, defaults, tmp_path, epochs=4, patience=9)
+    assert {folder.name for folder in tmp_path.glob("checkpoints/*-*")} == {"checkpoint-6", "checkpoint-12"}
+
+
+def test_early_stopping_waits_for_as_many_evaluations_as_its_patience(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: 0.5)
+    _, history = run(project, tiny_model, defaults, tmp_path, epochs=9, patience=2)
+    assert len(history["step"]) == 3 * 3  # the first is the best, two more are not better
+
+
+@pytest.mark.parametrize("step", [7, None])  # after the first of two bad evaluations, and after the second
+def test_an_interrupted_run_stops_as_early_as_an_undisturbed_one(
+    project, tiny_model, defaults, tmp_path, monkeypatch, step
+):
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: 0.5)
+    changes = {"epochs": 9, "patience": 2}
+    weights, history = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
+    if step is None:
+        dying_in("save_adapter", monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    else:
+        dying(step, monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    resumed, again = run(project, tiny_model, defaults, tmp_path, **changes)
+    assert same(weights, resumed)
+    for name in ("step", "loss", "valid_ndcg"):
+        assert again[name] == history[name]
+
+
+def test_the_proxy_trains_on_a_seeded_draw(project, tiny_model, defaults, tmp_path):
+    _, history = run(project, tiny_model, defaults, tmp_path, proxy_size=6, epochs=1)
+    seen = [sample for step in history["sample_ids"] for sample in step]
+    assert len(set(seen)) == 6
+    assert seen == train.proxy_samples(np.arange(22), 6, 0).tolist()
+    with pytest.raises(InputError, match=r"train\.proxy_size is 99, but there are only 22"):
+        run(project, tiny_model, defaults, tmp_path, proxy_size=99)
+
+
+def test_head_and_adapter_have_rates_of_their_own_and_no_weight_decays(project, tiny_model, defaults, tmp_path):
+    base = Whitening.read(project["whitening"]).arrays
+    one_step = {"batch_prompts": 11, "epochs": 1, "evaluations_per_epoch": 0, "scheduler": "constant"}
+    weights, _ = run(project, tiny_model, defaults, tmp_path, learning_rate=1e-3, head_learning_rate=0.01, **one_step)
+    for name in COMPONENTS:  # AdamW's first step moves every weight by its rate
+        head = np.linalg.lstsq(base[name], weights[name].numpy(), rcond=None)[0]
+        assert np.allclose(np.abs(head - np.eye(8)), 0.01, atol=3e-5)
+    moved = torch.cat([tensor.abs().flatten() for name, tensor in weights.items() if "lora_B" in name])
+    assert moved.median() == pytest.approx(1e-3, rel=1e-3)
+    assert moved.max() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_pays_rewards_by_the_head_as_trained_so_far(project, tiny_model, defaults, tmp_path, monkeypatch):
+    whole_step, whole_judge, trainers, apart = RecommenderTrainer.training_step, judge.judge, [], []
+
+    def step(self, *given, **named):
+        trainers[:] = [self]
+        return whole_step(self, *given, **named)
+
+    def judged(hidden, items, split, whitening, *rest):
+        head = trainers[0].head
+        assert torch.allclose(whitening.user(hidden), head.user(hidden), atol=1e-4)
+        apart.append(float((whitening.user(hidden) - head.whitening.user(hidden)).abs().max()))
+        return whole_judge(hidden, items, split, whitening, *rest)
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", step)
+    monkeypatch.setattr(judge, "judge", judged)
+    run(project, tiny_model, defaults, tmp_path, head_learning_rate=0.1)
+    assert apart[0] == 0
+    assert min(apart[1:]) > 0.01
+
+
+@pytest.mark.parametrize(("advantage", "differs"), [("group", True), ("one", False)])
+def test_with_advantage_one_no_completion_is_picked_by_its_reward(
+    project, tiny_model, defaults, tmp_path, advantage, differs
+):
+    changes = {"losses": ["item"], "item_advantage": advantage, "relabel_topk": 2, "epochs": 1}
+    one, two = (
+        run(project, tiny_model, defaults, tmp_path / str(beta), beta=beta, **changes)[0] for beta in (0.0, 1.0)
+    )
+    assert same(one, two, tolerance=1e-5) != differs  # the order of a sum moves the last bits
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in two.items())
+
+
+def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
+    folder = tmp_path / "checkpoints"
+    train.resumable(folder, Made("train"))
+    (folder / "checkpoint-3").mkdir()
+    train.resumable(folder, Made("train"))
+    assert not (folder / "checkpoint-3").exists()
+    shutil.rmtree(folder)
+    train.resumable(folder, Made("train"))
+    assert [file.name for file in folder.iterdir()] == ["made.json"]
+
+
+def test_a_checkpoint_whose_best_is_damaged_is_left_out(project, tiny_model, defaults, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: next(values))
+    values = iter([0.1, 0.5, 0.4])
+    changes = {"epochs": 3, "patience": 2}
+    weights, _ = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
+    values = iter([0.1, 0.5, 0.4])
+    dying_in("save_adapter", monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    best, newest = tmp_path / "checkpoints/checkpoint-6", tmp_path / "checkpoints/checkpoint-9"
+    (best / "adapter_model.safetensors").unlink()
+    dying_in("get_last_checkpoint", monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    assert not newest.exists()
+    values = iter([0.1, 0.5, 0.4])
+    assert same(weights, run(project, tiny_model, defaults, tmp_path, **changes)[0])
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_left_out_and_the_weights_stay_the_same(
+    usual, project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    dying(4, monkeypatch, project, tiny_model, defaults, tmp_path)
+    folder = tmp_path / "checkpoints"
+    last = get_last_checkpoint(str(folder))
+    assert last is not None
+    file = Path(last) / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    dying_in("get_last_checkpoint", monkeypatch, project, tiny_model, defaults, tmp_path)  # right after the check
+    assert not Path(last).exists()
+    assert same(usual[0], run(project, tiny_model, defaults, tmp_path)[0])

@@ -1,0 +1,155 @@
+"""The whole workflow for real: every stage, a tiny model, data shaped like those of a shop."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, snakemake
+
+from minirec.storage import tables, tensors
+
+pytestmark = pytest.mark.slow
+CONFIG = """
+datasets: {shop: {source: own, filter: {core: 2, title: true}}}
+models: {tiny: {source: tiny, dataset: shop, hidden_size: 32, layers: 2, vocabulary: 500}}
+main: {model: tiny, selector: tiny, method: minirec, budget: 20, seeds: [0]}
+policy: {lora_layers: 1, whiten_dim: 16, max_item_tokens: 32}
+prepare: {max_train: 60, max_valid: 20, max_test: 20}
+rollout: {shards: 2}
+train: {proxy_size: 16, batch_prompts: 8, extra_negatives: 8, learning_rate: 0.001}
+evaluate: {bootstrap: 100}
+"""
+RUN = "tiny/tiny/minirec-20/seed0"
+
+
+def untimed(name: str, content: bytes) -> object:
+    """What a result of this name says, but for the times it recorded."""
+    if name == "history.parquet":
+        table = pq.read_table(io.BytesIO(content))
+        return table.drop_columns([column for column in table.column_names if "seconds" in column])
+    if name == "metrics.json" and "cost" in (found := json.loads(content)):
+        return found | {"cost": sorted(found["cost"]), "made": found["made"] | {"digest": "covers the times"}}
+    if name == "summary.txt":
+        return [line for line in content.splitlines() if b"seconds by stage" not in line]
+    return content
+
+
+def shop(folder: Path) -> None:
+    """Interactions of 60 users with 80 items: skewed popularity, equal times, missing ratings, odd titles."""
+    rng = np.random.default_rng(0)
+    weight = 1 / np.arange(1, 81)
+    rows = []
+    for user in range(60):
+        count = int(rng.integers(1, 12))
+        start = int(rng.integers(0, 1_000)) * 86_400_000
+        for item in rng.choice(80, count, replace=False, p=weight / weight.sum()):
+            rating = None if rng.random() < 0.2 else float(rng.integers(1, 6))
+            rows.append((f"u{user}", f"i{item}", start + int(rng.integers(0, 5)) * 86_400_000, rating))
+    odd = ["Kind of Blue <answer>", "<|im_end|> out", "日本の音楽", "  ", "a" * 900, "🎷", "10\n20", "مرحبا"]
+    titles = [odd[i] if i < len(odd) else f"Record {i} of {['jazz', 'rock', 'folk'][i % 3]}" for i in range(80)]
+    folder.mkdir(parents=True)
+    columns = [pa.array(column) for column in zip(*rows, strict=True)]
+    pq.write_table(pa.table(columns, ["user_id", "item_id", "timestamp", "rating"]), folder / "interactions.parquet")
+    pq.write_table(pa.table({"item_id": [f"i{i}" for i in range(80)], "title": titles}), folder / "items.parquet")
+
+
+def run(folder: Path, *arguments: str) -> str:
+    words = ["--cores", "2", "--resources", "gpu=2", "--configfile", "config/quickstart.yaml", "shop.yaml"]
+    done = snakemake(folder, *words, *arguments)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which the workflow has run, and what it said."""
+    folder = tmp_path_factory.mktemp("chain")
+    for part in ("workflow", "config"):
+        shutil.copytree(ROOT / part, folder / part)
+    shutil.copy(ROOT / "environment.yml", folder)
+    (folder / "shop.yaml").write_text(CONFIG, encoding="utf-8")
+    shop(folder / "data" / "shop")
+    return folder, run(folder, "--", "results/shop/metrics.json")
+
+
+def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
+    folder, said = project
+    top = folder / "results" / "shop"
+    assert "before RL" in said
+    assert "after RL" in said
+    assert "paired permutation test" in said
+    curriculum = tables.read("curriculum", top / "selections" / "tiny" / "minirec-20" / "seed0" / "curriculum.parquet")
+    history = tables.read("history", top / "runs" / RUN / "history.parquet")
+    trained = [sample for step in history.sort_by("step")["sample_ids"].to_pylist() for sample in step]
+    assert trained == curriculum.sort_by("position")["sample_id"].to_pylist()
+    assert tables.read("rollouts", top / "signals" / "tiny" / "rollouts.parquet").num_rows == 60 * 4
+    assert tensors.read(top / "signals" / "tiny" / "hidden.safetensors", "hidden")["hidden"].shape == (60, 4, 32)
+    metrics = json.loads((top / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
+    assert set(metrics["cost"]) >= {"prepare", "embed_base/tiny", f"train/{RUN}", f"evaluate/{RUN}"}
+    for file in (f"runs/{RUN}/metrics.json", "metrics.json"):
+        found = json.loads((top / file).read_text(encoding="utf-8"))
+        assert set(found["references"]) == {"popularity", "tfidf_last", "tfidf_history", "transitions"}, file
+        assert set(found) >= {"before", "metrics_without_reasoning", "improvement", "breakdown"}, file
+        assert set(found["against"]) == set(found["references"]), file
+    assert sorted(path.name for path in (top / "figures").glob("*.png")) == [
+        "curriculum.png",
+        "rewards.png",
+        "scores.png",
+    ]
+    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("checkpoints"))
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    folder, _ = project
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file()}
+    assert "Nothing to be done" in run(folder, "--", "results/shop/metrics.json")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_folder(project):
+    folder, _ = project
+    run(folder, "--config", "results=again", "--", f"again/shop/runs/{RUN}/metrics.json")
+    signals, selection = "signals/tiny", "selections/tiny/minirec-20/seed0"
+    for name in (
+        "samples.parquet",
+        "catalogue.parquet",
+        f"{signals}/items.safetensors",
+        f"{signals}/rollouts.parquet",
+        f"{signals}/hidden.safetensors",
+        f"{signals}/gradients.safetensors",
+        f"{signals}/scores.parquet",
+        f"{selection}/selection.parquet",
+        f"{selection}/curriculum.parquet",
+        f"runs/{RUN}/adapter/adapter_model.safetensors",
+        f"runs/{RUN}/ranks.parquet",
+        f"runs/{RUN}/metrics.json",
+    ):
+        first, second = (folder / top / "shop" / name for top in ("results", "again"))
+        assert first.read_bytes() == second.read_bytes(), name
+
+
+def test_status_says_what_is_done_and_what_a_change_makes_stale(project):
+    folder, _ = project
+    (folder / "mu.yaml").write_text("score: {mu: 0.4}\n", encoding="utf-8")
+    told = {}
+    for name, more in (("done", []), ("stale", ["mu.yaml"])):
+        command = [sys.executable, "-m", "minirec", "status", "results/shop", "--config", "config/quickstart.yaml"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        told[name] = subprocess.run(
+            [*command, "shop.yaml", *more], cwd=folder, env=environment, text=True, capture_output=True, check=True
+        ).stdout
+    assert "nothing is left to do" in told["done"]
+    assert "left: 6 jobs, about" in told["stale"]  # score select curriculum train evaluate summarise
+    assert "stale score: Params have changed" in told["stale"]

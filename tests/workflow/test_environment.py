@@ -1,0 +1,221 @@
+"""One set of versions everywhere, and make targets that say what they do."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, snakemake
+
+
+def canonical(name: str) -> str:
+    """A package's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def versions(lines) -> dict[str, str]:
+    """Version by name of lines `name==version`; any other line fails."""
+    pairs = [re.fullmatch(r"([A-Za-z0-9_.-]+)==([A-Za-z0-9_.+!]+)", line).groups() for line in lines]
+    found = {canonical(name): version for name, version in pairs}
+    assert len(found) == len(pairs)
+    return found
+
+
+@pytest.fixture(scope="module")
+def lock() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return versions(line for line in lines if line and not line.startswith("#"))
+
+
+@pytest.fixture(scope="module")
+def conda() -> list:
+    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_conda_environment_has_the_versions_of_the_lock(lock, conda):
+    (pip,) = [part["pip"] for part in conda if isinstance(part, dict)]
+    assert versions(pip) == lock
+
+
+def test_torch_is_the_version_whose_cpu_build_pip_takes(lock):
+    assert lock["torch"] == "2.13.0"
+
+
+def test_the_lock_satisfies_every_range_of_the_package(lock, project):
+    from packaging.requirements import Requirement
+
+    given = [*project["dependencies"], *[line for extra in project["optional-dependencies"].values() for line in extra]]
+    for requirement in map(Requirement, given):
+        name = canonical(requirement.name)
+        assert name in lock, f"{name} is not in requirements.lock"
+        assert requirement.specifier.contains(lock[name]), f"{requirement} but {lock[name]}"
+
+
+def test_conda_has_a_python_that_the_package_accepts(conda, project):
+    from packaging.specifiers import SpecifierSet
+
+    (python,) = [part for part in conda if isinstance(part, str) and part.startswith("python ")]
+    assert SpecifierSet(project["requires-python"]).contains(python.split("=")[1] + ".0")
+
+
+def test_every_rule_names_the_environment():
+    for file in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
+        text = file.read_text(encoding="utf-8")
+        named = re.findall(r"^ +conda:\n +\"(.*)\"$", text, re.MULTILINE)
+        assert len(named) == len(re.findall(r"^ *rule \w+:", text, re.MULTILINE)) > 0
+        assert {(file.parent / name).resolve() for name in named} == {ROOT / "environment.yml"}
+
+
+# Stands for conda, which no registry of Python packages has: it makes an environment of the packages that are here,
+# without this one, and activates it. All else is Snakemake's doing and environment.post-deploy.sh's.
+CONDA = """
+import json, pathlib, sys, sysconfig, venv
+top = pathlib.Path(__file__).resolve().parent
+match sys.argv[1:]:
+    case ["--version"]:
+        print("conda 25.1.0")
+    case ["info", "--json"]:
+        print(json.dumps({"conda_prefix": str(top), "platform": "linux-64"}))
+    case ["clean", *_]:
+        pass
+    case ["config", *_]:
+        print(json.dumps({"get": {"channel_priority": "strict"}}))
+    case ["env", "create", *words]:
+        with (top / "created").open("a") as created:
+            print(words[words.index("--file") + 1], words[words.index("--prefix") + 1], file=created)
+        prefix = pathlib.Path(words[words.index("--prefix") + 1])
+        venv.create(prefix, with_pip=True)
+        (packages,) = prefix.glob("lib/python*/site-packages")
+        (packages / "here.pth").write_text(f"import sys; sys.path.insert(0, {sysconfig.get_path('purelib')!r})")
+    case other:
+        sys.exit(f"not expected: {other}")
+"""
+
+
+@pytest.mark.slow
+def test_every_rule_runs_in_an_environment_made_by_conda_with_the_package_of_its_folder(tmp_path):
+    from test_workflow import CONFIG, PRETEND
+
+    folder, tools = tmp_path / "project", tmp_path / "tools"
+    for part in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("environment.yml", "environment.post-deploy.sh", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    program = folder / "src" / "minirec" / "cli" / "main.py"
+    code = program.read_text(encoding="utf-8")
+    run = "runner(stage)(**given)"
+    assert run in code
+    code = code.replace(run, "_pretend(stage, given); _report(stage)")
+    report = """
+def _report(stage):
+    with Path("ran").open("a", encoding="utf-8") as ran:
+        print(stage, sys.prefix, sys.modules["minirec"].__file__, file=ran)
+"""
+    program.write_text(code.replace("\ndef main(", PRETEND + report + "\n\ndef main("), encoding="utf-8")
+    given = yaml.safe_load(CONFIG) | {"rollout": {"shards": 2}, "select": {"shards": 2}}
+    given["compare"] = {"models": ["tiny"], "methods": ["minirec", "random"], "budgets": [8], "seeds": [0]}
+    (folder / "toy.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    (folder / "data" / "toy").mkdir(parents=True)
+    for name in ("interactions", "items"):
+        (folder / "data" / "toy" / f"{name}.parquet").write_text("mine\n", encoding="utf-8")
+    (tools / "bin").mkdir(parents=True)
+    (tools / "conda.py").write_text(CONDA, encoding="utf-8")
+    (tools / "bin" / "conda").write_text(f'#!/bin/sh\nexec {sys.executable} {tools}/conda.py "$@"\n', encoding="utf-8")
+    (tools / "bin" / "conda").chmod(0o755)
+    (tools / "bin" / "activate").write_text('export PATH="$1/bin:$PATH"\n', encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PATH": f"{tools}/bin:{os.environ['PATH']}", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 turns it off
+    targets = ["results/toy/metrics.json", "results/toy/comparison.parquet", "data/cds/interactions.parquet"]
+    words = ["--cores", "2", "--use-conda", "--configfile", "toy.yaml", "--", *targets]
+    done = snakemake(folder, *words, environment=environment)
+    assert done.returncode == 0, done.stdout
+    rules = {
+        rule
+        for file in (ROOT / "workflow" / "rules").glob("*.smk")
+        for rule in re.findall(r"^ *rule (\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.MULTILINE)) == rules
+    ((file, prefix),) = [line.split() for line in (tools / "created").read_text(encoding="utf-8").splitlines()]
+    assert Path(file).read_bytes() == (ROOT / "environment.yml").read_bytes()
+    ran = [line.split() for line in (folder / "ran").read_text(encoding="utf-8").splitlines()]
+    assert len(ran) > len(rules)
+    assert {(where, package) for _, where, package in ran} == {(prefix, str(program.with_name("__init__.py")))}
+
+
+@pytest.fixture(scope="module")
+def targets() -> list[str]:
+    """What the Makefile declares as targets for people."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()
+
+
+def make(*words: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "-C", str(ROOT), "--no-print-directory", *words], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_make_help_lists_every_target_with_a_line_of_its_own(targets):
+    listed = [re.fullmatch(r"make (\S+) +(\S.*)", line).groups() for line in make("help").splitlines()]
+    assert [name for name, _ in listed] == targets
+    assert {"setup", "quickstart", "test", "check", "bench", "report", "clean"} <= set(targets)
+    assert all(len(meaning.split()) > 1 for _, meaning in listed)
+
+
+def test_make_alone_is_help():
+    assert make() == make("help")
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test", "check", "bench", "report"])
+def test_a_target_builds_the_environment_where_it_is_out_of_date(target):
+    commands = make("--dry-run", "--what-if=requirements.lock", target)
+    assert "-m venv .venv" in commands
+    assert commands.index("-m venv .venv") < commands.index("requirements.lock") < commands.index("--editable .")
+
+
+def test_make_installs_torch_exactly_and_first():
+    commands = make("--dry-run", "--what-if=requirements.lock", "setup")
+    assert commands.index("grep '^torch=='") < commands.index("--requirement requirements.lock")
+
+
+def test_clean_never_names_data_or_models():
+    for line in make("--dry-run", "clean").splitlines():
+        assert not re.search(r"\bdata\b", line), line
+
+
+def readme_commands() -> list[str]:
+    """Every line of the README's blocks, without prompt and remark."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [line.removeprefix("$ ").split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def test_continuous_integration_runs_the_test_command_of_the_readme():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    commands = [
+        line for line in script.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "set ", "cd "))
+    ]
+    assert commands == ["make test"]
+    assert "make test" in readme_commands()
+
+
+def test_the_page_of_licences_lists_the_packages_of_the_lock(lock):
+    text = (ROOT / "docs" / "LICENCES.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (\S.*) \|$", text, re.MULTILINE)
+    listed = {canonical(name): version for name, version, _ in rows if name not in ("package", "---")}
+    assert listed == lock
+    assert "not installed" not in text
