@@ -27,7 +27,7 @@ from minirec.experiment import config
 from minirec.model.whitening import Whitening
 from minirec.stages import gradient
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -110,9 +110,9 @@ def files(n: int, folder: Path) -> dict[str, Path]:
     none = {"history_rating": [[None]], "history_age": [[1]], "user_id": ["u"], "split": ["train"], "timestamp": [1]}
     judged = {"reward": 0.5, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 1.0, "text": "a"}
     with (
-        tables.writer("samples", paths["samples"], Made("prepare")) as add_samples,
-        tables.writer("rollouts", paths["rollouts"], Made("rollout")) as add_rollouts,
-        tensors.writer({"hidden": (n, GROUPS, WIDTH)}, paths["hidden"], Made("rollout")) as add_hidden,
+        tables.writer("samples", paths["samples"], Provenance("prepare")) as add_samples,
+        tables.writer("rollouts", paths["rollouts"], Provenance("rollout")) as add_rollouts,
+        tensors.writer({"hidden": (n, GROUPS, WIDTH)}, paths["hidden"], Provenance("rollout")) as add_hidden,
     ):
         for ids in np.array_split(np.arange(n), n // 2_500):
             k = len(ids)
@@ -125,8 +125,8 @@ def files(n: int, folder: Path) -> dict[str, Path]:
             add_rollouts(pa.table(tried, tables.TABLES["rollouts"].schema()))
             add_hidden(sample_id=ids, hidden=generator.standard_normal((k, GROUPS, WIDTH), dtype=np.float32))
     items = generator.standard_normal((FEW, WIDTH), dtype=np.float32)
-    tensors.write({"items": items, "row": np.arange(FEW)}, paths["items"], Made("embed"))
-    Whitening.identity().write(paths["whitening"], Made("embed"))
+    tensors.write({"items": items, "row": np.arange(FEW)}, paths["items"], Provenance("embed"))
+    Whitening.identity().write(paths["whitening"], Provenance("embed"))
     return paths
 
 

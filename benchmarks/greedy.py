@@ -32,7 +32,7 @@ LARGE = [(1_000_000, 256, 1_000), (1_000_000, 256, 10_000)]
 CHUNK = 20_000
 
 
-class Watched(distances.Nearest):
+class Watched(distances.NearestDistances):
     """Remembers the last one made, for its count of similarities."""
 
     last: Watched
@@ -42,7 +42,7 @@ class Watched(distances.Nearest):
         Watched.last = self
 
 
-select.Nearest = Watched  # type: ignore[misc]
+select.NearestDistances = Watched  # type: ignore[misc]
 
 
 def mixture(n: int, d: int, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

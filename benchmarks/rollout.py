@@ -30,7 +30,7 @@ from minirec.model import generate
 from minirec.model.policy import Policy
 from minirec.stages import embed, rollout
 from minirec.storage import tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def ours(policy: Policy, prompts: list[list[int]], groups: int, new: int) -> None:
     noise = generate.noise(0, range(len(prompts)), groups, new)
-    generate.write(policy, prompts, [new] * groups, noise, 1.5, 200)
+    generate.generate(policy, prompts, [new] * groups, noise, 1.5, 200)
 
 
 def plain(policy: Policy, prompts: list[list[int]], groups: int, new: int) -> None:
@@ -103,10 +103,17 @@ def prepared(folder: Path) -> dict[str, Path]:
     paths = {"catalogue": folder / "catalogue.parquet", "model": folder / "model"}
     models.fetch(config.Model(source="tiny", dataset="made.up"), folder / "items.parquet", paths["model"])
     rows = {"row": range(ITEMS), "item_id": ids, "title": titles, "text": titles, "popularity": [1] * ITEMS}
-    tables.write("catalogue", pa.table(rows, tables.TABLES["catalogue"].schema()), paths["catalogue"], Made("prepare"))
+    tables.write(
+        "catalogue", pa.table(rows, tables.TABLES["catalogue"].schema()), paths["catalogue"], Provenance("prepare")
+    )
     paths |= {"whitening": folder / "whitening.safetensors", "items": folder / "items.safetensors"}
     policy = settings().policy.model_copy(update={"whiten_dim": None})
-    files = {**paths, "samples": folder / "none", "trunk": folder / "trunk.safetensors", "out": paths["items"]}
+    files = {
+        **paths,
+        "samples": folder / "none",
+        "frozen_states": folder / "frozen_states.safetensors",
+        "out": paths["items"],
+    }
     files.pop("items")
     embed.run(policy=policy, embed=settings().embed, adapter=None, **files)
     return paths
@@ -115,7 +122,7 @@ def prepared(folder: Path) -> dict[str, Path]:
 def users(n: int, file: Path) -> None:
     """n training samples with histories of one to five items."""
     generator = np.random.default_rng(0)
-    with tables.writer("samples", file, Made("prepare")) as append:
+    with tables.writer("samples", file, Provenance("prepare")) as append:
         for ids in np.array_split(np.arange(n), -(-n // 10_000)):
             history = [generator.integers(0, ITEMS, count).tolist() for count in generator.integers(1, 6, len(ids))]
             columns = {"sample_id": ids, "split": ["train"] * len(ids), "user_id": ["u"] * len(ids)}

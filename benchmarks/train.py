@@ -151,7 +151,7 @@ def stock(given: argparse.Namespace, folder: str) -> Stock:
         target = torch.as_tensor(split.target[row])
         rank = scoring.ranks(scores, target, torch.full((len(row), 1), -1))
         pi = scoring.log_pi(scores, target, torch.full((len(row), 1), -1)).exp()
-        return scoring.reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
+        return scoring.ndcg_and_reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
 
     batch = given.prompts * given.groups
     arguments = GRPOConfig(

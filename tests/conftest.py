@@ -17,7 +17,7 @@ import yaml
 
 from minirec.experiment import config
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -141,7 +141,7 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         "popularity": pa.array([1] * 30, pa.int64()),
     }
     files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue")}
-    tables.write("catalogue", pa.table(catalogue), files["catalogue"], Made("prepare"))
+    tables.write("catalogue", pa.table(catalogue), files["catalogue"], Provenance("prepare"))
     generator = np.random.default_rng(0)
     rows = []
     for i in range(30):
@@ -151,7 +151,7 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         facts |= {"history": history, "history_rating": [4.0] * len(history), "timestamp": 10**12 + i}
         rows.append(facts | {"history_age": list(range(1000, 1000 + len(history)))})
     table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
-    tables.write("samples", table, files["samples"], Made("prepare"))
+    tables.write("samples", table, files["samples"], Provenance("prepare"))
     torch.manual_seed(1)
     proxy = Policy.load(tiny_model, defaults.policy)
     proxy.add_adapter(seed=0)
@@ -159,7 +159,7 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.01)
     proxy.model.save_pretrained(folder / "adapter")
-    artefact.seal_folder(folder / "adapter", Made("train"))
+    artefact.write_manifest(folder / "adapter", Provenance("train"))
     files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "items")}
     embed.run(
         policy=defaults.policy,
@@ -169,7 +169,7 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         model=tiny_model,
         adapter=None,
         whitening=files["whitening"],
-        trunk=folder / "trunk.safetensors",
+        frozen_states=folder / "frozen_states.safetensors",
         out=files["items"],
     )
     return files | {"model": tiny_model, "adapter": folder / "adapter"}

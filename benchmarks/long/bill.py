@@ -127,7 +127,7 @@ def main() -> None:
     given = parser.parse_args()
     found = [row for model in given.models for row in {"tiny": measured, "smollm": extrapolated}[model](given)]
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    with artefact.replacing(given.out) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+    with artefact.atomic_write(given.out) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, NAMES, lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)

@@ -33,7 +33,7 @@ from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.stages import embed, references
 from minirec.storage import tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 from minirec.training import losses
 
 TRIED = {  # name: type, default, meaning
@@ -57,7 +57,7 @@ class States:
         files = [top / f"{part}.parquet" for part in ("samples", "catalogue")]
         self.parts: dict[str, Split] = {part: splits.load(*files, part, history) for part in ("train", "valid")}
         model = ROOT / "data" / "models" / name
-        made = Made(
+        made = Provenance(
             "states", settings.policy.model_dump(), {"samples": files[0], "catalogue": files[1], "model": model}
         )
         kept = top / "states" / f"{name}-{history}-{sha256(made.json().encode()).hexdigest()[:12]}.safetensors"

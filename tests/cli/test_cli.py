@@ -14,7 +14,7 @@ from minirec import __version__
 from minirec.cli import main
 from minirec.experiment import config
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 ITEMS = 12
 
@@ -91,7 +91,7 @@ def curriculum(tmp_path, **flags) -> list:
 def write_selection(tmp_path) -> None:
     columns = {"position": pa.array([0, 1], pa.int32()), "sample_id": [5, 3]}
     columns |= {n: pa.nulls(2, pa.float64()) for n in ("value", "learnability", "representativeness", "diversity")}
-    tables.write("selection", pa.table(columns), tmp_path / "selection.parquet", Made("select"))
+    tables.write("selection", pa.table(columns), tmp_path / "selection.parquet", Provenance("select"))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def data(tmp_path_factory) -> Path:
         "text": titles,
         "popularity": pa.array([1] * ITEMS, pa.int64()),
     }
-    tables.write("catalogue", pa.table(catalogue), folder / "catalogue.parquet", Made("prepare"))
+    tables.write("catalogue", pa.table(catalogue), folder / "catalogue.parquet", Provenance("prepare"))
     rows = [
         {
             "sample_id": i,
@@ -176,7 +176,7 @@ def data(tmp_path_factory) -> Path:
         for i in range(ITEMS)
     ]
     table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
-    tables.write("samples", table, folder / "samples.parquet", Made("prepare"))
+    tables.write("samples", table, folder / "samples.parquet", Provenance("prepare"))
     return folder
 
 
@@ -189,7 +189,7 @@ def model(tmp_path, tiny_model) -> Path:
 def embed(defaults, data, model, out, **policy) -> list:
     given = defaults.model_copy(update={"policy": defaults.policy.model_copy(update=policy)})
     paths = {"samples": data / "samples.parquet", "catalogue": data / "catalogue.parquet", "model": model}
-    paths |= {"whitening": out / "whitening.safetensors", "trunk": out / "trunk.safetensors"}
+    paths |= {"whitening": out / "whitening.safetensors", "frozen_states": out / "frozen_states.safetensors"}
     paths["out"] = out / "items.safetensors"
     return ["embed", *shlex.split(config.flags(given, "embed")), *[w for n, p in paths.items() for w in (f"--{n}", p)]]
 
@@ -197,7 +197,7 @@ def embed(defaults, data, model, out, **policy) -> list:
 def test_embed_runs_from_the_command_line_and_repeats_its_bytes(tmp_path, defaults, data, tiny_model):
     for name in ("a", "b"):
         minirec(*embed(defaults, data, tiny_model, tmp_path / name, pooling="mean", whiten_dim=4), code=0)
-    for file in ("items", "whitening", "trunk"):
+    for file in ("items", "whitening", "frozen_states"):
         a, b = ((tmp_path / name / f"{file}.safetensors").read_bytes() for name in ("a", "b"))
         assert a == b
 
@@ -257,7 +257,7 @@ def test_an_adapter_that_is_damaged_is_named(tmp_path, defaults, data, tiny_mode
     policy = Policy.load(tiny_model, defaults.policy)
     policy.add_adapter(seed=0)
     policy.model.save_pretrained(tmp_path / "adapter")
-    artefact.seal_folder(tmp_path / "adapter", Made("train"))
+    artefact.write_manifest(tmp_path / "adapter", Provenance("train"))
     words = embed(defaults, data, tiny_model, tmp_path)
     minirec(*words, code=0)
     capsys.readouterr()

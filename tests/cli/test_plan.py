@@ -11,7 +11,7 @@ from minirec.cli.plan import Sizes
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.storage import tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 SIZE = Sizes(train=100, valid=10, test=30, items=20, user_tokens=10, item_tokens=5)
 SMALL = {
@@ -145,7 +145,7 @@ def prepared(folder) -> None:
     folder.mkdir(parents=True)
     columns = {"row": pa.array(range(4), pa.int32()), "item_id": list("abcd"), "title": ["x" * 8] * 4}
     columns |= {"text": ["x" * 40] * 4, "popularity": [1] * 4}
-    tables.write("catalogue", pa.table(columns), folder / "catalogue.parquet", Made("prepare"))
+    tables.write("catalogue", pa.table(columns), folder / "catalogue.parquet", Provenance("prepare"))
     rows = [
         {
             "sample_id": i,
@@ -160,7 +160,7 @@ def prepared(folder) -> None:
         for i in range(16)
     ]
     table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
-    tables.write("samples", table, folder / "samples.parquet", Made("prepare"))
+    tables.write("samples", table, folder / "samples.parquet", Provenance("prepare"))
 
 
 def test_sizes_come_from_the_tables(tmp_path):

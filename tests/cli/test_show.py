@@ -12,9 +12,9 @@ from minirec import __version__
 from minirec.cli import show
 from minirec.errors import InputError
 from minirec.storage import artefact, tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
-MADE = Made("score", {"mu": 0.5, "sigma": None}, {"rollouts": "0123456789abcdef" * 4})
+MADE = Provenance("score", {"mu": 0.5, "sigma": None}, {"rollouts": "0123456789abcdef" * 4})
 
 
 @pytest.fixture

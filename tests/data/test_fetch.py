@@ -18,7 +18,7 @@ from minirec.data import amazon, download, models, movielens
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.stages import fetch
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 class Server:
@@ -289,7 +289,7 @@ def test_conversion_gives_the_same_bytes_every_time(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         amazon.convert(
-            tmp_path / "Toys.csv.gz", tmp_path / "meta_Toys.jsonl.gz", tmp_path / folder, "1GB", Made("fetch")
+            tmp_path / "Toys.csv.gz", tmp_path / "meta_Toys.jsonl.gz", tmp_path / folder, "1GB", Provenance("fetch")
         )
     for name in ("interactions.parquet", "items.parquet"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -8,7 +8,7 @@ from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation.breakdown import Breakdown
 from minirec.storage import tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 TITLES = ["zero", "one", "two", "three"]
 
@@ -20,7 +20,7 @@ def load(tmp_path):
     def loaded(split="train", order=(0, 1, 2, 3), histories=((0,), (1, 2), (3, 0, 1)), target=3, chosen=None):
         columns = {"row": pa.array(range(4), pa.int32()), "item_id": TITLES, "title": TITLES, "text": TITLES}
         catalogue = pa.table(columns | {"popularity": [0, 10, 20, 30]}).take(list(order))
-        tables.write("catalogue", catalogue, tmp_path / "catalogue.parquet", Made("prepare"))
+        tables.write("catalogue", catalogue, tmp_path / "catalogue.parquet", Provenance("prepare"))
         rows = [
             {
                 "sample_id": 10 - i,
@@ -35,7 +35,7 @@ def load(tmp_path):
             for i, history in enumerate(histories)
         ]
         samples = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
-        tables.write("samples", samples, tmp_path / "samples.parquet", Made("prepare"))
+        tables.write("samples", samples, tmp_path / "samples.parquet", Provenance("prepare"))
         return splits.load(tmp_path / "samples.parquet", tmp_path / "catalogue.parquet", split, 2, chosen)
 
     return loaded

@@ -12,7 +12,7 @@ from sklearn.metrics.pairwise import linear_kernel
 from minirec.errors import InputError
 from minirec.stages import references
 from minirec.storage import tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 TEXTS = ["blue train jazz", "kind of blue jazz", "abbey road rock", "red clay jazz", "abbey rock live", "silence"]
 POPULARITY = [3, 3, 1, 0, 2, 0]
@@ -66,9 +66,9 @@ def ranks(tmp_path, defaults):
             }
         )
         tables.write(
-            "catalogue", catalogue.take(order or list(range(len(texts)))), tmp_path / "c.parquet", Made("prepare")
+            "catalogue", catalogue.take(order or list(range(len(texts)))), tmp_path / "c.parquet", Provenance("prepare")
         )
-        tables.write("samples", table(rows), tmp_path / "s.parquet", Made("prepare"))
+        tables.write("samples", table(rows), tmp_path / "s.parquet", Provenance("prepare"))
         references.run(
             evaluate=defaults.evaluate,
             samples=tmp_path / "s.parquet",

@@ -14,7 +14,7 @@ from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, MEANS, Whitening
 from minirec.stages import evaluate
 from minirec.storage import artefact, tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 WORDS = 6
 
@@ -29,13 +29,13 @@ def sides(tmp_path):
     """A whitening whose sides differ, as after a trained head."""
     draw, shapes = np.random.default_rng(0), [(MEANS, 32), (COMPONENTS, (32, 16))]
     arrays = {name: draw.normal(size=shape).astype(np.float32) for names, shape in shapes for name in names}
-    Whitening(arrays).write(tmp_path / "whitening.safetensors", Made("train"))
+    Whitening(arrays).write(tmp_path / "whitening.safetensors", Provenance("train"))
     return tmp_path / "whitening.safetensors"
 
 
 def evaluated(judged, defaults, policy, whitening, folder, **more):
     given = {"samples": judged["samples"], "catalogue": judged["catalogue"], "model": judged["model"]}
-    given |= {"adapter": judged["adapter"], "items": None, "trunk": None, "before": None, "references": None}
+    given |= {"adapter": judged["adapter"], "items": None, "frozen_states": None, "before": None, "references": None}
     evaluate.run(
         policy=policy,
         sampling=defaults.sampling.model_copy(update={"max_new_tokens": WORDS}),
@@ -95,9 +95,9 @@ def test_the_history_is_not_recommended_even_where_nothing_else_is_left(judged, 
     samples = tables.read("samples", judged["samples"])
     row = samples.filter(pc.equal(samples["split"], "test")).slice(0, 1).to_pylist()[0]
     row |= {"history": list(range(8)), "history_rating": [None] * 8, "history_age": [1] * 8, "target": 11}
-    tables.write("catalogue", few.slice(0, 12), tmp_path / "catalogue.parquet", Made("prepare"))
+    tables.write("catalogue", few.slice(0, 12), tmp_path / "catalogue.parquet", Provenance("prepare"))
     one = pa.Table.from_pylist([row], tables.TABLES["samples"].schema())
-    tables.write("samples", one, tmp_path / "samples.parquet", Made("prepare"))
+    tables.write("samples", one, tmp_path / "samples.parquet", Provenance("prepare"))
     files = {name: tmp_path / f"{name}.parquet" for name in ("samples", "catalogue")}
     (found,) = evaluated(judged, defaults, policy, judged["whitening"], tmp_path, **files).to_pylist()
     assert sorted(found["top"]) == [8, 9, 10, 11]
@@ -115,6 +115,6 @@ def test_the_breakdown_is_of_the_ranks_with_reasoning(judged, defaults, policy, 
 @pytest.mark.parametrize("count", [29, 31])
 def test_an_item_table_of_another_catalogue_is_refused(judged, defaults, policy, tmp_path, count):
     table = np.resize(tensors.read(judged["items"], "items")["items"], (count, 32))
-    tensors.write({"items": table, "row": np.arange(count)}, tmp_path / "items.safetensors", Made("embed"))
+    tensors.write({"items": table, "row": np.arange(count)}, tmp_path / "items.safetensors", Provenance("embed"))
     with pytest.raises(InputError, match=f"items.safetensors has {count} items, but .*catalogue.parquet has 30"):
         evaluated(judged, defaults, policy, judged["whitening"], tmp_path, items=tmp_path / "items.safetensors")

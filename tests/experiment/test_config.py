@@ -89,7 +89,7 @@ def test_a_key_like_no_other_gets_no_suggestion(raw):
         ("policy/marker", "", "at least 1 character"),
         ("policy/tau", 0, "greater than 0"),
         ("sampling/top_k", -1, "greater than or equal to 0"),
-        ("embed/keep_trunk", "perhaps", "boolean"),
+        ("embed/keep_frozen_states", "perhaps", "boolean"),
         ("prepare/memory", "much", "match pattern"),
         ("train/epsilon_low", 1, "less than 1"),
         ("evaluate/cutoffs", [], "at least 1 item"),

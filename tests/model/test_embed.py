@@ -9,7 +9,7 @@ from minirec.data import splits
 from minirec.model.policy import Policy
 from minirec.stages import embed
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fitted(tmp_path, judged, defaults):
 
     def arrays(samples, whiten_prompts=None):
         table = pa.Table.from_pylist(samples, tables.TABLES["samples"].schema())
-        tables.write("samples", table, tmp_path / "s", Made("prepare"))
+        tables.write("samples", table, tmp_path / "s", Provenance("prepare"))
         embed.run(
             policy=defaults.policy.model_copy(update={"whiten_dim": 3}),
             embed=defaults.embed.model_copy(update={"whiten_prompts": whiten_prompts}),
@@ -34,7 +34,7 @@ def fitted(tmp_path, judged, defaults):
             model=judged["model"],
             adapter=None,
             whitening=tmp_path / "whitening",
-            trunk=tmp_path / "trunk",
+            frozen_states=tmp_path / "frozen_states",
             out=tmp_path / "items",
         )
         return tensors.read(tmp_path / "whitening")

@@ -17,7 +17,7 @@ from minirec.model import engines, generate
 from minirec.model.policy import Policy
 from minirec.stages import rollout
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 REAL = ["builtin", pytest.param("vllm", marks=needs_vllm)]
@@ -76,7 +76,7 @@ def folders(tiny_model, defaults, tmp_path_factory):
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.01)
     proxy.model.save_pretrained(top / "adapter")
-    artefact.seal_folder(top / "adapter", Made("train"))
+    artefact.write_manifest(top / "adapter", Provenance("train"))
     return top / "model", top / "adapter"
 
 
@@ -215,7 +215,7 @@ def test_among_one_likeliest_token_an_engine_writes_what_the_policy_with_its_ada
         for count, token in enumerate(tokens):
             assert token == policy.logits(states(policy, prompt, tokens[:count])[-1]).argmax().item()
     with policy.model.disable_adapter():
-        assert generate.write(policy, policy.user_bodies(BODIES), [6]).tokens != written.tokens
+        assert generate.generate(policy, policy.user_bodies(BODIES), [6]).tokens != written.tokens
 
 
 def test_tokens_are_drawn_from_the_softmax_over_the_k_likeliest(real):

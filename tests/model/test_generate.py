@@ -7,10 +7,10 @@ from transformers import AddedToken, AutoTokenizer
 from minirec.errors import InputError
 from minirec.model import generate
 from minirec.model import prompts as prompts_of
-from minirec.model.cache import Tree
-from minirec.model.items import Items, Trunk
+from minirec.model.cache import BranchingCache
+from minirec.model.items import FrozenItemStates, Items
 from minirec.model.policy import Policy
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 @pytest.fixture(params=["last", "mean", "context", "eager", "sliding", "mixed"])
@@ -49,7 +49,7 @@ def pooled(policy, prompt, completion):
 
 
 def test_a_branch_gets_the_states_that_a_plain_forward_pass_of_its_own_sequence_gives(policy, prompts):
-    written = generate.write(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
+    written = generate.generate(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     for i, prompt in enumerate(prompts):
         for g in range(3):
             text = written.tokens[i][g] + (policy.marker_ids if written.forced[i][g] else [])
@@ -57,9 +57,9 @@ def test_a_branch_gets_the_states_that_a_plain_forward_pass_of_its_own_sequence_
 
 
 def test_reading_again_gives_the_same_states_and_the_log_probabilities_of_a_plain_pass(policy, prompts):
-    written = generate.write(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
+    written = generate.generate(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     with torch.no_grad():
-        log_p, real, hidden = generate.reread(policy, prompts, written)
+        log_p, real, hidden = generate.teacher_forced(policy, prompts, written)
     assert torch.allclose(hidden, written.hidden, atol=1e-5)
     for i, prompt in enumerate(prompts):
         for g, tokens in enumerate(written.tokens[i]):
@@ -73,13 +73,13 @@ def test_reading_again_from_the_states_below_the_trained_layers_gives_what_readi
     policy.settings = policy.settings.model_copy(update={"lora_layers": 1})
     policy.add_adapter(0)
     given = {"limits": [6, 0, 3], "noise": noise([0, 1, 2], 3, 6), "temperature": 1.5}
-    parts = [generate.write(policy, prompts[rows], **given, keep_below=True) for rows in (slice(2), slice(2, 3))]
+    parts = [generate.generate(policy, prompts[rows], **given, keep_below=True) for rows in (slice(2), slice(2, 3))]
     kept = generate.Completions.together(parts).take([2, 0, 1])
     forgotten = generate.Completions(kept.tokens, kept.forced, kept.hidden, [])
     again = [prompts[2], prompts[0], prompts[1]]
     gradients = []
     for written in (kept, forgotten):
-        log_p, real, hidden = generate.reread(policy, again, written)
+        log_p, real, hidden = generate.teacher_forced(policy, again, written)
         (log_p[real].sum() + hidden.square().sum()).backward()
         gradients.append([w.grad.clone() for w in policy.model.parameters() if w.grad is not None])
         policy.model.zero_grad()
@@ -92,19 +92,19 @@ def test_reading_again_from_the_states_below_the_trained_layers_gives_what_readi
 def test_attention_that_takes_no_mask_is_refused(policy):
     policy.decoder.config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(InputError, match="attention is flash_attention_2"):
-        Tree(policy.decoder, [], 1)
+        BranchingCache(policy.decoder, [], 1)
 
 
 def test_layers_that_a_mask_cannot_limit_are_refused(policy):
     policy.decoder.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(InputError, match="layers of linear_attention"):
-        Tree(policy.decoder, [], 1)
+        BranchingCache(policy.decoder, [], 1)
 
 
 def test_completions_do_not_depend_on_the_batch_they_are_written_in(policy, prompts):
-    together = generate.write(policy, prompts, [6] * 2, noise([4, 5, 6], 2, 6), temperature=1.5)
+    together = generate.generate(policy, prompts, [6] * 2, noise([4, 5, 6], 2, 6), temperature=1.5)
     alone = [
-        generate.write(policy, [prompt], [6] * 2, noise([sample], 2, 6), temperature=1.5)
+        generate.generate(policy, [prompt], [6] * 2, noise([sample], 2, 6), temperature=1.5)
         for sample, prompt in zip([4, 5, 6], prompts, strict=True)
     ]
     assert together.tokens == [one.tokens[0] for one in alone]
@@ -127,7 +127,7 @@ def test_sampling_follows_the_softmax_over_the_k_likeliest_tokens():
 
 
 def test_greedy_writing_takes_the_likeliest_token_and_an_empty_branch_only_the_marker(policy, prompts):
-    written = generate.write(policy, prompts, [4, 0])
+    written = generate.generate(policy, prompts, [4, 0])
     start = policy.user_prompts.prefix + prompts[1]
     ids = list(start)
     for token in written.tokens[1][0]:
@@ -147,7 +147,7 @@ def scripted(policy, monkeypatch, prompts, script):
         return out
 
     monkeypatch.setattr(policy, "logits", logits)
-    return generate.write(policy, prompts[:1], [len(script)])
+    return generate.generate(policy, prompts[:1], [len(script)])
 
 
 @pytest.mark.parametrize("text", ["so <answer> Blue", "a<answer>b<answer>"])
@@ -192,9 +192,9 @@ def test_the_marker_is_found_letter_by_letter(policy):
 
 
 def test_completions_another_engine_wrote_are_cut_and_read_as_if_written_here(policy, prompts):
-    written = generate.write(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
+    written = generate.generate(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     longer = [[[*tokens, 5, 6, 7] for tokens in row] for row in written.tokens]
-    read = generate.read(policy, prompts, longer, 6)
+    read = generate.from_tokens(policy, prompts, longer, 6)
     assert (read.tokens, read.forced) == (written.tokens, written.forced)
     assert torch.allclose(read.hidden, written.hidden, atol=1e-5)
 
@@ -291,14 +291,16 @@ def test_the_trunk_gives_the_vectors_of_the_whole_model_and_survives_the_disk(po
     texts = ["Title: Blue Train", "Title: Kind of Blue\nRating: 4.5", "x"]
     with torch.no_grad():
         expected = Items(top, texts).embed()
-        Trunk.write(Items(top, texts).make_trunk(), tmp_path / "trunk.safetensors", Made("embed"))
-        kept = Trunk.read(tmp_path / "trunk.safetensors")
+        FrozenItemStates.write(
+            Items(top, texts).make_frozen_states(), tmp_path / "frozen_states.safetensors", Provenance("embed")
+        )
+        kept = FrozenItemStates.read(tmp_path / "frozen_states.safetensors")
         assert torch.allclose(Items(top, texts, kept).embed(), expected, atol=1e-5)
-    assert Items(policy, texts).make_trunk() is None
+    assert Items(policy, texts).make_frozen_states() is None
 
 
 def test_a_tree_without_a_prefix_reads_prompts(policy, prompts):
-    tree = Tree(policy.decoder, [], len(prompts))
+    tree = BranchingCache(policy.decoder, [], len(prompts))
     with torch.no_grad():
         states = tree.read(prompts)
     assert torch.allclose(states[2], plain(policy, prompts[2])[-1], atol=1e-5)

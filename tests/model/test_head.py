@@ -40,7 +40,7 @@ def test_the_folded_whitening_is_the_whitening_and_then_the_map(whitening, kind)
         weight = dict(head.maps).get("both" if kind == "shared" else name)
         expected = getattr(whitening, side)(x).detach().numpy()
         expected = expected if weight is None else expected @ weight.detach().numpy()
-        assert np.allclose(getattr(head.folded(), side)(x), expected, atol=1e-4)
+        assert np.allclose(getattr(head.merged_whitening(), side)(x), expected, atol=1e-4)
         assert np.allclose(getattr(head, side)(x).detach(), expected, atol=1e-5)
 
 

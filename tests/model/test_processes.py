@@ -21,11 +21,11 @@ from minirec.cli import launch
 from minirec.cli.main import main
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.model.distributed import add_up
-from minirec.model.items import Trunk
-from minirec.model.spread import Spread
+from minirec.model.distributed import all_reduce_sum
+from minirec.model.items import FrozenItemStates
+from minirec.model.spread import ShardedLayers
 from minirec.storage import tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def command(request, project, tiny_model, defaults, tmp_path):  # noqa: F811
         flags = shlex.split(config.flags(config.validate(yaml.safe_load(yaml.safe_dump(whole))), "train"))
         files = {**project, "model": tiny_model, "history": out / "history.parquet", "out": out / "adapter"}
         if all_layers:
-            files["trunk"] = tmp_path / "trunk.safetensors"
-            Trunk.write(None, files["trunk"], Made("embed"))
+            files["frozen_states"] = tmp_path / "frozen_states.safetensors"
+            FrozenItemStates.write(None, files["frozen_states"], Provenance("embed"))
         paths = [word for name, path in files.items() for word in (f"--{name}", str(path))]
         more_words = ["--seed", "0", "--log", str(out / "log"), "--processes", str(processes), *words]
         return ["train", *flags, *paths, *more_words]
@@ -71,7 +71,7 @@ def train(arguments, **environment):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"spread": True}, {"spread": True, "all_layers": True, "micro_batch_prompts": 1}],
+    [{}, {"shard_layers": True}, {"shard_layers": True, "all_layers": True, "micro_batch_prompts": 1}],
     ids=["whole", "spread", "spread, all layers trained"],
 )
 def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, changes):
@@ -113,8 +113,9 @@ if os.environ.get("RANK") == "1":
 @pytest.mark.parametrize(
     ("module", "function", "call", "said"),
     [
-        ("judge", "judge", 3, "score of an item is nan at step 4"),  # of the third step's one prompt it has none
-        ("ranking", "rank", 2, "NDCG on valid is nan at step 6"),
+        # of the third step's one prompt it has none
+        ("training.judge", "score_completions", 3, "score of an item is nan at step 4"),
+        ("evaluation.ranking", "rank", 2, "NDCG on valid is nan at step 6"),
     ],
 )
 def test_when_one_process_diverges_both_stop_and_the_best_policy_is_kept(
@@ -141,7 +142,7 @@ def unequal(rank, meeting):
     models.append(deepcopy(models[0]))
     layers = models[1].get_decoder().layers
     of_layer = sum(weight.nbytes for weight in layers[0].parameters())
-    spread = Spread(layers, torch.device("cpu"))
+    spread = ShardedLayers(layers, torch.device("cpu"))
     held = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in layers.parameters()}
     assert sum(held.values()) + sum(part.nbytes for part in spread.parts) == of_layer + 4 * of_layer / 2
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
@@ -162,7 +163,7 @@ def unequal(rank, meeting):
                 found.append([logits, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
         assert len(found[0]) == (1 + 4 * 7 * 2 if number % 3 == 1 else 1)
         assert all(map(torch.equal, *found))
-    assert add_up(torch.ones(1)).item() == 2
+    assert all_reduce_sum(torch.ones(1)).item() == 2
     distributed.destroy_process_group()
 
 

@@ -48,7 +48,7 @@ def calls(monkeypatch):
     class Calls(list):
         limit = 10**6
 
-    seen, write = Calls(), generate.write
+    seen, write = Calls(), generate.generate
 
     def counted(policy, prompts, *rest):
         if len(seen) == seen.limit:
@@ -56,7 +56,7 @@ def calls(monkeypatch):
         seen.append(len(prompts))
         return write(policy, prompts, *rest)
 
-    monkeypatch.setattr(generate, "write", counted)
+    monkeypatch.setattr(generate, "generate", counted)
     return seen
 
 

@@ -4,7 +4,7 @@ import torch
 
 from minirec.errors import InputError
 from minirec.model.whitening import COMPONENTS, Whitening
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 @pytest.fixture
@@ -55,20 +55,20 @@ def test_more_dimensions_than_the_states_span_are_refused(sides):
 
 def test_no_whitening_changes_nothing_and_is_read_as_it_was_written(tmp_path, sides):
     x = torch.from_numpy(sides[0])
-    Whitening.identity().write(tmp_path / "none.safetensors", Made("embed"))
+    Whitening.identity().write(tmp_path / "none.safetensors", Provenance("embed"))
     assert torch.equal(Whitening.read(tmp_path / "none.safetensors").user(x), x)
     fitted = Whitening.fit(*sides, 3)
-    fitted.write(tmp_path / "some.safetensors", Made("embed"))
+    fitted.write(tmp_path / "some.safetensors", Provenance("embed"))
     assert torch.equal(Whitening.read(tmp_path / "some.safetensors").user(x), fitted.user(x))
 
 
 def test_a_whitening_beside_an_adapter_that_has_another_is_refused(tmp_path, sides):
     base = Whitening.fit(*sides, 3)
-    base.write(tmp_path / "base.safetensors", Made("embed"))
+    base.write(tmp_path / "base.safetensors", Provenance("embed"))
     (tmp_path / "adapter").mkdir()
     assert Whitening.read(tmp_path / "base.safetensors", tmp_path / "adapter").arrays.keys() == base.arrays.keys()
-    trained = base.followed_by(np.eye(3, dtype=np.float32) * 2, np.eye(3, dtype=np.float32))
-    trained.write(tmp_path / "adapter" / "whitening.safetensors", Made("train"))
+    trained = base.compose(np.eye(3, dtype=np.float32) * 2, np.eye(3, dtype=np.float32))
+    trained.write(tmp_path / "adapter" / "whitening.safetensors", Provenance("train"))
     with pytest.raises(
         InputError, match=r"base\.safetensors is not the whitening of .*adapter; take .*adapter/whitening"
     ):

@@ -10,7 +10,7 @@ import pytest
 from minirec.errors import InputError
 from minirec.stages import compare
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 GAIN = {"mean": -0.25, "low": -0.3, "high": 0.1, "p": 0.0123, "significant": True}
 
@@ -18,11 +18,11 @@ GAIN = {"mean": -0.25, "low": -0.3, "high": 0.1, "p": 0.0123, "significant": Tru
 def a_run(folder, run, ndcg, seconds):
     (folder / run).mkdir(parents=True)
     metrics = {"metrics": {"ndcg@10": {"mean": ndcg, "low": ndcg - 0.01, "high": ndcg + 0.01}}}
-    artefact.write_json(metrics, folder / run / "metrics.json", Made("evaluate"))
+    artefact.write_json(metrics, folder / run / "metrics.json", Provenance("evaluate"))
     step = dict.fromkeys(tables.TABLES["history"].columns, 0.0)
     rows = [step | {"step": i + 1, "seconds": s, "sample_ids": [1], "valid_ndcg": None} for i, s in enumerate(seconds)]
     table = pa.Table.from_pylist(rows, tables.TABLES["history"].schema())
-    tables.write("history", table, folder / run / "history.parquet", Made("train"))
+    tables.write("history", table, folder / run / "history.parquet", Provenance("train"))
 
 
 def test_a_run_becomes_a_row_with_the_names_of_its_path_and_the_seconds_of_its_steps(tmp_path):
@@ -68,7 +68,7 @@ def with_ranks(folder, runs):
         top = pa.array([[1]] * n, pa.list_(pa.int32()))
         columns = {"sample_id": np.arange(n), "rank": np.array(ranks, np.int32), "top": top}
         columns["rank_without_reasoning"] = columns["rank"]
-        tables.write("ranks", pa.table(columns), folder / run / "ranks.parquet", Made("evaluate"))
+        tables.write("ranks", pa.table(columns), folder / run / "ranks.parquet", Provenance("evaluate"))
 
 
 def test_the_main_experiment_is_held_against_every_cell_sample_by_sample_over_all_seeds(tmp_path, defaults):

@@ -15,7 +15,7 @@ from minirec.evaluation.breakdown import Breakdown
 from minirec.experiment import config, rules
 from minirec.stages import evaluate, summarise
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 TESTED, TRAINED, ITEMS, PICKED = 40, 12, 30, 4
 BASE = np.arange(TESTED) % ITEMS + 1
@@ -29,7 +29,7 @@ def write_ranks(folder: Path, rank, settings, first_id: int = 0) -> None:
     files = folder / "ranks.parquet", folder / "metrics.json"
     ids = np.arange(len(rank)) + first_id
     tested = Breakdown(np.arange(len(rank)) % 3 + 1, np.zeros_like(ids), np.arange(ITEMS))
-    evaluate.write(rank, unreasoned(rank), top, ids, tested, settings, Made("evaluate"), *files)
+    evaluate.write(rank, unreasoned(rank), top, ids, tested, settings, Provenance("evaluate"), *files)
 
 
 def unreasoned(rank):
@@ -39,11 +39,11 @@ def unreasoned(rank):
 
 def write_references(file: Path) -> None:
     rows = {"reference": ["tfidf_last"] * TESTED, "sample_id": np.arange(TESTED)[::-1], "rank": TFIDF[::-1]}
-    tables.write("references", pa.table(rows), file, Made("references"))
+    tables.write("references", pa.table(rows), file, Provenance("references"))
 
 
 def write_json(file: Path, content) -> None:
-    artefact.write_json(content, file, Made("test"))
+    artefact.write_json(content, file, Provenance("test"))
 
 
 def write_selection(folder: Path, ids, signals: bool) -> None:
@@ -51,10 +51,10 @@ def write_selection(folder: Path, ids, signals: bool) -> None:
     place, signal = pa.array(range(n), pa.int32()), pa.array([0.5] * n) if signals else pa.nulls(n, pa.float64())
     columns = {"position": place, "sample_id": ids}
     columns |= {name: signal for name in ("value", "learnability", "representativeness", "diversity")}
-    tables.write("selection", pa.table(columns), folder / "selection.parquet", Made("select"))
+    tables.write("selection", pa.table(columns), folder / "selection.parquet", Provenance("select"))
     groups = pa.array([i // 2 for i in range(n)], pa.int32())
     columns = {"position": place, "sample_id": ids, "group": groups, "mean_reward": signal}
-    tables.write("curriculum", pa.table(columns), folder / "curriculum.parquet", Made("curriculum"))
+    tables.write("curriculum", pa.table(columns), folder / "curriculum.parquet", Provenance("curriculum"))
 
 
 @pytest.fixture
@@ -82,11 +82,11 @@ def project(tmp_path, monkeypatch, defaults):
             for i in range(TRAINED + 3 + TESTED)
         ]
         samples = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
-        tables.write("samples", samples, top / "samples.parquet", Made("prepare"))
+        tables.write("samples", samples, top / "samples.parquet", Provenance("prepare"))
         names = [str(row) for row in range(ITEMS)]
         catalogue = {"row": pa.array(range(ITEMS), pa.int32()), "item_id": names, "title": names, "text": names}
         catalogue["popularity"] = pa.array([1] * ITEMS, pa.int64())
-        tables.write("catalogue", pa.table(catalogue), top / "catalogue.parquet", Made("prepare"))
+        tables.write("catalogue", pa.table(catalogue), top / "catalogue.parquet", Provenance("prepare"))
         write_json(top / "prepare.json", {"dropped": {"no title": 7}})
         value = {"mean": 0.125, "low": 0.1, "high": 0.15}
         references = {"tfidf_last": {"ndcg@10": value, "hr@10": value}}
@@ -106,8 +106,8 @@ def project(tmp_path, monkeypatch, defaults):
             one |= {name: pa.array([1.0] * TRAINED, pa.float32()) for name in ("reward", "ndcg", "pi", "advantage")}
             one |= {"sample_id": np.arange(TRAINED), "hit": [True] * TRAINED, "text": [""] * TRAINED}
             one["tokens"] = pa.array([[1]] * TRAINED, pa.list_(pa.int32()))
-            tables.write("rollouts", pa.table(one), top / "signals/gemma/rollouts.parquet", Made("rollout"))
-            tables.write("scores", pa.table(scores), top / "signals/gemma/scores.parquet", Made("score"))
+            tables.write("rollouts", pa.table(one), top / "signals/gemma/rollouts.parquet", Provenance("rollout"))
+            tables.write("scores", pa.table(scores), top / "signals/gemma/scores.parquet", Provenance("score"))
         trained = f"gemma/{selector}/{method}-{budget}"
         spent = {"rollout/gemma": 12.5, f"train/{trained}/seed0": 30, f"train/{trained}/seed1": 12}
         spent |= {"train/gemma/none/random-9/seed0": 5, f"train/{trained}/seed7": 6, "rollout/other": 7}  # of others
@@ -191,7 +191,7 @@ def test_a_run_is_held_against_the_policy_before_rl_and_every_reference_sample_b
         shuffled,
         tested,
         defaults.evaluate,
-        Made("evaluate"),
+        Provenance("evaluate"),
         tmp_path / "ranks.parquet",
         tmp_path / "metrics.json",
         tmp_path / "base/ranks.parquet",

@@ -7,7 +7,7 @@ import pytest
 from minirec.errors import InputError
 from minirec.stages import score
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 N, G, D = 23, 2, 6
 
@@ -24,11 +24,11 @@ def files(tmp_path):
         for c in range(G)
     ]
     table = pa.Table.from_pylist(rows, tables.TABLES["rollouts"].schema())
-    tables.write("rollouts", table, tmp_path / "rollouts.parquet", Made("rollout"))
+    tables.write("rollouts", table, tmp_path / "rollouts.parquet", Provenance("rollout"))
     turned = generator.permutation(np.concatenate([ids, [1, 400]]))
     arrays = {name: generator.normal(size=(N + 2, D)).astype(np.float32) for name in ("gradient", "hvp")}
     arrays["hvp"][3] = 0
-    tensors.write({"sample_id": turned, **arrays}, tmp_path / "gradients.safetensors", Made("gradient"))
+    tensors.write({"sample_id": turned, **arrays}, tmp_path / "gradients.safetensors", Provenance("gradient"))
     rows_of = [int(np.flatnonzero(turned == i)[0]) for i in ids]
     return tmp_path, ids, {name: array[rows_of].astype(np.float64) for name, array in arrays.items()}
 
@@ -68,6 +68,6 @@ def test_damaged_derivatives_and_missing_samples_are_refused(files, defaults):
     with pytest.raises(InputError, match="do not match its digest"):
         run(folder, defaults)
     arrays = {name: array[1:].astype(np.float32) for name, array in exact.items()}
-    tensors.write({"sample_id": ids[1:], **arrays}, file, Made("gradient"))
+    tensors.write({"sample_id": ids[1:], **arrays}, file, Provenance("gradient"))
     with pytest.raises(InputError, match="has no sample 5"):
         run(folder, defaults)

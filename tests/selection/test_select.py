@@ -101,8 +101,8 @@ def test_greedy_and_its_diversity_equal_what_comparing_everything_gives(n, d, bu
 def test_greedy_compares_few_rows_with_few_picks(monkeypatch):
     monkeypatch.setattr(distances, "POOL_NUMBERS", 24 * 256)
     points, value = clustered(6000, 24, 0)
-    nearest = distances.Nearest(points, 200)
-    best = distances.Largest(nearest, value)
+    nearest = distances.NearestDistances(points, 200)
+    best = distances.ArgmaxCache(nearest, value)
     nearest.pick(int(value.argmax()))
     for _ in range(199):
         nearest.pick(int(best.find()[1][0]))

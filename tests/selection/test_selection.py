@@ -7,7 +7,7 @@ import pytest
 from minirec.errors import InputError
 from minirec.stages import select
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 N = 6
 
@@ -27,14 +27,14 @@ def run(tmp_path, defaults):
         "timestamp": [1] * N,
     }
     table = pa.table(columns, tables.TABLES["samples"].schema())
-    tables.write("samples", table, tmp_path / "samples.parquet", Made("prepare"))
+    tables.write("samples", table, tmp_path / "samples.parquet", Provenance("prepare"))
     value = np.array([0.1, 0.2, 0.9, 0.3, 0.4, 0.5])
     turned = ids[::-1]
     scores = dict.fromkeys(("mean_reward", "reward_std", "representativeness", "gradient_norm"), np.zeros(N))
     scores |= {"sample_id": turned, "learnability": value[::-1], "hits": np.zeros(N, dtype=np.int32)}
-    tables.write("scores", pa.table(scores), tmp_path / "scores.parquet", Made("score"))
+    tables.write("scores", pa.table(scores), tmp_path / "scores.parquet", Provenance("score"))
     stored = {"sample_id": turned, "embedding": np.eye(N, dtype=np.float32)[::-1].copy()}
-    tensors.write(stored, tmp_path / "embeddings.safetensors", Made("gradient"))
+    tensors.write(stored, tmp_path / "embeddings.safetensors", Provenance("gradient"))
 
     def select_(budget, method="minirec", shard=None, winners=None, out="selection.parquet", **changes):
         select.run(

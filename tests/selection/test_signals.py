@@ -6,7 +6,7 @@ from minirec.errors import InputError
 from minirec.model import scoring
 from minirec.model.whitening import Whitening
 from minirec.stages import score
-from minirec.stages.gradient import gradient_and_hvp, through
+from minirec.stages.gradient import gradient_and_hvp, whitening_jacobian
 
 
 def loss(x, items, target, tau, advantage, allowed):
@@ -101,7 +101,7 @@ def test_derivatives_pass_through_the_whitening_by_the_chain_rule(case):
     raw = torch.randn(50, 9).double()
     whiten = Whitening.fit(raw.numpy(), torch.randn(40, 9).numpy(), 7)
     whiten = Whitening({name: array.astype(np.float64) for name, array in whiten.arrays.items()})
-    components, metric = through(whiten)
+    components, metric = whitening_jacobian(whiten)
     x = raw[: len(h)]
     g, hv = gradient_and_hvp(whiten.user(x), items, target, temperature=0.3, exclude=exclude, metric=metric)
     for i in range(len(h)):
@@ -177,7 +177,7 @@ def test_a_state_that_is_not_finite_has_no_rank(broken):
 
 @pytest.mark.parametrize(("rank", "ndcg"), [(1, 1.0), (3, 0.5), (1000, 1 / np.log2(1001)), (1001, 0.0)])
 def test_reward_at_the_edges_of_the_cutoff(rank, ndcg):
-    found, reward = scoring.reward(torch.tensor([rank]), torch.tensor([0.25]).double(), beta=0.05, cutoff=1000)
+    found, reward = scoring.ndcg_and_reward(torch.tensor([rank]), torch.tensor([0.25]).double(), beta=0.05, cutoff=1000)
     assert found.item() == pytest.approx(ndcg)
     assert reward.item() == pytest.approx(0.95 * ndcg + 0.05 * 0.25)
 

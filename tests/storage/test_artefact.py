@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 
 from minirec.errors import InputError
 from minirec.storage import artefact, tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
-MADE = Made("score", {"mu": 0.5, "system": 'a "quoted" \\ text, <answer>'}, {"rollouts": "12"})
+MADE = Provenance("score", {"mu": 0.5, "system": 'a "quoted" \\ text, <answer>'}, {"rollouts": "12"})
 ROWS = 40
 
 
@@ -59,7 +59,7 @@ def metrics(folder: Path) -> Path:
 def adapter(folder: Path) -> Path:
     for name, content in (("adapter_model.safetensors", b"weights"), ("adapter_config.json", b"{}")):
         (folder / name).write_bytes(content)
-    artefact.seal_folder(folder, MADE)
+    artefact.write_manifest(folder, MADE)
     return folder
 
 
@@ -158,8 +158,8 @@ def test_digests_of_many_block_sizes_agree(tmp_path, monkeypatch):
 
 def test_a_text_that_looks_like_a_record_changes_nothing(tmp_path):
     look = '{"digest": "' + "0" * 64 + '"}'
-    inner = artefact._stand_in(json.loads(Made("score").json()))
-    made = Made("score", {"a": look, "b": inner})
+    inner = artefact._placeholder(json.loads(Provenance("score").json()))
+    made = Provenance("score", {"a": look, "b": inner})
     artefact.write_json({"text": look}, tmp_path / "m.json", made)
     assert artefact.read_json(tmp_path / "m.json")["text"] == look
     tensors.write({"x": np.zeros(3)}, tmp_path / "x.safetensors", made)
@@ -189,7 +189,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     before = metrics(tmp_path).read_bytes()
 
     def write_badly(error: type[Exception] | None) -> None:
-        with artefact.sealing(tmp_path / "metrics.json", MADE) as (partial, _):
+        with artefact.writing_with_digest(tmp_path / "metrics.json", MADE) as (partial, _):
             partial.write_text("no record")
             if error:
                 raise error
@@ -214,13 +214,13 @@ def test_hidden_files_which_snakemake_adds_do_not_change_the_digest_of_a_folder(
 
 def test_one_process_works_on_a_path_and_the_next_after_it(tmp_path):
     held, path = [], tmp_path / "work"
-    with artefact.alone(path):
+    with artefact.exclusive_lock(path):
         with pytest.raises(InputError, match=r"another process is making .*work; wait for it or end it"):
-            artefact.alone(path).__enter__()
-        with artefact.alone(tmp_path / "other"):
+            artefact.exclusive_lock(path).__enter__()
+        with artefact.exclusive_lock(tmp_path / "other"):
             held.append("other")
     for _ in range(2):
-        with artefact.alone(path):
+        with artefact.exclusive_lock(path):
             held.append("again")
     assert held == ["other", "again", "again"]
     assert not list(tmp_path.iterdir())
@@ -230,7 +230,7 @@ def test_many_that_wait_for_one_path_are_never_in_it_together(tmp_path):
     inside, most = [], []
 
     def work(_):
-        with artefact.alone(tmp_path / "work", wait=True):
+        with artefact.exclusive_lock(tmp_path / "work", wait=True):
             inside.append(1)
             time.sleep(0.001)
             most.append(len(inside))
@@ -244,11 +244,11 @@ def test_many_that_wait_for_one_path_are_never_in_it_together(tmp_path):
 def test_the_ranks_of_one_training_do_not_lock_each_other_out(tmp_path, monkeypatch):
     ran = []
 
-    @artefact.alone_beside("out", "checkpoints")
+    @artefact.locked_stage("out", "checkpoints")
     def run(*, out):
         ran.append(out)
 
-    with artefact.alone(tmp_path / "checkpoints"):
+    with artefact.exclusive_lock(tmp_path / "checkpoints"):
         monkeypatch.setenv("RANK", "1")
         run(out=tmp_path / "adapter")
         monkeypatch.setenv("RANK", "0")
@@ -260,7 +260,7 @@ def test_the_ranks_of_one_training_do_not_lock_each_other_out(tmp_path, monkeypa
 def test_what_a_killed_process_of_this_machine_was_writing_is_removed_by_the_next(tmp_path):
     folder = tmp_path / "folder"
     code = "import os, signal, sys; from pathlib import Path; from minirec.storage.artefact import *\n"
-    code += "with replacing(Path('file')) as a, replacing_folder(Path('folder'), Made('x')) as b:\n"
+    code += "with atomic_write(Path('file')) as a, atomic_folder(Path('folder'), Provenance('x')) as b:\n"
     code += "    a.touch(); (b / 'part').touch(); os.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
     dead = sorted(tmp_path.iterdir())
@@ -270,8 +270,8 @@ def test_what_a_killed_process_of_this_machine_was_writing_is_removed_by_the_nex
     other = tmp_path / dead[0].name.replace(".file.", ".file.2.")
     for path in (alive, elsewhere, other):
         path.touch()
-    with artefact.replacing(tmp_path / "file") as partial:
+    with artefact.atomic_write(tmp_path / "file") as partial:
         partial.touch()
-    with artefact.replacing_folder(folder, MADE) as partial:
+    with artefact.atomic_folder(folder, MADE) as partial:
         (partial / "part").touch()
     assert set(tmp_path.iterdir()) == {alive, elsewhere, other, folder, tmp_path / "file"}

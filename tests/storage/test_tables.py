@@ -9,9 +9,9 @@ import pytest
 
 from minirec.errors import InputError
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
-MADE = Made("score", {"mu": 0.5})
+MADE = Provenance("score", {"mu": 0.5})
 KINDS = {"str": "x", "bool": True, "list<i32>": [1, 2], "list<i64>": [1, 2], "list<f32?>": [0.5, None]}
 
 
@@ -34,7 +34,7 @@ def files(folder) -> list[str]:
 
 def write_anything(table: pa.Table, path) -> None:
     """Write a table with a record and a digest, but without a check."""
-    with artefact.sealing(path, MADE) as (partial, record), pq.ParquetWriter(partial, table.schema) as out:
+    with artefact.writing_with_digest(path, MADE) as (partial, record), pq.ParquetWriter(partial, table.schema) as out:
         out.add_key_value_metadata({tables.METADATA_KEY: record})
         out.write_table(table)
 
@@ -205,15 +205,15 @@ def test_a_table_without_a_record_is_refused(tmp_path):
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
-        tables.write("scores", scores(), tmp_path / name, Made("score", {"mu": 0.5}, {"x": "12"}))
+        tables.write("scores", scores(), tmp_path / name, Provenance("score", {"mu": 0.5}, {"x": "12"}))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    tables.write("scores", scores(), tmp_path / "b", Made("score", {"mu": 0.25}, {"x": "12"}))
+    tables.write("scores", scores(), tmp_path / "b", Provenance("score", {"mu": 0.25}, {"x": "12"}))
     assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
 
 
 def test_a_file_says_what_made_it(tmp_path):
     (tmp_path / "input").write_bytes(b"abc")
-    made = Made("score", {"mu": 0.5}, {"rollouts": tmp_path / "input"})
+    made = Provenance("score", {"mu": 0.5}, {"rollouts": tmp_path / "input"})
     tables.write("scores", scores(), tmp_path / "scores.parquet", made)
     found = tables.read_made(tmp_path / "scores.parquet")
     sha256_of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -222,7 +222,7 @@ def test_a_file_says_what_made_it(tmp_path):
         {"mu": 0.5},
         {"rollouts": sha256_of_abc},
     )
-    assert json.loads(Made.parse(found).json()) == found
+    assert json.loads(Provenance.parse(found).json()) == found
 
 
 def test_the_digest_of_a_folder_sees_names_and_contents(tmp_path):

@@ -6,9 +6,9 @@ from safetensors.numpy import save_file
 
 from minirec.errors import InputError
 from minirec.storage import tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
-MADE = Made("gradient", {"seed": 0}, {"rollouts": "12"})
+MADE = Provenance("gradient", {"seed": 0}, {"rollouts": "12"})
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_file_written_some_rows_at_a_time_has_the_bytes_of_one_written_at_once
     generator = np.random.default_rng(0)
     whole = {"sample_id": np.arange(30), "g": generator.normal(size=(30, 8)), "a": generator.normal(size=(30, 2, 3))}
     whole = {name: array if name == "sample_id" else array.astype(np.float32) for name, array in whole.items()}
-    made = Made("gradient", {"name": "Größe"}, {"rollouts": "12"})
+    made = Provenance("gradient", {"name": "Größe"}, {"rollouts": "12"})
     tensors.write(whole, tmp_path / "whole.safetensors", made)
     shapes = {name: array.shape for name, array in whole.items() if name != "sample_id"}
     with tensors.writer(shapes, tmp_path / "parts.safetensors", made) as append:
@@ -151,7 +151,7 @@ def test_rows_that_are_missing_or_of_another_shape_are_refused_and_leave_nothing
 def test_some_rows_are_read_alone_and_the_whole_is_compared_with_its_digest_in_blocks(file, arrays, monkeypatch):
     monkeypatch.setattr(tensors, "BLOCK_BYTES", 100)
     assert tensors.shapes(file, "g") == {"g": (30, 8)}
-    assert np.array_equal(tensors.part(file, "g", 5, 9), arrays["g"][5:9])
+    assert np.array_equal(tensors.read_rows(file, "g", 5, 9), arrays["g"][5:9])
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match="do not match its digest"):

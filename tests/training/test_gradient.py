@@ -9,7 +9,7 @@ from minirec.errors import InputError
 from minirec.model.whitening import Whitening
 from minirec.stages import gradient
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 N, G, D, K, M = 23, 3, 8, 5, 30
 
@@ -32,7 +32,7 @@ def case(tmp_path):
         "timestamp": [1] * count,
     }
     samples = pa.table(columns, tables.TABLES["samples"].schema())
-    tables.write("samples", samples, tmp_path / "samples.parquet", Made("prepare"))
+    tables.write("samples", samples, tmp_path / "samples.parquet", Provenance("prepare"))
     rows = [
         {"sample_id": int(i), "completion": c, "reward": 0.5, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3}
         | {"advantage": float(generator.normal()), "tokens": [1], "text": "a"}
@@ -40,13 +40,13 @@ def case(tmp_path):
         for c in range(G)
     ]
     table = pa.Table.from_pylist(rows, tables.TABLES["rollouts"].schema())
-    tables.write("rollouts", table, tmp_path / "rollouts.parquet", Made("rollout"))
+    tables.write("rollouts", table, tmp_path / "rollouts.parquet", Provenance("rollout"))
     states = generator.normal(size=(N, G, D)).astype(np.float32)
-    tensors.write({"sample_id": ids, "hidden": states}, tmp_path / "hidden.safetensors", Made("rollout"))
+    tensors.write({"sample_id": ids, "hidden": states}, tmp_path / "hidden.safetensors", Provenance("rollout"))
     whiten = Whitening.fit(generator.normal(size=(60, D)), generator.normal(size=(40, D)), K)
-    whiten.write(tmp_path / "whitening.safetensors", Made("embed"))
+    whiten.write(tmp_path / "whitening.safetensors", Provenance("embed"))
     items = generator.normal(size=(M, K)).astype(np.float32)
-    tensors.write({"items": items, "row": np.arange(M)}, tmp_path / "items.safetensors", Made("embed"))
+    tensors.write({"items": items, "row": np.arange(M)}, tmp_path / "items.safetensors", Provenance("embed"))
     return tmp_path, samples, table, states, whiten, items, ids
 
 
@@ -97,12 +97,12 @@ def test_the_size_of_the_chunks_does_not_change_a_byte(case, defaults, monkeypat
 def test_rollouts_and_states_of_different_samples_are_refused(case, defaults):
     folder, _, table, states, *_, ids = case
     for kept in (table.slice(0, (N - 1) * G), table.slice(G)):
-        tables.write("rollouts", kept, folder / "rollouts.parquet", Made("rollout"))
+        tables.write("rollouts", kept, folder / "rollouts.parquet", Provenance("rollout"))
         with pytest.raises(InputError, match="hold different samples; run rollout again"):
             run(folder, defaults)
-    tables.write("rollouts", table, folder / "rollouts.parquet", Made("rollout"))
+    tables.write("rollouts", table, folder / "rollouts.parquet", Provenance("rollout"))
     stored = {"sample_id": ids[:-1], "hidden": states[:-1]}
-    tensors.write(stored, folder / "hidden.safetensors", Made("rollout"))
+    tensors.write(stored, folder / "hidden.safetensors", Provenance("rollout"))
     with pytest.raises(InputError, match="hold different samples; run rollout again"):
         run(folder, defaults)
     assert not (folder / "gradients.safetensors").exists()
@@ -111,7 +111,7 @@ def test_rollouts_and_states_of_different_samples_are_refused(case, defaults):
 
 def test_a_sample_without_its_facts_is_named(case, defaults):
     folder, samples, *_ = case
-    tables.write("samples", samples.slice(0, 20), folder / "samples.parquet", Made("prepare"))
+    tables.write("samples", samples.slice(0, 20), folder / "samples.parquet", Provenance("prepare"))
     with pytest.raises(InputError, match=r"samples\.parquet has no sample 22"):
         run(folder, defaults)
 
@@ -119,7 +119,7 @@ def test_a_sample_without_its_facts_is_named(case, defaults):
 def test_an_item_table_that_is_too_short_is_refused(case, defaults):
     folder, samples, *_, items, _ = case
     last = max(max(row["target"], *row["history"]) for row in samples.to_pylist())
-    tensors.write({"items": items[:last], "row": np.arange(last)}, folder / "items.safetensors", Made("embed"))
+    tensors.write({"items": items[:last], "row": np.arange(last)}, folder / "items.safetensors", Provenance("embed"))
     with pytest.raises(InputError, match=rf"refers to row \d+, beyond the {last} of .*items\.safetensors"):
         run(folder, defaults)
 

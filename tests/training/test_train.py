@@ -19,7 +19,7 @@ from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, Whitening
 from minirec.stages import embed, train
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 from minirec.training import judge, losses
 from minirec.training.trainer import RecommenderTrainer
 
@@ -39,7 +39,7 @@ def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         "text": [f"Title: {t}" for t in titles],
         "popularity": pa.array([1] * ITEMS, pa.int64()),
     }
-    tables.write("catalogue", pa.table(catalogue), folder / "catalogue.parquet", Made("prepare"))
+    tables.write("catalogue", pa.table(catalogue), folder / "catalogue.parquet", Provenance("prepare"))
     generator = np.random.default_rng(0)
     rows = []
     for i in range(SAMPLES):
@@ -58,7 +58,7 @@ def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
             }
         )
     table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
-    tables.write("samples", table, folder / "samples.parquet", Made("prepare"))
+    tables.write("samples", table, folder / "samples.parquet", Provenance("prepare"))
     order = [3, 1, 4, 15, 9, 2, 6, 5, 12, 8, 7]
     curriculum = {
         "position": pa.array(range(len(order)), pa.int32()),
@@ -66,18 +66,18 @@ def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         "group": pa.array([0] * len(order), pa.int32()),
         "mean_reward": pa.nulls(len(order), pa.float64()),
     }
-    tables.write("curriculum", pa.table(curriculum), folder / "curriculum.parquet", Made("curriculum"))
+    tables.write("curriculum", pa.table(curriculum), folder / "curriculum.parquet", Provenance("curriculum"))
     files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue", "curriculum")}
-    files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "trunk", "items")}
+    files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "frozen_states", "items")}
     embed.run(
         policy=policy(defaults),
-        embed=defaults.embed.model_copy(update={"keep_trunk": True}),
+        embed=defaults.embed.model_copy(update={"keep_frozen_states": True}),
         samples=files["samples"],
         catalogue=files["catalogue"],
         model=tiny_model,
         adapter=None,
         whitening=files["whitening"],
-        trunk=files["trunk"],
+        frozen_states=files["frozen_states"],
         out=files["items"],
     )
     return files
@@ -166,7 +166,7 @@ def test_what_is_kept_is_the_policy_of_the_best_evaluation(project, tiny_model, 
         measured = real(loaded, trained_head, *given)
 
         def validate(items):
-            seen.append((items.clone(), trained_head.folded().arrays, measured(items)))
+            seen.append((items.clone(), trained_head.merged_whitening().arrays, measured(items)))
             return next(script)
 
         return validate
@@ -346,12 +346,12 @@ def test_checkpoints_of_other_settings_are_not_resumed(usual, project, tiny_mode
 
 
 def test_checkpoints_of_other_code_are_not_resumed(tmp_path, monkeypatch):
-    train.resumable(tmp_path, Made("train"))
+    train.resumable(tmp_path, Provenance("train"))
     (tmp_path / "kept").touch()
-    train.resumable(tmp_path, Made("train"))
+    train.resumable(tmp_path, Provenance("train"))
     assert (tmp_path / "kept").exists()
     monkeypatch.setattr(train, "code_digest", lambda stage: f"another {stage}")
-    train.resumable(tmp_path, Made("train"))
+    train.resumable(tmp_path, Provenance("train"))
     assert not (tmp_path / "kept").exists()
 
 
@@ -446,7 +446,7 @@ def test_without_reasoning_the_item_loss_alone_can_teach(project, tiny_model, de
 
 
 def test_a_kill_between_two_checkpoints_leaves_the_one_before(project, tiny_model, defaults, tmp_path, monkeypatch):
-    changes, seal = {"epochs": 4, "patience": 3}, artefact.seal_folder
+    changes, seal = {"epochs": 4, "patience": 3}, artefact.write_manifest
 
     def dies(folder, made):
         if folder.name == "checkpoint-9":
@@ -458,7 +458,7 @@ def test_a_kill_between_two_checkpoints_leaves_the_one_before(project, tiny_mode
     whole = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
     values = iter([0.5, 0.4, 0.6, 0.1])
     with monkeypatch.context() as patched:
-        patched.setattr(artefact, "seal_folder", dies)
+        patched.setattr(artefact, "write_manifest", dies)
         with pytest.raises(Killed):
             run(project, tiny_model, defaults, tmp_path, **changes)
     first, values = steps_of(monkeypatch), iter([0.6, 0.1])
@@ -520,7 +520,7 @@ def test_head_and_adapter_have_rates_of_their_own_and_no_weight_decays(project, 
 
 
 def test_training_pays_rewards_by_the_head_as_trained_so_far(project, tiny_model, defaults, tmp_path, monkeypatch):
-    whole_step, whole_judge, trainers, apart = RecommenderTrainer.training_step, judge.judge, [], []
+    whole_step, whole_judge, trainers, apart = RecommenderTrainer.training_step, judge.score_completions, [], []
 
     def step(self, *given, **named):
         trainers[:] = [self]
@@ -533,7 +533,7 @@ def test_training_pays_rewards_by_the_head_as_trained_so_far(project, tiny_model
         return whole_judge(hidden, items, split, whitening, *rest)
 
     monkeypatch.setattr(RecommenderTrainer, "training_step", step)
-    monkeypatch.setattr(judge, "judge", judged)
+    monkeypatch.setattr(judge, "score_completions", judged)
     run(project, tiny_model, defaults, tmp_path, head_learning_rate=0.1)
     assert apart[0] == 0
     assert min(apart[1:]) > 0.01
@@ -553,12 +553,12 @@ def test_with_advantage_one_no_completion_is_picked_by_its_reward(
 
 def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
     folder = tmp_path / "checkpoints"
-    train.resumable(folder, Made("train"))
+    train.resumable(folder, Provenance("train"))
     (folder / "checkpoint-3").mkdir()
-    train.resumable(folder, Made("train"))
+    train.resumable(folder, Provenance("train"))
     assert not (folder / "checkpoint-3").exists()
     shutil.rmtree(folder)
-    train.resumable(folder, Made("train"))
+    train.resumable(folder, Provenance("train"))
     assert [file.name for file in folder.iterdir()] == ["made.json"]
 
 

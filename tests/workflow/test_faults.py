@@ -93,7 +93,7 @@ class Job:
         return self.words[self.words.index(flag) + 1]
 
     def flags(self) -> tuple[str, ...]:
-        more = ("--whitening", "--trunk") if self.stage == "embed" and "--adapter" not in self.words else ()
+        more = ("--whitening", "--frozen_states") if self.stage == "embed" and "--adapter" not in self.words else ()
         return WRITES.get(self.stage, ("--out",)) + more
 
     def outputs(self) -> list[Path]:

@@ -33,11 +33,11 @@ from minirec.experiment import config
 from minirec.model import policy, prompts
 from minirec.stages import prepare
 from minirec.storage import artefact, tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 FULL = os.environ.get("MINIREC_FUZZ") == "full"
 PATIENCE_SECONDS = 120  # longer is a hang
-MADE = Made("fuzz", {"mu": 0.5})
+MADE = Provenance("fuzz", {"mu": 0.5})
 TRIED: Counter[str] = Counter()
 REFUSED: Counter[str] = Counter()
 
@@ -206,7 +206,7 @@ def test_a_table_of_any_types_is_a_table_or_refused(folder, data):
         columns[column] = pa.array(data.draw(cells), kind)
     path = folder / "any.parquet"
     table = pa.table(columns)
-    with artefact.sealing(path, MADE) as (partial, record), pq.ParquetWriter(partial, table.schema) as out:
+    with artefact.writing_with_digest(path, MADE) as (partial, record), pq.ParquetWriter(partial, table.schema) as out:
         out.add_key_value_metadata({tables.METADATA_KEY: record})
         out.write_table(table)
     with reading("Parquet of any types"):

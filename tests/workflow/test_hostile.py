@@ -23,7 +23,7 @@ from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.stages import embed, prepare
 from minirec.storage import artefact, memory, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 RAW = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
 PAYLOADS = {
@@ -251,7 +251,7 @@ def convert(folder: Path, row: str, title: str = '"T"', more: str = "") -> list[
     (folder / "i.csv.gz").write_bytes(gzip.compress(f"user_id,parent_asin,rating,timestamp\n{row}\n".encode()))
     line = f'{{"parent_asin": "B1", "title": {title}{more}}}\n'
     (folder / "m.jsonl.gz").write_bytes(gzip.compress(line.encode()))
-    amazon.convert(folder / "i.csv.gz", folder / "m.jsonl.gz", folder, "1GB", Made("fetch"))
+    amazon.convert(folder / "i.csv.gz", folder / "m.jsonl.gz", folder, "1GB", Provenance("fetch"))
     tables.read("interactions", folder / "interactions.parquet")
     return tables.read("items", folder / "items.parquet").to_pylist()
 
@@ -293,7 +293,7 @@ def test_numbers_that_are_none_in_movielens_are_refused_in_one_sentence(tmp_path
     (tmp_path / "ml.zip.md5").write_text("0" * 32)
     monkeypatch.setattr(movielens, "download", lambda url, *_: tmp_path / Path(url).name)
     source = config.Dataset(source="movielens", url="http://127.0.0.1/ml.zip")
-    sentence = one_sentence(lambda: movielens.fetch(source, tmp_path, Made("fetch")))
+    sentence = one_sentence(lambda: movielens.fetch(source, tmp_path, Provenance("fetch")))
     assert sentence is not None
     assert "ml.zip is not what MovieLens-100K looks like" in sentence
     assert not (tmp_path / "interactions.parquet").exists()
@@ -449,7 +449,7 @@ def test_a_catalogue_larger_than_memory_stops_before_any_item_is_embedded(tiny_m
     monkeypatch.setattr(memory, "free", lambda: 2 * 4 * 32 * 10 - 1)  # two tables of 10 items in 32 dimensions
     arguments = {"policy": defaults.policy, "embed": defaults.embed, "model": tiny_model, "adapter": None}
     arguments |= {"samples": out / "samples.parquet", "catalogue": out / "catalogue.parquet"}
-    arguments |= {name: tmp_path / f"{name}.safetensors" for name in ("whitening", "trunk", "out")}
+    arguments |= {name: tmp_path / f"{name}.safetensors" for name in ("whitening", "frozen_states", "out")}
     with pytest.raises(InputError, match=r"the catalogue of 10 items .* needs about 0\.0 GB of memory.*filter"):
         embed.run(**arguments)
     assert not list(tmp_path.glob("*.safetensors"))

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 spec = importlib.util.spec_from_file_location("learning", ROOT / "benchmarks" / "long" / "learning.py")
 learning = importlib.util.module_from_spec(spec)
@@ -72,12 +72,12 @@ def test_a_row_is_what_the_run_and_the_policy_before_it_say(tmp_path):
     run["references"] = {name: of(0.3 + i / 100) for i, name in enumerate(learning.REFERENCES)}
     run["against"] = {name: {"p": 0.4 + i / 100} for i, name in enumerate(learning.REFERENCES)}
     for name, content in (("base", base), ("run", run)):
-        artefact.write_json(content, tmp_path / name / "metrics.json", Made("test"))
+        artefact.write_json(content, tmp_path / name / "metrics.json", Provenance("test"))
     schema = tables.TABLES["history"].schema()
     steps = {name: [1, 2] for name in schema.names} | {"sample_ids": [[3, 1, 2], [0, 5]], "seconds": [1.25, 2.0]}
     steps |= {"reward": [0, 0], "valid_ndcg": [None, 1]}
     history = pa.table({f.name: pa.array(steps[f.name], f.type) for f in schema}, schema)
-    tables.write("history", history, tmp_path / "run" / "history.parquet", Made("test"))
+    tables.write("history", history, tmp_path / "run" / "history.parquet", Provenance("test"))
 
     found = learning.row(tmp_path / "base", tmp_path / "run")
 

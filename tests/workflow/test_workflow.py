@@ -16,7 +16,7 @@ from minirec.cli import status
 PRETEND = '''
 def _pretend(stage, given):
     """Write what the stage would write: every path that no input could be."""
-    names = {"fetch": "out", "prepare": "out", "embed": "out whitening trunk", "rollout": "rollouts hidden",
+    names = {"fetch": "out", "prepare": "out", "embed": "out whitening frozen_states", "rollout": "rollouts hidden",
              "gather": "rollouts hidden", "gradient": "gradients embeddings", "train": "out history",
              "evaluate": "out ranks", "references": "out ranks"}.get(stage, "out").split()
     if stage == "embed" and given["adapter"]:

@@ -9,7 +9,7 @@ rule train:
         curriculum="{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/curriculum.parquet",
         item_table="{results}/{dataset}/base/{model}/items.safetensors",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
-        trunk="{results}/{dataset}/base/{model}/trunk.safetensors",
+        frozen_states="{results}/{dataset}/base/{model}/frozen_states.safetensors",
         model="data/models/{model}",
     output:
         adapter=directory("{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter"),
@@ -30,7 +30,7 @@ rule train:
     shell:
         "python -m minirec train {params.settings} --seed {wildcards.seed} --samples {input.samples:q}"
         " --catalogue {input.catalogue:q} --curriculum {input.curriculum:q} --model {input.model:q}"
-        " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q} --frozen_states {input.frozen_states:q} --history {output.history:q} --out {output.adapter:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
         " --processes {resources.processes} --nodes {resources.nodes}"
 
@@ -40,7 +40,7 @@ rule evaluate:
     input:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
-        trunk="{results}/{dataset}/base/{model}/trunk.safetensors",
+        frozen_states="{results}/{dataset}/base/{model}/frozen_states.safetensors",
         model="data/models/{model}",
         before="{results}/{dataset}/base/{model}/ranks.parquet",
         references="{results}/{dataset}/references.parquet",
@@ -64,7 +64,7 @@ rule evaluate:
     shell:
         "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
         " --model {input.model:q} --adapter {input.adapter:q}"
-        " --whitening {input.adapter:q}/whitening.safetensors --trunk {input.trunk:q}"
+        " --whitening {input.adapter:q}/whitening.safetensors --frozen_states {input.frozen_states:q}"
         " --before {input.before:q} --references {input.references:q} --ranks {output.ranks:q} --out {output.metrics:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
 

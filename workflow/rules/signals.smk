@@ -10,7 +10,7 @@ rule embed_base:
     output:
         item_table="{results}/{dataset}/base/{model}/items.safetensors",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
-        trunk="{results}/{dataset}/base/{model}/trunk.safetensors",
+        frozen_states="{results}/{dataset}/base/{model}/frozen_states.safetensors",
     log:
         "{results}/logs/{dataset}/embed_base/{model}.log",
     benchmark:
@@ -27,7 +27,7 @@ rule embed_base:
     shell:
         "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
         " --model {input.model:q} --whitening {output.whitening:q}"
-        " --trunk {output.trunk:q} --out {output.item_table:q}"
+        " --frozen_states {output.frozen_states:q} --out {output.item_table:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
 
 
@@ -38,7 +38,7 @@ rule train_proxy:
         catalogue="{results}/{dataset}/catalogue.parquet",
         item_table="{results}/{dataset}/base/{selector}/items.safetensors",
         whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
-        trunk="{results}/{dataset}/base/{selector}/trunk.safetensors",
+        frozen_states="{results}/{dataset}/base/{selector}/frozen_states.safetensors",
         model="data/models/{selector}",
     output:
         adapter=directory("{results}/{dataset}/signals/{selector}/proxy/adapter"),
@@ -60,7 +60,7 @@ rule train_proxy:
     shell:
         "python -m minirec train {params.settings} --seed {params.seed}"
         " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q}"
-        " --items {input.item_table:q} --whitening {input.whitening:q} --trunk {input.trunk:q} --history {output.history:q} --out {output.adapter:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q} --frozen_states {input.frozen_states:q} --history {output.history:q} --out {output.adapter:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
         " --processes {resources.processes} --nodes {resources.nodes}"
 
@@ -70,7 +70,7 @@ rule embed_proxy:
     input:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
-        trunk="{results}/{dataset}/base/{selector}/trunk.safetensors",
+        frozen_states="{results}/{dataset}/base/{selector}/frozen_states.safetensors",
         model="data/models/{selector}",
         adapter="{results}/{dataset}/signals/{selector}/proxy/adapter",
     output:
@@ -90,7 +90,7 @@ rule embed_proxy:
         code=code("embed"),
     shell:
         "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.adapter:q}/whitening.safetensors --trunk {input.trunk:q}"
+        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.adapter:q}/whitening.safetensors --frozen_states {input.frozen_states:q}"
         " --out {output:q}"
         " --log {log:q} --wildcards {params.wildcards:q}"
 

@@ -24,7 +24,7 @@ CATALOGUE = Option("catalogue", "catalogue.parquet")
 ITEMS = Option("items", "item table, items.safetensors")
 WHITENING = Option("whitening", "whitening.safetensors: of the base model, or in the folder of an adapter")
 ROLLOUTS = Option("rollouts", "rollouts.parquet")
-TRUNK = Option("trunk", "trunk.safetensors of the base model")
+FROZEN_STATES = Option("frozen_states", "frozen_states.safetensors of the base model")
 MODEL = Option("model", "folder of the base model")
 ADAPTER = Option("adapter", "folder of the LoRA adapter; without it: the base model", required=False)
 SEED = Option("seed", "seed", int)
@@ -59,7 +59,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             MODEL,
             ADAPTER,
             Option("whitening", "whitening.safetensors: written from the base model, read with an adapter"),
-            Option("trunk", "trunk.safetensors: written from the base model, read with an adapter"),
+            Option("frozen_states", "frozen_states.safetensors: written from the base model, read with an adapter"),
             OUT,
         ),
     ),
@@ -134,7 +134,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             CATALOGUE,
             ITEMS,
             WHITENING,
-            TRUNK,
+            FROZEN_STATES,
             MODEL,
             Option("curriculum", "curriculum.parquet; without it: a proxy on random samples", required=False),
             SEED,
@@ -151,7 +151,7 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             CATALOGUE,
             Option("items", "item table of this policy; without it: computed", required=False),
             WHITENING,
-            Option("trunk", "trunk.safetensors of the base model", required=False),
+            Option("frozen_states", "frozen_states.safetensors of the base model", required=False),
             MODEL,
             ADAPTER,
             Option("before", "ranks.parquet of the policy before RL, to compare with", required=False),

@@ -163,8 +163,8 @@ def run(*, target: str, config: list[Path]) -> None:
         return
     weights = model.parameters * BYTES[given.policy.dtype]
     cache = given.policy.batch_tokens * model.key_value_bytes
-    trunk = size.item_tokens if given.embed.keep_trunk and given.policy.lora_layers else 0
-    table = 2 * 4 * model.width * size.items * (1 + trunk)  # as `embed` will require
+    frozen_states = size.item_tokens if given.embed.keep_frozen_states and given.policy.lora_layers else 0
+    table = 2 * 4 * model.width * size.items * (1 + frozen_states)  # as `embed` will require
     needed, there = weights + 3 * cache + table, memory.free()
     out(
         f"\n  memory: about {needed / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in "
@@ -174,7 +174,7 @@ def run(*, target: str, config: list[Path]) -> None:
     if needed > there:
         out(
             f"  this machine has {there / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "
-            "embed.keep_trunk to false, or take a larger one\n"
+            "embed.keep_frozen_states to false, or take a larger one\n"
         )
 
 

@@ -11,14 +11,14 @@ import pyarrow as pa
 from minirec.errors import InputError
 from minirec.progress import log
 from minirec.storage import database, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 INTERACTIONS = "benchmark/5core/rating_only/{category}.csv.gz"
 ITEMS = "raw/meta_categories/meta_{category}.jsonl.gz"
 ROWS = 1_000_000  # a row group
 
 
-def convert(interactions: Path, items: Path, out: Path, memory: str, made: Made) -> None:
+def convert(interactions: Path, items: Path, out: Path, memory: str, made: Provenance) -> None:
     """Write interactions.parquet and items.parquet into the folder `out`; raises InputError for damaged files.
 
     Items that are bought but have no metadata get a row with an empty title; of items listed twice the first counts.
@@ -40,7 +40,13 @@ def convert(interactions: Path, items: Path, out: Path, memory: str, made: Made)
 
 
 def _write(
-    engine: duckdb.DuckDBPyConnection, name: str, source: Path, out: Path, made: Made, query: str, values: list[str]
+    engine: duckdb.DuckDBPyConnection,
+    name: str,
+    source: Path,
+    out: Path,
+    made: Provenance,
+    query: str,
+    values: list[str],
 ) -> None:
     with _reading(source), tables.writer(name, out / f"{name}.parquet", made) as append:
         for part in _parts(engine, query, values):

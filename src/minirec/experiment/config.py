@@ -192,7 +192,7 @@ class Prepare(Section):
 class Embed(Section):
     """Item table and whitening (METHOD 2)."""
 
-    keep_trunk: bool = Field(description="keep what the frozen layers make of each item: 4 d bytes a token on disk")
+    keep_frozen_states: bool = Field(description="keep the items' states after the frozen layers: 4 d bytes a token")
     whiten_prompts: int | None = Field(ge=2, description="training prompts that fit the user whitening; null: all")
 
 
@@ -252,7 +252,7 @@ class Train(Section):
     max_grad_norm: float = Field(gt=0, description="clipping of the global gradient norm")
     batch_prompts: int = Field(ge=1, description="prompts an optimiser step")
     micro_batch_prompts: int = Field(ge=1, description="prompts a backward pass; memory, not results")
-    spread: bool = Field(description="a process keeps its part of the frozen layers only; memory, not results")
+    shard_layers: bool = Field(description="a process keeps its part of the frozen layers only; memory, not results")
     epochs: int = Field(ge=1, description="passes over the curriculum")
     evaluations_per_epoch: int = Field(ge=0, description="valid evaluations an epoch; 0: none, the last policy is kept")
     patience: int = Field(ge=1, description="valid evaluations without a better NDCG@10 before training stops")

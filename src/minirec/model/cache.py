@@ -21,11 +21,11 @@ from minirec.errors import InputError
 PROMPT = -1  # branch of tokens that every branch sees
 
 
-class Tree:
+class BranchingCache:
     """Prompts with a shared prefix, ready to be continued; `rows` prompts in a batch."""
 
     def __init__(self, decoder: Any, prefix: Sequence[int] | Tensor, rows: int, depth: int = 0) -> None:
-        """prefix: token ids, or their states [p, d] below the layers of a `Part`.
+        """prefix: token ids, or their states [p, d] below the layers of a `LayerSlice`.
 
         With a depth, `below` holds the states [rows, t, d] under the layer of that number after every call of `extend`.
         """
@@ -109,7 +109,7 @@ class Tree:
             hook.remove()
 
 
-class Part:
+class LayerSlice:
     """Some of a decoder's layers, called like the decoder: with `inputs_embeds` the states below them."""
 
     def __init__(self, decoder: Any, layers: slice) -> None:

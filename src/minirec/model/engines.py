@@ -55,7 +55,7 @@ class Builtin:
         s = self.sampling
         noise = generate.noise(self.seed, sample_ids, s.completions, s.max_new_tokens).to(self.policy.device)
         limits = [s.max_new_tokens] * s.completions
-        return generate.write(self.policy, prompts, limits, noise, s.temperature, s.top_k)
+        return generate.generate(self.policy, prompts, limits, noise, s.temperature, s.top_k)
 
 
 class Vllm:
@@ -103,7 +103,7 @@ class Vllm:
         for rows in policy.batches(prompts, extra):
             order += rows
             chosen, written = [prompts[row] for row in rows], [texts[row] for row in rows]
-            parts.append(generate.read(policy, chosen, written, s.max_new_tokens))
+            parts.append(generate.from_tokens(policy, chosen, written, s.max_new_tokens))
         return Completions.together(parts).take(sorted(range(len(order)), key=order.__getitem__))
 
     def sample(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> list[list[list[int]]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirec.model.cache import Part, Tree, pad
+from minirec.model.cache import BranchingCache, LayerSlice, pad
 from minirec.model.policy import Policy
 
 
@@ -31,7 +31,7 @@ class Completions:
     tokens: list[list[list[int]]]  # [n][G]: sampled ids, forced marker not included
     forced: list[list[bool]]  # [n][G]: whether the marker had to be appended
     hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened
-    below: list[Below]  # [n]: what the frozen layers made of them; empty where it was not kept
+    below: list[FrozenStates]  # [n]: what the frozen layers made of them; empty where it was not kept
 
     def take(self, rows: Sequence[int]) -> Completions:
         """The completions of these prompts, in this order."""
@@ -51,7 +51,7 @@ class Completions:
 
 
 @dataclass(frozen=True)
-class Below:
+class FrozenStates:
     """States under the lowest trained layer: they never change, so reading again starts from them."""
 
     prefix: Tensor  # [p, d], shared by all prompts
@@ -60,7 +60,7 @@ class Below:
 
 
 @torch.no_grad()
-def write(
+def generate(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
@@ -74,11 +74,11 @@ def write(
     limits [G]: longest completion of each branch, in tokens; 0 is the empty completion, the bare marker.
     noise [n, G, max(limits)]: numbers in [0, 1) that choose the tokens, by the inverse of the distribution function
     over tokens from likely to unlikely. The state at the marker comes from the decoding step that reads it.
-    keep_below: keep what the frozen layers made of every token, for `reread`; nothing where all layers are trained.
+    keep_below: keep the states after the frozen layers of every token, for `teacher_forced`.
     """
     n, groups = len(prompts), len(limits)
     marker = policy.marker_ids
-    tree = Tree(policy.decoder, policy.user_prompts.prefix, n, policy.frozen_layers if keep_below else 0)
+    tree = BranchingCache(policy.decoder, policy.user_prompts.prefix, n, policy.frozen_layers if keep_below else 0)
     prefix = tree.below[0] if tree.depth else None
     state = tree.read(prompts)[:, None, :].expand(n, groups, -1)
     prompt = tree.below if tree.depth else None
@@ -114,12 +114,12 @@ def write(
     below = []
     if prefix is not None and prompt is not None:
         texts = reader.below()
-        below = [Below(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
+        below = [FrozenStates(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
     return Completions(tokens, forced, _alike(tokens, reader.pooled()), below)
 
 
 @torch.no_grad()
-def read(
+def from_tokens(
     policy: Policy, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], limit: int
 ) -> Completions:
     """Completions of one batch of prompts from tokens [n][G] that another writer sampled, as if `write` had.
@@ -132,7 +132,9 @@ def read(
     return replace(written, hidden=_alike(tokens, _read_again(policy, prompts, written)[1].pooled()))
 
 
-def reread(policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions) -> tuple[Tensor, Tensor, Tensor]:
+def teacher_forced(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions
+) -> tuple[Tensor, Tensor, Tensor]:
     """Read prompts with their completions once more, keeping gradients where they are enabled.
 
     Where the states below the trained layers were kept, only the layers above them run.
@@ -189,12 +191,12 @@ def _read_again(policy: Policy, prompts: Sequence[Sequence[int]], completions: C
     n, groups = len(prompts), len(completions.tokens[0])
     below = completions.below
     if below:
-        tree = Tree(Part(policy.decoder, slice(policy.frozen_layers, None)), below[0].prefix, n)
+        tree = BranchingCache(LayerSlice(policy.decoder, slice(policy.frozen_layers, None)), below[0].prefix, n)
         first = tree.read([row.prompt for row in below])
         reader = _Reader(policy, tree, groups)
         reader.read([row.completions for row in below])
     else:
-        tree = Tree(policy.decoder, policy.user_prompts.prefix, n)
+        tree = BranchingCache(policy.decoder, policy.user_prompts.prefix, n)
         first = tree.read(prompts)
         reader = _Reader(policy, tree, groups)
         marker = policy.marker_ids
@@ -210,7 +212,7 @@ def _read_again(policy: Policy, prompts: Sequence[Sequence[int]], completions: C
 class _Reader:
     """Reads tokens of every branch, once the prompts are read, and pools the states."""
 
-    def __init__(self, policy: Policy, tree: Tree, groups: int) -> None:
+    def __init__(self, policy: Policy, tree: BranchingCache, groups: int) -> None:
         self.pooling, self.tree, self.groups = policy.settings.pooling, tree, groups
         self.rows = len(tree.length)
         self.count = torch.zeros(self.rows, groups, dtype=torch.long, device=tree.device)

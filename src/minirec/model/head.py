@@ -36,12 +36,12 @@ class Head(nn.Module):
         """The same, of item vectors [..., k] that are whitened already."""
         return self._mapped("item", vectors)
 
-    def folded(self) -> Whitening:
+    def merged_whitening(self) -> Whitening:
         """Both in one, as trained so far."""
         if not self.maps:
             return self.whitening
         user, item = (self._map(side).detach().cpu().numpy() for side in ("user", "item"))
-        return self.whitening.followed_by(user, item)
+        return self.whitening.compose(user, item)
 
     def _map(self, side: str) -> Tensor:
         return self.maps["both" if "both" in self.maps else side]

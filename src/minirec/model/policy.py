@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.model import prompts
-from minirec.model.spread import Spread
+from minirec.model.spread import ShardedLayers
 from minirec.storage import artefact
 
 
@@ -31,10 +31,12 @@ class Policy:
     settings: config.Policy
 
     @classmethod
-    def load(cls, folder: Path, settings: config.Policy, adapter: Path | None = None, spread: bool = False) -> Policy:
+    def load(
+        cls, folder: Path, settings: config.Policy, adapter: Path | None = None, shard_layers: bool = False
+    ) -> Policy:
         """Load a base model from safetensors, and an adapter on it; raises InputError where one is unusable.
 
-        spread: no process ever has all its layers on its device, see `Spread`.
+        shard_layers: no process ever has all its layers on its device, see `ShardedLayers`.
         """
         for needed in ("config.json", "tokenizer.json"):
             if not (folder / needed).is_file():
@@ -67,8 +69,8 @@ class Policy:
             artefact.verify_folder(adapter)
             with _loading(adapter):
                 model = PeftModel.from_pretrained(model, adapter)
-        if spread:
-            Spread(model.get_decoder().layers, device)
+        if shard_layers:
+            ShardedLayers(model.get_decoder().layers, device)
         return cls(model.to(device).eval(), tokenizer, settings)
 
     def add_adapter(self, seed: int) -> None:

@@ -42,7 +42,7 @@ def log_pi(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
     return mask(scores, exclude, target).log_softmax(1).gather(1, target[:, None]).squeeze(1)
 
 
-def reward(rank: Tensor, pi: Tensor, beta: float, cutoff: int) -> tuple[Tensor, Tensor]:
+def ndcg_and_reward(rank: Tensor, pi: Tensor, beta: float, cutoff: int) -> tuple[Tensor, Tensor]:
     """(NDCG, reward): NDCG = 1 / log2(1 + rank), 0 beyond the cutoff; reward = (1 - beta) NDCG + beta pi."""
     ndcg = torch.where(rank <= cutoff, 1 / torch.log2(1 + rank.to(pi.dtype)), torch.zeros_like(pi))
     return ndcg, (1 - beta) * ndcg + beta * pi

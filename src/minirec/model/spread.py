@@ -22,21 +22,21 @@ NONE = -1  # no layer
 ALIGNED = 64  # bytes: every weight starts where kernels like it
 
 
-class Spread:
+class ShardedLayers:
     """Takes the weights of layers apart, for good. Adapters that are added later stay whole."""
 
     def __init__(self, layers: Sequence[Any], device: torch.device) -> None:
         """The layers lie on the CPU, without adapters; every process calls this with the same ones."""
         weights = [list(layer.parameters()) for layer in layers]
         longest = max(sum(map(_room, of_layer)) for of_layer in weights)
-        part = -(-longest // (ALIGNED * distributed.count())) * ALIGNED
-        self.whole = torch.zeros(part * distributed.count(), dtype=torch.uint8, device=device)  # the layer `here`
+        part = -(-longest // (ALIGNED * distributed.world_size())) * ALIGNED
+        self.whole = torch.zeros(part * distributed.world_size(), dtype=torch.uint8, device=device)  # the layer `here`
         self.here = NONE
-        self.parts = [self._take(ws).split(part)[distributed.number()].to(device, copy=True) for ws in weights]
+        self.parts = [self._take(ws).split(part)[distributed.rank()].to(device, copy=True) for ws in weights]
         self.words = dist.new_group(backend="gloo")  # which layer is wanted: no GPU is waited for
         for number, (layer, of_layer) in enumerate(zip(layers, weights, strict=True)):
             layer.forward = self._needing(number, of_layer, layer.forward)
-        distributed.before_talking(self.serve_others)
+        distributed.on_collective(self.finish_gathers)
 
     def _take(self, weights: list[Any]) -> Tensor:
         """The bytes of a layer, whose weights own none from now on."""
@@ -76,7 +76,7 @@ class Spread:
         while self.here != number:
             self._serve(number)
 
-    def serve_others(self) -> None:
+    def finish_gathers(self) -> None:
         """Return when no process wants a layer: all have come to where they talk of something else."""
         while self._serve(NONE) != NONE:
             pass

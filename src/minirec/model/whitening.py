@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minirec.errors import InputError
 from minirec.storage import tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 WHITENING = "whitening.safetensors"  # in the folder of an adapter: that of the base model, the trained head after it
 MEANS = ("user_mean", "item_mean")
@@ -57,7 +57,7 @@ class Whitening:
         arrays = {"user_mean": means[0], "item_mean": means[1]} | dict.fromkeys(COMPONENTS, components)
         return cls({name: array.astype(np.float32) for name, array in arrays.items()})
 
-    def followed_by(self, user: np.ndarray, item: np.ndarray) -> Whitening:
+    def compose(self, user: np.ndarray, item: np.ndarray) -> Whitening:
         """This whitening and after it a linear map of each side [k, k]; x [k] @ map."""
         if not self.arrays:
             nowhere = np.zeros(len(user), user.dtype)
@@ -76,7 +76,7 @@ class Whitening:
                 raise InputError(f"{path} is not the whitening of {adapter}; take {adapter / WHITENING}")
         return cls(arrays)
 
-    def write(self, path: Path, made: Made) -> None:
+    def write(self, path: Path, made: Provenance) -> None:
         """To whitening.safetensors."""
         tensors.write({"whitened": np.array([bool(self.arrays)]), **self.arrays}, path, made)
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from minirec.experiment.rules import PICTURES
-from minirec.storage.artefact import replacing
+from minirec.storage.artefact import atomic_write
 from minirec.storage.tables import numpy
 
 mpl.use("Agg")
@@ -51,7 +51,7 @@ def draw(folder: Path, scores: pa.Table | None, selection: pa.Table, curriculum:
 def save(folder: Path, name: str, figure: Figure) -> Path:
     """Write a picture as PNG and SVG; returns the PNG file."""
     for kind, metadata in KINDS.items():
-        with replacing(folder / f"{name}.{kind}") as partial:
+        with atomic_write(folder / f"{name}.{kind}") as partial:
             figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
     plt.close(figure)
     return folder / f"{name}.png"

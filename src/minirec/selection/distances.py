@@ -1,8 +1,8 @@
 """Distances to the nearest pick, brought up to date only where it matters.
 
-A distance falls with every pick and never rises, so a stale one is an upper bound. `Largest` finds the rows with the
-largest weight x distance by updating those alone whose bound reaches the top, each against all the picks made since
-its last update, as one matrix product.
+A distance falls with every pick and never rises, so a stale one is an upper bound. `ArgmaxCache` finds the rows with
+the largest weight x distance by updating those alone whose bound reaches the top, each against all the picks made
+since its last update, as one matrix product.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCK_NUMBERS = 500_000  # numbers in a block of rows or of similarities: bounds
 POOL_NUMBERS = 260_000  # numbers in the rows that are updated at every pick: they stay in the cache
 
 
-class Nearest:
+class NearestDistances:
     """Cosine distance [n] of every row to its nearest pick, in float64; infinite before the first.
 
     embeddings [n, d] is an array, memory-mapped or not, or a torch tensor on any device, of any floating type; a block
@@ -81,14 +81,14 @@ class Nearest:
         self.seen[rows] = self.count
 
 
-class Largest:
+class ArgmaxCache:
     """The rows with the largest weight x distance; weight [n] >= 0.
 
     A pool of the best rows is updated at every pick. It serves until its best falls to the bound of those outside,
     then the rows with the highest bounds are updated and make up the next.
     """
 
-    def __init__(self, nearest: Nearest, weight: np.ndarray) -> None:
+    def __init__(self, nearest: NearestDistances, weight: np.ndarray) -> None:
         self.nearest, self.weight = nearest, weight
         self.bound: np.ndarray | None = None
         self.pool, self.unit = np.empty(0, dtype=np.int64), None

@@ -18,7 +18,7 @@ from minirec.evaluation import comparison
 from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made, replacing
+from minirec.storage.artefact import Provenance, atomic_write
 
 CELL = ["model", "selector", "method", "budget"]
 
@@ -94,13 +94,13 @@ def run(*, evaluate: config.Evaluate, results: Path, run: list[str], out: Path) 
     cells = over_seeds(pd.DataFrame(records), metric)
     gains = against_first(results / "runs", run, evaluate)
     files = [f"{name}/{file}" for name in run for file in ("metrics.json", "ranks.parquet")]
-    made = Made("compare", evaluate.model_dump(), {file: results / "runs" / file for file in files})
+    made = Provenance("compare", evaluate.model_dump(), {file: results / "runs" / file for file in files})
     table = pa.Table.from_pylist(records, tables.TABLES["comparison"].schema())
     tables.write("comparison", table, out, made)
     artefact.write_json(gains, results / "comparison.json", made)
     from minirec.report import figures
 
     figures.save(results / "figures", "comparison", figures.quality_and_cost(cells, metric))
-    with replacing(results / "comparison.txt") as partial:
+    with atomic_write(results / "comparison.txt") as partial:
         partial.write_text(text(cells, gains, metric, out), encoding="utf-8")
     log.info("wrote %s with %d runs", out, len(run))

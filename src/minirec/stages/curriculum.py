@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from minirec.experiment import config
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 def groups(count: int, group_size: int) -> np.ndarray:
@@ -49,4 +49,4 @@ def run(*, curriculum: config.Curriculum, selection: Path, scores: Path | None, 
         "group": pa.array(groups(len(sample_id), curriculum.group_size), pa.int32()),
         "mean_reward": pa.nulls(len(sample_id), pa.float64()) if mean_reward is None else mean_reward,
     }
-    tables.write("curriculum", pa.table(columns), out, Made("curriculum", curriculum.model_dump(), inputs))
+    tables.write("curriculum", pa.table(columns), out, Provenance("curriculum", curriculum.model_dump(), inputs))

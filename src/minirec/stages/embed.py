@@ -1,6 +1,6 @@
 """embed: the catalogue as vectors, and the whitening of both sides (METHOD 2).
 
-From the base model the whitening is fitted and the trunk kept; with an adapter both are read.
+From the base model the whitening is fitted and the frozen_states kept; with an adapter both are read.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from minirec.data import splits
 from minirec.experiment import config
 from minirec.model import generate
-from minirec.model.items import Items, Trunk
+from minirec.model.items import FrozenItemStates, Items
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
 from minirec.storage import memory, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 def user_states(policy: Policy, bodies: list[str]) -> torch.Tensor:
@@ -27,7 +27,7 @@ def user_states(policy: Policy, bodies: list[str]) -> torch.Tensor:
     out = torch.zeros(len(prompts), policy.width)
     with progress("users", len(prompts), "prompts") as bar:
         for rows in policy.batches(prompts, extra=len(policy.marker_ids)):
-            written = generate.write(policy, [prompts[row] for row in rows], limits=[0])
+            written = generate.generate(policy, [prompts[row] for row in rows], limits=[0])
             out[rows] = written.hidden[:, 0].cpu()
             bar.add(len(rows))
     return out
@@ -43,23 +43,23 @@ def run(
     model: Path,
     adapter: Path | None,
     whitening: Path,
-    trunk: Path,
+    frozen_states: Path,
     out: Path,
 ) -> None:
-    """Write the item table, whitened where whitening is on, and without an adapter the whitening and the trunk."""
+    """Write the item table, whitened where whitening is on; without an adapter also whitening and frozen states."""
     loaded = Policy.load(model, policy, adapter)
     inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
-    made = Made("embed", policy.model_dump() | embed.model_dump(), inputs)
-    goods = Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk) if adapter else None)
+    made = Provenance("embed", policy.model_dump() | embed.model_dump(), inputs)
+    goods = Items(loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states) if adapter else None)
     memory.require(
-        2 * goods.bytes(trunk=adapter is None and embed.keep_trunk),  # read once and written once
+        2 * goods.bytes(frozen_states=adapter is None and embed.keep_frozen_states),  # read once and written once
         f"the catalogue of {len(goods)} items ({catalogue})",
-        "set datasets.NAME.filter to keep fewer, embed.keep_trunk to false, or take a larger machine",
+        "set datasets.NAME.filter to keep fewer, embed.keep_frozen_states to false, or take a larger machine",
     )
     dim = None if adapter else policy.whiten_dim
     train = splits.load(samples, catalogue, "train", policy.prompt_history) if dim else None
     if adapter is None:
-        Trunk.write(goods.make_trunk() if embed.keep_trunk else None, trunk, made)
+        FrozenItemStates.write(goods.make_frozen_states() if embed.keep_frozen_states else None, frozen_states, made)
     raw = goods.embed(what="items").cpu()
     if adapter is not None:
         whiten = Whitening.read(whitening, adapter)

@@ -16,12 +16,12 @@ from minirec.data import splits
 from minirec.evaluation import comparison, metrics, ranking
 from minirec.evaluation.breakdown import Breakdown, K
 from minirec.experiment import config
-from minirec.model.items import Items, Trunk, read_table
+from minirec.model.items import FrozenItemStates, Items, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import log
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 def write(
@@ -31,7 +31,7 @@ def write(
     sample_id: np.ndarray,
     groups: Breakdown,
     settings: config.Evaluate,
-    made: Made,
+    made: Provenance,
     ranks: Path,
     out: Path,
     before: Path | None = None,
@@ -74,7 +74,7 @@ def run(
     catalogue: Path,
     items: Path | None,
     whitening: Path,
-    trunk: Path | None,
+    frozen_states: Path | None,
     model: Path,
     adapter: Path | None,
     before: Path | None,
@@ -89,13 +89,15 @@ def run(
     if items is not None:
         table = read_table(items, catalogue)
     else:
-        goods = Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk) if trunk else None)
+        goods = Items(
+            loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states) if frozen_states else None
+        )
         table = whiten.item(goods.embed(what="items"))
     ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, max(K, *evaluate.cutoffs), "evaluate")
     settings = policy.model_dump() | sampling.model_dump() | evaluate.model_dump()
     given = {"adapter": adapter, "before": before, "references": references}
     inputs = {"samples": samples, "catalogue": catalogue, "model": model} | {n: f for n, f in given.items() if f}
-    made = Made("evaluate", settings, inputs)
+    made = Provenance("evaluate", settings, inputs)
     groups = Breakdown.of(test, catalogue)
     found = ranked.rank, ranked.rank_without_reasoning, ranked.top
     write(*found, test.sample_id, groups, evaluate, made, ranks, out, before, references)

@@ -8,7 +8,7 @@ from minirec.data import amazon, movielens
 from minirec.data.download import Unreachable, download
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 MEMORY = "1GB"  # of the query engine that converts
 
@@ -30,7 +30,7 @@ def run(*, dataset: str | None, model: str | None, source: str, items: Path | No
 
 
 def _dataset(source: config.Dataset, out: Path) -> None:
-    made = Made("fetch", source.model_dump(exclude={"filter"}))
+    made = Provenance("fetch", source.model_dump(exclude={"filter"}))
     if source.source == "own":
         raise InputError(
             f"a data set of your own is not fetched; put interactions.parquet and items.parquet into {out}"

@@ -10,7 +10,7 @@ import pyarrow as pa
 from minirec.data.splits import WINDOW
 from minirec.errors import InputError
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 from minirec.storage.stream import Stream
 
 
@@ -22,7 +22,7 @@ def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Path
     made = [tables.read_made(path) for path in rollout_shards]
     if any(other != made[0] for other in made):
         raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
-    was = Made.parse(made[0])
+    was = Provenance.parse(made[0])
     was.settings.pop("shards", None)  # they decide what a shard holds, but not the whole
     shapes = [tensors.shapes(path, "sample_id", "hidden")["hidden"] for path in hidden_shards]
     count, groups = sum(shape[0] for shape in shapes), shapes[0][1]
@@ -34,14 +34,14 @@ def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Path
     ):
         for begin in range(0, count, WINDOW):
             heads = [
-                tensors.part(path, "sample_id", place, min(place + WINDOW, shape[0]))
+                tensors.read_rows(path, "sample_id", place, min(place + WINDOW, shape[0]))
                 for path, place, shape in zip(hidden_shards, places, shapes, strict=True)
             ]
             last = np.sort(np.concatenate(heads))[min(WINDOW, count - begin) - 1]
             taken = [int(np.searchsorted(head, last, side="right")) for head in heads]
             sample_id = np.concatenate([head[:rows] for head, rows in zip(heads, taken, strict=True)])
             states = [
-                tensors.part(path, "hidden", place, place + rows)
+                tensors.read_rows(path, "hidden", place, place + rows)
                 for path, place, rows in zip(hidden_shards, places, taken, strict=True)
                 if rows
             ]

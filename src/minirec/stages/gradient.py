@@ -23,7 +23,7 @@ from minirec.model import scoring
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 from minirec.storage.stream import Stream
 
 CHUNK_SCORES = 4_000_000  # scores held at a time: bounds memory for any number of samples
@@ -45,7 +45,7 @@ def gradient_and_hvp(
 
     hidden [n, d], items [m, d] (normalised inside), target [n]; advantage a number or [n]; exclude [n, w] rows to mask,
     -1 padded (a target is never masked); candidates [n, s] rows that make up pi besides the target.
-    metric [d, d] gives H (metric g) instead: with hidden = x C, C^T C makes it the product by x, see `through`.
+    metric [d, d] gives H (metric g) instead: with hidden = x C, C^T C makes it the product by x (`whitening_jacobian`).
     Returns (g [n, d], hv [n, d]) in the type of hidden. A zero hidden state has zero derivatives.
     """
     n, m = len(hidden), len(items)
@@ -120,7 +120,7 @@ def _repeated(rows: Tensor) -> Tensor:
     return torch.zeros_like(again).scatter(1, order.indices, again)
 
 
-def through(whitening: Whitening, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
+def whitening_jacobian(whitening: Whitening, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
     """(C, C^T C) of the whitening x -> (x - mean) C, or (None, None)."""
     if not whitening.arrays:
         return None, None
@@ -152,7 +152,7 @@ def chunks(
     tried = Stream("rollouts", rollouts, ["sample_id", "completion", "advantage"])
     for begin in range(0, n, size):
         end = min(begin + size, n)
-        sample_id = tensors.part(hidden, "sample_id", begin, end)
+        sample_id = tensors.read_rows(hidden, "sample_id", begin, end)
         table = facts.until(int(sample_id[-1]))
         table = table.take(tensors.rows_of(tables.numpy(table, "sample_id"), sample_id, samples))
         judged = tried.take(groups * len(sample_id))
@@ -164,7 +164,7 @@ def chunks(
         yield Chunk(
             begin,
             sample_id,
-            torch.from_numpy(tensors.part(hidden, "hidden", begin, end)),
+            torch.from_numpy(tensors.read_rows(hidden, "hidden", begin, end)),
             torch.from_numpy(tables.numpy(table, "target").astype(np.int64)),
             torch.from_numpy(splits.padded(table["history"].combine_chunks())),
             amount,
@@ -174,7 +174,7 @@ def chunks(
 
 
 @dataclass(frozen=True)
-class HiddenSpace:
+class HiddenStateDerivatives:
     """Derivatives by the hidden state before whitening.
 
     Rows are computed in blocks that begin at the multiples of `size`, whatever chunk they come in: the last bits of a
@@ -190,7 +190,7 @@ class HiddenSpace:
 
     def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
         """(g [k, d], Hv [k, d], z [k, d']), each averaged over the completions."""
-        components, metric = through(self.whitening, self.items.device)
+        components, metric = whitening_jacobian(self.whitening, self.items.device)
         candidates = sampled_candidates(chunk.sample_id, len(self.items), self.settings.candidates, self.settings.seed)
         found = []
         for kept, place, states in self._blocks(chunk):
@@ -261,16 +261,16 @@ def run(
     size = max(1, min(n, CHUNK_SCORES // max(scores, groups * width)))
     step = 64 if gradient.space == "lora" else max(1, CHUNK_STATES // (groups * width))
     inputs = {"samples": samples, "items": items, "whitening": whitening, "rollouts": rollouts, "hidden": hidden}
-    space = HiddenSpace(goods, whiten, policy.tau, gradient, n, size)
+    space = HiddenStateDerivatives(goods, whiten, policy.tau, gradient, n, size)
     derive: Callable[[Chunk], tuple[Tensor, Tensor, Tensor]] = space
     if gradient.space == "lora":
         if catalogue is None or model is None or adapter is None:
             raise InputError("gradient --space lora needs --catalogue, --model and --adapter")
         from minirec.model.policy import Policy
-        from minirec.training.lora_derivatives import LoraSpace
+        from minirec.training.lora_derivatives import LoraDerivatives
 
         inputs |= {"catalogue": catalogue, "model": model, "adapter": adapter}
-        by_adapter = LoraSpace(
+        by_adapter = LoraDerivatives(
             Policy.load(model, policy, adapter), goods, whiten, gradient, samples, catalogue, rollouts
         )
         width = gradient.dimensions
@@ -279,7 +279,7 @@ def run(
             candidates = sampled_candidates(chunk.sample_id, len(goods), gradient.candidates, gradient.seed)
             return *by_adapter(chunk.sample_id, chunk.advantage, candidates), space.embedding(chunk)
 
-    made = Made("gradient", {"tau": policy.tau} | gradient.model_dump(), inputs)
+    made = Provenance("gradient", {"tau": policy.tau} | gradient.model_dump(), inputs)
     with (
         tensors.writer({"gradient": (n, width), "hvp": (n, width)}, gradients, made) as append,
         tensors.writer({"embedding": (n, goods.shape[1])}, embeddings, made) as append_embedding,

@@ -23,7 +23,7 @@ from minirec.experiment import config
 from minirec.experiment.config import Filter, Prepare
 from minirec.progress import log, progress
 from minirec.storage import artefact, database, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def sample_tables(
 def run(*, prepare: Prepare, interactions: Path, items: Path, filter: str, out: Path) -> None:
     """Write samples.parquet, catalogue.parquet and prepare.json."""
     rules = config.parse(Filter, filter, "--filter")
-    made = Made(
+    made = Provenance(
         "prepare", prepare.model_dump() | {"filter": rules.model_dump()}, {"interactions": interactions, "items": items}
     )
     with database.connect(prepare.memory, out) as engine:
@@ -169,7 +169,7 @@ def _run(
     interactions: Path,
     items: Path,
     out: Path,
-    made: Made,
+    made: Provenance,
 ) -> None:
     events, users, unknown = read(engine, interactions, items)
     log.info("read %d interactions of %d users", len(events), len(users))

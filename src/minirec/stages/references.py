@@ -21,7 +21,7 @@ from minirec.evaluation.breakdown import Breakdown, K
 from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 SCORES = 2**24  # ranked at a time: bounds memory whatever the size of the catalogue
 
@@ -102,7 +102,7 @@ def run(*, evaluate: config.Evaluate, samples: Path, catalogue: Path, ranks: Pat
         summary[name] = metrics.summary(found, evaluate)
         parts.append(pa.table({"reference": [name] * len(found), "sample_id": test.sample_id, "rank": found}))
         log.info("%s: NDCG@10 %.4f", name, float(metrics.ndcg(found, 10).mean()))
-    made = Made("references", evaluate.model_dump(), {"samples": samples, "catalogue": catalogue})
+    made = Provenance("references", evaluate.model_dump(), {"samples": samples, "catalogue": catalogue})
     tables.write("references", pa.concat_tables(parts), ranks, made)
     artefact.write_json({"samples": len(test), "references": summary, "breakdown": breakdown}, out, made)
 

@@ -27,12 +27,12 @@ from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
 from minirec.storage import artefact, tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 from minirec.storage.provenance import code_digest
 from minirec.training import judge
 
 
-@artefact.alone_beside("rollouts", "rollouts.unfinished")
+@artefact.locked_stage("rollouts", "rollouts.unfinished")
 @torch.no_grad()
 def run(
     *,
@@ -59,14 +59,14 @@ def run(
     if shard is None:
         del settings["shards"]
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "model": model}
-    made = Made("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
+    made = Provenance("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
     table = read_table(items, catalogue)
     whiten = Whitening.read(whitening, adapter)
     loaded = Policy.load(model, policy, adapter)
     table = table.to(loaded.device)
     engine = engines.load(loaded, sampling, rollout, model, adapter)
     extra = sampling.completions * (sampling.max_new_tokens + len(loaded.marker_ids))
-    parts = Parts(rollouts.with_name("rollouts.unfinished"), made, shard)
+    parts = RolloutCheckpoint(rollouts.with_name("rollouts.unfinished"), made, shard)
     total = splits.count(samples, "train")
     windows = splits.windows(samples, catalogue, "train", policy.prompt_history)
     done: dict[int, list[Path]] = {}
@@ -81,7 +81,7 @@ def run(
                 bar.skip(len(part))
                 continue
             written = engine.write(prompts, part.sample_id.tolist())
-            judged = judge.judge(written.hidden, table, part, whiten, policy.tau, reward)
+            judged = judge.score_completions(written.hidden, table, part, whiten, policy.tau, reward)
             parts.write(path, _records(part, written, judged, loaded), part.sample_id, written.hidden.cpu().numpy())
             bar.add(len(part))
     parts.join(list(done.values()), (count, sampling.completions, loaded.width), rollouts, hidden)
@@ -123,19 +123,19 @@ def batches(
                 batch += 1
 
 
-class Parts:
+class RolloutCheckpoint:
     """Finished batches of a rollout, in a folder beside it, so that a killed job goes on where it stopped.
 
     A part made from other inputs, settings or code is not used.
     """
 
-    def __init__(self, folder: Path, made: Made, shard: int | None) -> None:
+    def __init__(self, folder: Path, made: Provenance, shard: int | None) -> None:
         self.folder, self.made = folder, made
         self.record = json.dumps({"made": json.loads(made.json()), "shard": shard, "code": code_digest("rollout")})
         note = folder / "made.json"
         if folder.is_dir() and not (note.is_file() and note.read_text(encoding="utf-8") == self.record):
             shutil.rmtree(folder)
-        with artefact.replacing(note) as partial:
+        with artefact.atomic_write(note) as partial:
             partial.write_text(self.record, encoding="utf-8")
 
     def path(self, window: int, batch: int) -> Path:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from minirec.experiment import config
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 BLOCK = 2_048  # samples whose derivatives are held at a time
 
@@ -68,7 +68,7 @@ def run(*, score: config.Score, rollouts: Path, gradients: Path, out: Path) -> N
     rewards = groups["reward"].mean().astype(np.float32)
     sample_id = rewards.index.to_numpy()
     tensors.shapes(gradients, "sample_id", "gradient", "hvp")
-    rows = tensors.rows_of(tensors.part(gradients, "sample_id"), sample_id, gradients)
+    rows = tensors.rows_of(tensors.read_rows(gradients, "sample_id"), sample_id, gradients)
 
     def directions() -> Iterator[np.ndarray]:
         for gradient, hvp in _blocks(gradients, rows):
@@ -84,7 +84,7 @@ def run(*, score: config.Score, rollouts: Path, gradients: Path, out: Path) -> N
         "gradient_norm": np.concatenate(norms),
         "hits": groups["hit"].sum().to_numpy().astype(np.int32),
     }
-    made = Made("score", score.model_dump(), {"rollouts": rollouts, "gradients": gradients})
+    made = Provenance("score", score.model_dump(), {"rollouts": rollouts, "gradients": gradients})
     tables.write("scores", pa.table(columns), out, made)
 
 

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.progress import progress
-from minirec.selection.distances import TIE, Largest, Nearest
+from minirec.selection.distances import TIE, ArgmaxCache, NearestDistances
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 
 def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
@@ -47,8 +47,8 @@ def _greedy(
         raise ValueError(f"budget {budget} is not within 0..{len(value)}")
     if not (value >= 0).all():
         raise ValueError("a value is negative or not a number")
-    nearest = Nearest(embeddings, budget)
-    best, farthest = Largest(nearest, value), Largest(nearest, np.ones(len(value)))
+    nearest = NearestDistances(embeddings, budget)
+    best, farthest = ArgmaxCache(nearest, value), ArgmaxCache(nearest, np.ones(len(value)))
     open_ = np.ones(len(value), dtype=bool)
     picks = np.empty(budget, dtype=np.int64)
     for position in range(budget):
@@ -117,7 +117,7 @@ def run(
             tensors.shapes(embeddings, "sample_id", "embedding")  # a shard leaves this to the last round
         else:
             count = len(pool) if budget == "all" else min(int(budget), len(pool))
-        stored = tensors.part(embeddings, "sample_id")
+        stored = tensors.read_rows(embeddings, "sample_id")
         points = tensors.take(embeddings, "embedding", tensors.rows_of(stored, pool, embeddings))
         learnable, typical = (tables.numpy(scored, name) for name in ("learnability", "representativeness"))
         worth = _worth(select, learnable, typical)
@@ -135,7 +135,7 @@ def run(
             "diversity": diversity,
         }
     position = pa.array(range(len(sample_id)), pa.int32())
-    made = Made("select", select.model_dump() | {"method": method, "budget": budget, "seed": seed}, inputs)
+    made = Provenance("select", select.model_dump() | {"method": method, "budget": budget, "seed": seed}, inputs)
     tables.write("selection", pa.table({"position": position, "sample_id": sample_id, **columns}), out, made)
 
 

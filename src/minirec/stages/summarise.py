@@ -16,7 +16,7 @@ from minirec.evaluation import comparison, metrics
 from minirec.experiment import config, rules
 from minirec.progress import log
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made, replacing
+from minirec.storage.artefact import Provenance, atomic_write
 
 
 def costs(benchmarks: Path, jobs: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -142,12 +142,12 @@ def run(*, evaluate: config.Evaluate, results: Path, main: str, run: list[str], 
     }
     if scores is not None:
         summary["zero_hit_share"] = float((tables.numpy(scores, "hits") == 0).mean())
-    made = Made("summarise", evaluate.model_dump(), one | {p.parent.name: p for p in several["metrics"]})
+    made = Provenance("summarise", evaluate.model_dump(), one | {p.parent.name: p for p in several["metrics"]})
     from minirec.report import figures
 
     curriculum = tables.read("curriculum", several["curriculum"][0]).sort_by("position")
     pictures = figures.draw(results / "figures", scores, selection, curriculum)
-    with replacing(results / "summary.txt") as partial:
+    with atomic_write(results / "summary.txt") as partial:
         partial.write_text(text(summary, results, pictures), encoding="utf-8")
     artefact.write_json(summary, out, made)
     log.info("wrote %s, %s and %d pictures", out, results / "summary.txt", len(pictures))

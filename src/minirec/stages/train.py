@@ -32,17 +32,17 @@ from minirec.evaluation import metrics, ranking
 from minirec.experiment import config
 from minirec.model import distributed
 from minirec.model.head import Head
-from minirec.model.items import Items, Trunk, read_table
+from minirec.model.items import FrozenItemStates, Items, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import WHITENING, Whitening
 from minirec.progress import log, progress
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 from minirec.storage.provenance import code_digest
 from minirec.training.trainer import RecommenderTrainer
 
 CHECKPOINTS = 4  # an epoch, where none comes with an evaluation
-MEMORY = ("micro_batch_prompts", "spread")  # settings that leave the results alone
+MEMORY = ("micro_batch_prompts", "shard_layers")  # settings that leave the results alone
 LAST_GOOD = "last_good"  # beside the adapter of a run that diverged
 
 
@@ -151,7 +151,7 @@ def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, tables.TABLES["history"].schema())
 
 
-def resumable(folder: Path, made: Made) -> None:
+def resumable(folder: Path, made: Provenance) -> None:
     """Keep in a folder only the complete checkpoints of a run with the same inputs, settings and code.
 
     Settings that change memory alone may differ: after one that was too large, a run goes on with a smaller one.
@@ -176,23 +176,23 @@ def resumable(folder: Path, made: Made) -> None:
         if best and Path(best).resolve() not in whole:
             log.info("%s is left out (its best checkpoint, %s, is gone)", checkpoint, best)
             shutil.rmtree(checkpoint)
-    with artefact.replacing(note) as partial:
+    with artefact.atomic_write(note) as partial:
         partial.write_text(record, encoding="utf-8")
 
 
-def save_adapter(trainer: RecommenderTrainer, out: Path, made: Made) -> None:
+def save_adapter(trainer: RecommenderTrainer, out: Path, made: Provenance) -> None:
     """Write the adapter's folder beside `out`, then rename."""
-    with artefact.replacing_folder(out, made) as partial:
+    with artefact.atomic_folder(out, made) as partial:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, safe_serialization=True)
         (partial / "README.md").unlink(missing_ok=True)
-        trainer.head.folded().write(partial / WHITENING, made)
+        trainer.head.merged_whitening().write(partial / WHITENING, made)
         settings = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = None  # from the command line; a path would differ between machines
         settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order is not the same twice
         (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-@artefact.alone_beside("out", "checkpoints")
+@artefact.locked_stage("out", "checkpoints")
 def run(
     *,
     policy: config.Policy,
@@ -203,7 +203,7 @@ def run(
     catalogue: Path,
     items: Path,
     whitening: Path,
-    trunk: Path,
+    frozen_states: Path,
     model: Path,
     curriculum: Path | None,
     seed: int,
@@ -219,18 +219,18 @@ def run(
         order = tables.numpy(tables.read("curriculum", curriculum).sort_by("position"), "sample_id")
     settings = {k: v for part in (policy, sampling, reward, train) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": items, "whitening": whitening, "model": model}
-    made = Made("train", settings | {"seed": seed}, inputs | ({"curriculum": curriculum} if curriculum else {}))
+    made = Provenance("train", settings | {"seed": seed}, inputs | ({"curriculum": curriculum} if curriculum else {}))
     if nothing := config.teaches_nothing(sampling, train):
         raise InputError(nothing)
     validated = train.evaluations_per_epoch > 0
     checkpoints = out.parent / "checkpoints"
     chosen = splits.load(samples, catalogue, "train", policy.prompt_history, order)
     settled = arguments(train, sampling.completions, seed, checkpoints, validated)  # joins the processes
-    loaded = Policy.load(model, policy, spread=train.spread and distributed.count() > 1)
+    loaded = Policy.load(model, policy, shard_layers=train.shard_layers and distributed.world_size() > 1)
     loaded.add_adapter(seed)
     head = Head(Whitening.read(whitening), loaded.width, train.head)
     valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
-    with distributed.first_alone() as first:
+    with distributed.first_rank_alone() as first:
         if first:
             resumable(checkpoints, made)
     last = get_last_checkpoint(str(checkpoints))
@@ -240,7 +240,7 @@ def run(
         loaded,
         head,
         read_table(items, catalogue),
-        Items(loaded, splits.catalogue_texts(catalogue), Trunk.read(trunk)),
+        Items(loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states)),
         chosen,
         train=train,
         sampling=sampling,
@@ -265,7 +265,7 @@ def run(
         kept = _last_good(trainer, checkpoints, out.parent / LAST_GOOD, made)
         advice = f"lower train.learning_rate or train.head_learning_rate; {kept}"
         raise InputError(f"training diverged, {problem.what}; {advice}") from problem
-    with distributed.first_alone() as first:
+    with distributed.first_rank_alone() as first:
         if first:
             save_adapter(trainer, out, made)
             tables.write("history", history_table(trainer.state.log_history), history, made)
@@ -273,12 +273,12 @@ def run(
             shutil.rmtree(out.parent / LAST_GOOD, ignore_errors=True)
 
 
-def _last_good(trainer: RecommenderTrainer, checkpoints: Path, out: Path, made: Made) -> str:
+def _last_good(trainer: RecommenderTrainer, checkpoints: Path, out: Path, made: Provenance) -> str:
     """Write the policy of the best checkpoint, or else of the last one, as an adapter; what became of it, in words."""
     good = trainer.state.best_model_checkpoint or get_last_checkpoint(str(checkpoints))
     if good is not None:
         trainer._load_from_checkpoint(good)
-    with distributed.first_alone() as first:
+    with distributed.first_rank_alone() as first:
         if first:
             shutil.rmtree(out, ignore_errors=True)  # of an earlier run
             if good is not None:
@@ -287,15 +287,15 @@ def _last_good(trainer: RecommenderTrainer, checkpoints: Path, out: Path, made: 
 
 
 def _validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) -> Any:
-    own = valid.take(distributed.share(len(valid)))
+    own = valid.take(distributed.local_rows(len(valid)))
 
     def validate(items: Tensor) -> float:
         policy.model.eval()
         try:
-            ranked = ranking.rank(policy, head.folded(), items, own, max_new_tokens, 0, "valid")
+            ranked = ranking.rank(policy, head.merged_whitening(), items, own, max_new_tokens, 0, "valid")
             total = torch.tensor(metrics.ndcg(ranked.rank, 10).sum(), device=policy.device)
         except NotFinite:
             total = torch.tensor(torch.nan, dtype=torch.float64, device=policy.device)  # so that every process stops
-        return distributed.add_up(total).item() / len(valid)
+        return distributed.all_reduce_sum(total).item() / len(valid)
 
     return validate

@@ -36,7 +36,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system wi
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """What made an artefact: stage, settings, and the inputs' sha256 by name. Holds no time, so bytes repeat."""
 
     stage: str
@@ -44,7 +44,7 @@ class Made:
     inputs: Mapping[str, Path | str] = field(default_factory=dict)  # files, or their digests
 
     @classmethod
-    def parse(cls, stored: dict[str, Any]) -> Made:
+    def parse(cls, stored: dict[str, Any]) -> Provenance:
         """From what an artefact stores."""
         return cls(stored["stage"], stored["settings"], stored["inputs"])
 
@@ -84,7 +84,7 @@ def temporary(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name on success and vanishes on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary(path)
@@ -96,7 +96,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def alone(path: Path, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """A block for one process at a time that works on `path`; another waits, or stops with InputError.
 
     The lock is a hidden file beside `path`, and the kernel frees it however its process ends. It holds on one machine;
@@ -122,14 +122,14 @@ def alone(path: Path, wait: bool = False) -> Iterator[None]:
             return
 
 
-def alone_beside(output: str, folder: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def locked_stage(output: str, folder: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a stage run `alone` on the `folder` beside one of its outputs; of several ranks only the first locks it."""
 
     def decorate(run: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(run)
         def locked(**given: Any) -> None:
             first = int(os.environ.get("RANK", "0")) == 0
-            with alone(given[output].with_name(folder)) if first else contextlib.nullcontext():
+            with exclusive_lock(given[output].with_name(folder)) if first else contextlib.nullcontext():
                 run(**given)
 
         return locked
@@ -138,15 +138,15 @@ def alone_beside(output: str, folder: str) -> Callable[[Callable[..., None]], Ca
 
 
 @contextlib.contextmanager
-def sealing(path: Path, made: Made, **more: Any) -> Iterator[tuple[Path, str]]:
-    """A temporary path as from `replacing`, and the record to store in it; the digest is filled in at the end.
+def writing_with_digest(path: Path, made: Provenance, **more: Any) -> Iterator[tuple[Path, str]]:
+    """A temporary path as from `atomic_write`, and the record to store in it; the digest is filled in at the end.
 
     `more` goes into the record. The stored record may be escaped as JSON text, but not compressed or encoded.
     """
     content = json.loads(made.json()) | more
-    with replacing(path) as partial:
-        yield partial, _dump(content | {"digest": _stand_in(content)})
-        found, place = _scan(partial, _stand_in(content), _stand_in(content))
+    with atomic_write(path) as partial:
+        yield partial, _dump(content | {"digest": _placeholder(content)})
+        found, place = _scan(partial, _placeholder(content), _placeholder(content))
         if place is None:
             raise ValueError(f"{path.name} was written without its record")
         with partial.open("r+b") as stream:
@@ -160,7 +160,7 @@ def verify(path: Path, record: Mapping[str, Any]) -> None:
     stored = content.pop("digest", None)
     if not isinstance(stored, str) or not re.fullmatch("[0-9a-f]{64}", stored):
         raise InputError(f"{path} carries no digest, so damage would not show; run the stage that makes it again")
-    if _scan(path, stored, _stand_in(content))[0] != stored:
+    if _scan(path, stored, _placeholder(content))[0] != stored:
         raise InputError(f"{path} is damaged: its bytes do not match its digest; run the stage that makes it again")
 
 
@@ -175,16 +175,16 @@ def record(raw: bytes | str, path: Path) -> dict[str, Any]:
     return found
 
 
-def mentions_record(path: Path) -> bool:
+def has_lost_record(path: Path) -> bool:
     """Whether the end of a file holds what looks like a record: a file in which none is found may have lost it."""
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - BLOCK))
         return MARK in stream.read()
 
 
-def write_json(content: Mapping[str, Any], path: Path, made: Made) -> None:
+def write_json(content: Mapping[str, Any], path: Path, made: Provenance) -> None:
     """Write a JSON object with its record under `made`."""
-    with sealing(path, made) as (partial, stored):
+    with writing_with_digest(path, made) as (partial, stored):
         text = json.dumps({**content, "made": json.loads(stored)}, indent=2)
         partial.write_text(text + "\n", encoding="utf-8")
 
@@ -211,24 +211,24 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: Path, made: Made) -> Iterator[Path]:
+def atomic_folder(path: Path, made: Provenance) -> Iterator[Path]:
     """A temporary folder beside `path` that gets its record and takes its name on success, and vanishes on failure."""
     partial = temporary(path)
     partial.mkdir(parents=True)
     try:
         yield partial
-        seal_folder(partial, made)
+        write_manifest(partial, made)
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def seal_folder(folder: Path, made: Made) -> None:
+def write_manifest(folder: Path, made: Provenance) -> None:
     """Write the record of a folder: what made it and the digest of each of its files."""
     files = {name: digest(folder / name) for name in _names(folder) if name != FOLDER_RECORD}
     path = folder / FOLDER_RECORD
-    with sealing(path, made, files=files) as (partial, stored):
+    with writing_with_digest(path, made, files=files) as (partial, stored):
         partial.write_text(stored, encoding="utf-8")
 
 
@@ -268,7 +268,7 @@ def _dump(content: Mapping[str, Any]) -> str:
     return json.dumps({"digest": content["digest"], **dict(sorted(content.items()))})
 
 
-def _stand_in(content: Mapping[str, Any]) -> str:
+def _placeholder(content: Mapping[str, Any]) -> str:
     """What fills the digest's place while the digest is taken."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

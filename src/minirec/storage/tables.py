@@ -1,6 +1,6 @@
 """Every table: its columns with type, meaning and range. `write` and `read` are the only way in and out of a file.
 
-A column is `name: type`, with `?` where it may be null. An artefact's metadata says what made it: see `Made`.
+A column is `name: type`, with `?` where it may be null. An artefact's metadata says what made it: see `Provenance`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from minirec.errors import InputError
 from minirec.storage import artefact
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 METADATA_KEY = b"minirec"
 TYPES = {
@@ -214,14 +214,14 @@ TABLES: dict[str, Table] = {
 }
 
 
-def write(name: str, table: pa.Table, path: Path, made: Made) -> None:
+def write(name: str, table: pa.Table, path: Path, made: Provenance) -> None:
     """Check a table and write it beside `path`, then rename; raises ValueError where the table breaks its schema."""
     with writer(name, path, made) as append:
         append(table)
 
 
 @contextlib.contextmanager
-def writer(name: str, path: Path, made: Made) -> Iterator[Any]:
+def writer(name: str, path: Path, made: Provenance) -> Iterator[Any]:
     """Write a table in parts, one row group a call: `with writer(...) as append: append(part)`.
 
     The key is checked within each part only.
@@ -229,7 +229,7 @@ def writer(name: str, path: Path, made: Made) -> Iterator[Any]:
     spec = TABLES[name]
     schema = spec.schema()
     with (
-        artefact.sealing(path, made) as (partial, record),
+        artefact.writing_with_digest(path, made) as (partial, record),
         pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as out,
     ):
         out.add_key_value_metadata({METADATA_KEY: record})  # not as the schema's: that would be stored encoded, too
@@ -297,7 +297,7 @@ def opened(path: Path, foreign: bool, **how: Any) -> Iterator[tuple[pq.ParquetFi
         with pq.ParquetFile(path, page_checksum_verification=True, **how) as file:
             raw = (file.metadata.metadata or {}).get(METADATA_KEY)
             record = {} if raw is None else artefact.record(raw, path)
-            if raw is not None or not foreign or artefact.mentions_record(path):
+            if raw is not None or not foreign or artefact.has_lost_record(path):
                 artefact.verify(path, record)
             yield file, record
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -14,21 +14,21 @@ from safetensors.numpy import save_file
 
 from minirec.errors import InputError
 from minirec.storage import artefact
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 
 BLOCK_BYTES = 2**25  # read at a time where a file is compared with its digest
 KINDS = {"int64": "I64", "float32": "F32"}  # what a file written row by row may hold, in the library's order
 
 
-def write(tensors: Mapping[str, np.ndarray], path: Path, made: Made) -> None:
+def write(tensors: Mapping[str, np.ndarray], path: Path, made: Provenance) -> None:
     """Write named arrays beside `path`, then rename."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    with artefact.sealing(path, made) as (partial, record):
+    with artefact.writing_with_digest(path, made) as (partial, record):
         save_file(arrays, partial, metadata={"minirec": record})  # one key: the order of several is random
 
 
 @contextmanager
-def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, made: Made) -> Iterator[Callable[..., None]]:
+def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, made: Provenance) -> Iterator[Callable[..., None]]:
     """Write float32 arrays of these shapes with their int64 `sample_id` some rows at a time, first to last.
 
     `with writer({"z": (n, d)}, ...) as append: append(sample_id=..., z=...)`. Gives the bytes that `write` gives; the
@@ -51,7 +51,7 @@ def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, made: Made) -> Ite
         return len(text).to_bytes(8, "little") + text
 
     done = 0
-    with artefact.sealing(path, made) as (partial, record), partial.open("wb") as file:
+    with artefact.writing_with_digest(path, made) as (partial, record), partial.open("wb") as file:
         start = file.write(header(record))
 
         def append(**rows: np.ndarray) -> None:
@@ -92,7 +92,7 @@ def take(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
     """Rows of an array by their numbers [k]; only blocks of the file that hold some are read, see `part`."""
     with _opened(path) as (file, _):
         shape = tuple(file.get_slice(name).get_shape())
-    first = part(path, name, 0, min(1, shape[0]))
+    first = read_rows(path, name, 0, min(1, shape[0]))
     out = np.empty((len(rows), *shape[1:]), dtype=first.dtype)
     order = np.argsort(rows, kind="stable")
     step = max(1, BLOCK_BYTES // max(1, first.nbytes))
@@ -100,11 +100,11 @@ def take(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
     for number in np.flatnonzero(np.diff(edges)):
         own = order[edges[number] : edges[number + 1]]
         begin, end = int(rows[own[0]]), int(rows[own[-1]]) + 1
-        out[own] = part(path, name, begin, end)[rows[own] - begin]
+        out[own] = read_rows(path, name, begin, end)[rows[own] - begin]
     return out
 
 
-def part(path: Path, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
+def read_rows(path: Path, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
     """Rows begin to end of an array, all by default, and nothing else of the file.
 
     `shapes` compares the whole with its digest. Opens the file anew, so that memory does not hold more and more of it.

@@ -11,7 +11,7 @@ from minirec.model import scoring
 from minirec.model.whitening import Whitening
 
 
-def judge(
+def score_completions(
     hidden: Tensor, items: Tensor, split: Split, whitening: Whitening, tau: float, reward: config.Reward
 ) -> dict[str, Tensor]:
     """Rank, pi, NDCG, hit, reward and advantage [n, G] of completions with pooled states [n, G, d]."""
@@ -21,7 +21,7 @@ def judge(
     history = torch.as_tensor(split.history, device=hidden.device).repeat_interleave(groups, 0)
     rank = scoring.ranks(scores, target, history)
     pi = scoring.log_pi(scores, target, history).exp()
-    ndcg, total = scoring.reward(rank, pi, reward.beta, reward.cutoff)
+    ndcg, total = scoring.ndcg_and_reward(rank, pi, reward.beta, reward.cutoff)
     shaped = {"rank": rank, "pi": pi, "ndcg": ndcg, "hit": rank <= reward.cutoff, "reward": total}
     shaped = {name: values.view(n, groups) for name, values in shaped.items()}
     return shaped | {"advantage": scoring.advantages(shaped["reward"])}

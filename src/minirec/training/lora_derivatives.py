@@ -19,7 +19,7 @@ from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.model import generate, scoring
-from minirec.model.cache import PROMPT, Part, Tree
+from minirec.model.cache import PROMPT, BranchingCache, LayerSlice
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.storage import tables, tensors
@@ -61,11 +61,13 @@ class Reading:
         self.given = torch.tensor([ids], device=policy.device)
         if self.depth:
             with torch.no_grad():
-                self.given = self._extend(Part(policy.decoder, slice(0, self.depth)))
+                self.given = self._extend(LayerSlice(policy.decoder, slice(0, self.depth)))
 
     def pooled(self) -> Tensor:
         """The state of each completion by the policy's pooling [G, d]."""
-        states = self._extend(Part(self.policy.decoder, slice(self.depth, None)) if self.depth else self.policy.decoder)
+        states = self._extend(
+            LayerSlice(self.policy.decoder, slice(self.depth, None)) if self.depth else self.policy.decoder
+        )
         states = states[0].to(torch.promote_types(states.dtype, torch.float32))
         ends = self.prompt.stop + self.lengths.cumsum(0)
         pooling = self.policy.settings.pooling
@@ -79,7 +81,7 @@ class Reading:
 
     def _extend(self, decoder: object) -> Tensor:
         valid = torch.ones_like(self.branch, dtype=torch.bool)
-        return Tree(decoder, [], 1).extend(self.given, valid, self.branch, self.positions)
+        return BranchingCache(decoder, [], 1).extend(self.given, valid, self.branch, self.positions)
 
 
 def derivatives(loss: ItemLoss, weights: Weights, *given: object) -> tuple[Weights, Weights]:
@@ -112,7 +114,7 @@ class Projection:
         return flat.new_zeros(self.dimensions).index_add(0, self.place, self.sign * flat)
 
 
-class LoraSpace:
+class LoraDerivatives:
     """Derivatives by the adapter's weights for samples asked in their order."""
 
     def __init__(

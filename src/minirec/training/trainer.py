@@ -31,7 +31,7 @@ from minirec.model.head import Head
 from minirec.model.items import Items
 from minirec.model.policy import Policy
 from minirec.storage import artefact
-from minirec.storage.artefact import Made
+from minirec.storage.artefact import Provenance
 from minirec.training import judge, losses
 
 ITEMS, HEAD = "items.safetensors", "head.safetensors"  # in a checkpoint, beside the adapter
@@ -117,15 +117,15 @@ class RecommenderTrainer(GRPOTrainer):
                 loss = self.compute_loss(model, batch)
                 loss.backward()
                 total += loss.detach()
-        distributed.add_up(total)
+        distributed.all_reduce_sum(total)
         self._demand_finite("loss", total.item(), self.state.global_step + 1)
         with self._timed("items"):
             self._backward_items(items)
-        distributed.add_up_gradients(self.policy.model.parameters())
+        distributed.all_reduce_gradients(self.policy.model.parameters())
         gradients = [weight.grad for weight in self.policy.model.parameters() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         self._demand_finite("gradient's norm", norm, self.state.global_step + 1)
-        sums = distributed.add_up(torch.tensor(list(self.sums.values()), device=self.policy.device)).tolist()
+        sums = distributed.all_reduce_sum(torch.tensor(list(self.sums.values()), device=self.policy.device)).tolist()
         noted = dict(zip(self.sums, sums, strict=True)) | {f"seconds_{part}": s for part, s in self.times.items()}
         for name, value in (noted | {"seconds": time.perf_counter() - started}).items():
             self._metrics["train"][name].append(value)
@@ -145,7 +145,7 @@ class RecommenderTrainer(GRPOTrainer):
             rows = losses.batch_items(target, len(self.item_table), self.settings.extra_negatives, generator)
             items = self._embed(rows.to(self.policy.device))
             self.item_table[items.rows] = items.vectors.detach()
-        own = distributed.share(len(inputs))
+        own = distributed.local_rows(len(inputs))
         part, prompts = batch.take(own), [self.prompts[inputs[place]] for place in own]
         tokens = torch.zeros((), device=self.policy.device)
         if own:
@@ -153,14 +153,16 @@ class RecommenderTrainer(GRPOTrainer):
                 written = self._write(prompts, part.sample_id)
             tau = self.policy.settings.tau
             try:
-                judged = judge.judge(written.hidden, self.vectors(), part, self.head.folded(), tau, self.reward)
+                judged = judge.score_completions(
+                    written.hidden, self.vectors(), part, self.head.merged_whitening(), tau, self.reward
+                )
                 spread = judged["reward"].std(1).sum().item() if judged["reward"].shape[1] > 1 else 0.0
                 self.sums["reward"] = judged["reward"].mean(1).sum().item() / len(inputs)
                 self.sums["reward_std"] = spread / len(inputs)
                 tokens += sum(len(t) for group in written.tokens for t in group)
             except NotFinite:
                 tokens += torch.nan  # so that every process stops
-        sampled = distributed.add_up(tokens).item()
+        sampled = distributed.all_reduce_sum(tokens).item()
         self._demand_finite("policy's score of an item", sampled, self.state.global_step + 1)
         column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(part.target))
         batches = []
@@ -188,7 +190,7 @@ class RecommenderTrainer(GRPOTrainer):
         extra = s.completions * (s.max_new_tokens + len(self.policy.marker_ids))
         parts, places = [], []
         for rows in self.policy.batches(prompts, extra):
-            written = generate.write(
+            written = generate.generate(
                 self.policy,
                 [prompts[row] for row in rows],
                 [s.max_new_tokens] * s.completions,
@@ -204,7 +206,7 @@ class RecommenderTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """Token loss + item loss of a micro-batch, as its share of the optimiser batch."""
         s, b = self.settings, inputs
-        log_p, real, hidden = generate.reread(self.policy, b.prompts, b.completions)
+        log_p, real, hidden = generate.teacher_forced(self.policy, b.prompts, b.completions)
         loss = torch.zeros((), device=log_p.device)
         if "token" in s.losses:
             token = losses.token_loss(log_p, log_p.detach(), real, b.advantage, s.epsilon_low, s.epsilon_high)
@@ -236,7 +238,7 @@ class RecommenderTrainer(GRPOTrainer):
     def _embed(self, rows: Tensor) -> BatchItems:
         """Embed the items of a batch with gradients; where that needs several passes, they are run again for these."""
         wanted = rows.tolist()
-        own = distributed.share(len(wanted))
+        own = distributed.local_rows(len(wanted))
         learned = "item" in self.settings.losses
         keep = learned and len(self.items.batches([wanted[place] for place in own])) == 1
         self.policy.model.train(keep)
@@ -250,7 +252,7 @@ class RecommenderTrainer(GRPOTrainer):
         if not items.vectors.requires_grad:
             return
         collected = torch.zeros_like(items.vectors) if items.vectors.grad is None else items.vectors.grad
-        gradient = distributed.add_up(collected)[items.own]
+        gradient = distributed.all_reduce_sum(collected)[items.own]
         if items.graph is not None:
             items.graph.backward(gradient)
             return
@@ -272,7 +274,7 @@ class RecommenderTrainer(GRPOTrainer):
         """Recompute the whole item table with the current policy."""
         self.policy.model.eval()
         with self._timed("items"):
-            own = self._whitened(distributed.share(len(self.items)))
+            own = self._whitened(distributed.local_rows(len(self.items)))
             self.item_table = distributed.gathered(own, len(self.items))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -300,13 +302,13 @@ class RecommenderTrainer(GRPOTrainer):
         self._demand_finite("norm of the trained weights", norm, self.state.global_step)
         Trainer._save_checkpoint(self, model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with distributed.first_alone() as first:
+        with distributed.first_rank_alone() as first:
             if first:
                 save_file({"items": self.item_table.contiguous()}, folder / ITEMS)
                 save_file(self.head.state_dict(), folder / HEAD)
-        with distributed.first_alone() as first:  # by now every process has written its files
+        with distributed.first_rank_alone() as first:  # by now every process has written its files
             if first:
-                artefact.seal_folder(folder, Made("checkpoint"))
+                artefact.write_manifest(folder, Provenance("checkpoint"))
                 kept = {folder.name, Path(self.state.best_model_checkpoint or folder).name}
                 for other in folder.parent.glob("checkpoint-*"):
                     if other.name not in kept:
