@@ -1,128 +1,96 @@
 """One run: a fresh policy trained on a curriculum, and what it is worth."""
 
 
-rule train:
+use rule stage as train with:
     """Train a fresh policy on the curriculum; checkpoints/ beside the adapter lets a failed job resume."""
     input:
-        samples="{results}/{dataset}/samples.parquet",
-        catalogue="{results}/{dataset}/catalogue.parquet",
-        curriculum="{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/curriculum.parquet",
-        item_table="{results}/{dataset}/base/{model}/items.safetensors",
-        whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
-        frozen_states="{results}/{dataset}/base/{model}/frozen_states.safetensors",
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        curriculum="<selection>/curriculum.parquet",
+        item_table="<base>/items.safetensors",
+        whitening="<base>/whitening.safetensors",
+        frozen_states="<base>/frozen_states.safetensors",
         model="data/models/{model}",
     output:
-        adapter=directory("{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter"),
-        history="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/history.parquet",
+        adapter=directory("<run>/adapter"),
+        history="<run>/history.parquet",
     log:
-        "{results}/logs/{dataset}/train/{model}/{selector}/{method}-{budget}/seed{seed}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/train/{model}/{selector}/{method}-{budget}/seed{seed}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("train")
-    resources:
-        **needs("train"),
+        "<run>/logs/train.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("train"),
-        code=code("train"),
-    shell:
-        "python -m minirec train {params.settings} --seed {wildcards.seed} --samples {input.samples:q}"
-        " --catalogue {input.catalogue:q} --curriculum {input.curriculum:q} --model {input.model:q}"
-        " --items {input.item_table:q} --whitening {input.whitening:q} --frozen_states {input.frozen_states:q} --history {output.history:q} --out {output.adapter:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
-        " --processes {resources.processes} --nodes {resources.nodes}"
+        **job("train"),
 
 
-rule evaluate:
+use rule stage as evaluate with:
     """Rank the whole catalogue for every test sample with the trained policy."""
     input:
-        samples="{results}/{dataset}/samples.parquet",
-        catalogue="{results}/{dataset}/catalogue.parquet",
-        frozen_states="{results}/{dataset}/base/{model}/frozen_states.safetensors",
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        frozen_states="<base>/frozen_states.safetensors",
         model="data/models/{model}",
-        before="{results}/{dataset}/base/{model}/ranks.parquet",
-        references="{results}/{dataset}/references.parquet",
-        adapter="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter",
+        adapter="<run>/adapter",
     output:
-        metrics="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/metrics.json",
-        ranks="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/ranks.parquet",
+        ranks="<run>/ranks.parquet",
     log:
-        "{results}/logs/{dataset}/evaluate/{model}/{selector}/{method}-{budget}/seed{seed}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/evaluate/{model}/{selector}/{method}-{budget}/seed{seed}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("evaluate")
-    resources:
-        **needs("evaluate"),
+        "<run>/logs/evaluate.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("evaluate"),
-        code=code("evaluate"),
-    shell:
-        "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --adapter {input.adapter:q}"
-        " --whitening {input.adapter:q}/whitening.safetensors --frozen_states {input.frozen_states:q}"
-        " --before {input.before:q} --references {input.references:q} --ranks {output.ranks:q} --out {output.metrics:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("evaluate"),
 
 
-rule evaluate_base:
+use rule stage as evaluate_base with:
     """The same policy before RL, for comparison."""
     input:
-        samples="{results}/{dataset}/samples.parquet",
-        catalogue="{results}/{dataset}/catalogue.parquet",
-        item_table="{results}/{dataset}/base/{model}/items.safetensors",
-        whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        item_table="<base>/items.safetensors",
+        whitening="<base>/whitening.safetensors",
         model="data/models/{model}",
-        references="{results}/{dataset}/references.parquet",
     output:
-        metrics="{results}/{dataset}/base/{model}/metrics.json",
-        ranks="{results}/{dataset}/base/{model}/ranks.parquet",
+        ranks="<base>/ranks.parquet",
     log:
-        "{results}/logs/{dataset}/evaluate_base/{model}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/evaluate_base/{model}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("evaluate")
-    resources:
-        **needs("evaluate"),
+        "<base>/logs/evaluate_base.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("evaluate"),
-        code=code("evaluate"),
-    shell:
-        "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --items {input.item_table:q} --whitening {input.whitening:q}"
-        " --references {input.references:q} --ranks {output.ranks:q} --out {output.metrics:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("evaluate"),
 
 
-rule references:
-    """What simple recommenders reach on the same test samples: popularity, TF-IDF, item transitions."""
+use rule stage as baselines with:
+    """Rank the test samples with recommenders that have no language model: popularity, TF-IDF, item transitions."""
     input:
-        samples="{results}/{dataset}/samples.parquet",
-        catalogue="{results}/{dataset}/catalogue.parquet",
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
     output:
-        metrics="{results}/{dataset}/references.json",
-        ranks="{results}/{dataset}/references.parquet",
+        baselines="<top>/baselines.parquet",
     log:
-        "{results}/logs/{dataset}/references.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/references.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("references")
-    resources:
-        **needs("references"),
+        "<top>/logs/baselines.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("references"),
-        code=code("references"),
-    shell:
-        "python -m minirec references {params.settings} --samples {input.samples:q}"
-        " --catalogue {input.catalogue:q} --ranks {output.ranks:q} --out {output.metrics:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("baselines"),
+
+
+use rule stage as measure with:
+    """Metrics of a run, compared with the policy before RL and with the baselines."""
+    input:
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        ranks="<run>/ranks.parquet",
+        before="<base>/ranks.parquet",
+        baselines="<top>/baselines.parquet",
+    output:
+        metrics="<run>/metrics.json",
+    log:
+        "<run>/logs/measure.log",
+    params:
+        **job("measure"),
+
+
+use rule stage as measure_base with:
+    """Metrics of the policy before RL."""
+    input:
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        ranks="<base>/ranks.parquet",
+        baselines="<top>/baselines.parquet",
+    output:
+        metrics="<base>/metrics.json",
+    log:
+        "<base>/logs/measure_base.log",
+    params:
+        **job("measure"),

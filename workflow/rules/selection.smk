@@ -1,153 +1,34 @@
 """Which samples are kept, and in which order they are trained."""
 
 
-rule select:
-    """Keep the best samples within the budget, each unlike those already kept."""
+use rule stage as select with:
+    """Keep the samples within the budget that a method prefers, by the signals that it needs."""
     input:
-        samples="{results}/{dataset}/samples.parquet",
-        scores="{results}/{dataset}/signals/{selector}/scores.parquet",
-        embeddings="{results}/{dataset}/signals/{selector}/embeddings.safetensors",
-        winners=experiment.winners(CONFIG),
+        unpack(ask.select_inputs),
+        samples="<top>/samples.parquet",
     output:
-        "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/selection.parquet",
+        selection="<selection>/selection.parquet",
     log:
-        "{results}/logs/{dataset}/select/{selector}/{method}-{budget}/seed{seed}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/select/{selector}/{method}-{budget}/seed{seed}.tsv"
-    wildcard_constraints:
-        selector=experiment.one_of(CONFIG.models),
-        method=experiment.one_of(experiment.methods(CONFIG, signals=True)),
-    conda:
-        "../../environment.yml"
-    threads: cores("select")
-    resources:
-        **needs("select"),
+        "<selection>/logs/select.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("select"),
-        method=lambda wildcards: CONFIG.method(wildcards.method),
-        winners=experiment.flags_of("winners"),
-        code=code("select"),
-    shell:
-        "python -m minirec select {params.settings} --method {params.method:q} --budget {wildcards.budget}"
-        " --seed {wildcards.seed} {params.winners} --samples {input.samples:q} --scores {input.scores:q}"
-        " --embeddings {input.embeddings:q} --out {output:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("select"),
 
 
-rule select_shard:
+use rule select as select_shard with:
     """The first of two rounds: pick as many as the budget allows in one part of the samples."""
-    input:
-        samples="{results}/{dataset}/samples.parquet",
-        scores="{results}/{dataset}/signals/{selector}/scores.parquet",
-        embeddings="{results}/{dataset}/signals/{selector}/embeddings.safetensors",
     output:
-        "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/shards/{shard}/selection.parquet",
+        selection="<selection>/shards/{shard}/selection.parquet",
     log:
-        "{results}/logs/{dataset}/select/{selector}/{method}-{budget}/seed{seed}/shards/{shard}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/select/{selector}/{method}-{budget}/seed{seed}/shards/{shard}.tsv"
-    wildcard_constraints:
-        selector=experiment.one_of(CONFIG.models),
-        method=experiment.one_of(experiment.methods(CONFIG, signals=True)),
-    conda:
-        "../../environment.yml"
-    threads: cores("select")
-    resources:
-        **needs("select"),
-    params:
-        wildcards=experiment.named,
-        settings=settings("select"),
-        method=lambda wildcards: CONFIG.method(wildcards.method),
-        code=code("select"),
-    shell:
-        "python -m minirec select {params.settings} --method {params.method:q} --budget {wildcards.budget}"
-        " --seed {wildcards.seed} --shard {wildcards.shard} --samples {input.samples:q} --scores {input.scores:q}"
-        " --embeddings {input.embeddings:q} --out {output:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        "<selection>/shards/{shard}/logs/select.log",
 
 
-rule select_without_signals:
-    """Keep samples that no selector has judged: at random, or all of them."""
-    input:
-        samples="{results}/{dataset}/samples.parquet",
-    output:
-        "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/selection.parquet",
-    log:
-        "{results}/logs/{dataset}/select/{selector}/{method}-{budget}/seed{seed}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/select/{selector}/{method}-{budget}/seed{seed}.tsv"
-    wildcard_constraints:
-        selector="none",
-        method=experiment.one_of(experiment.methods(CONFIG, signals=False)),
-    conda:
-        "../../environment.yml"
-    threads: cores("select")
-    resources:
-        **needs("select"),
-    params:
-        wildcards=experiment.named,
-        settings=settings("select"),
-        method=lambda wildcards: CONFIG.method(wildcards.method),
-        code=code("select"),
-    shell:
-        "python -m minirec select {params.settings} --method {params.method:q} --budget {wildcards.budget}"
-        " --seed {wildcards.seed} --samples {input.samples:q} --out {output:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
-
-
-rule curriculum:
+use rule stage as curriculum with:
     """Order the selection from easy to hard within shuffled groups."""
     input:
-        selection="{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/selection.parquet",
-        scores="{results}/{dataset}/signals/{selector}/scores.parquet",
+        selection="<selection>/selection.parquet",
     output:
-        "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/curriculum.parquet",
+        out="<selection>/curriculum.parquet",
     log:
-        "{results}/logs/{dataset}/curriculum/{selector}/{method}-{budget}/seed{seed}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/curriculum/{selector}/{method}-{budget}/seed{seed}.tsv"
-    wildcard_constraints:
-        selector=experiment.one_of(CONFIG.models),
-        method=experiment.one_of(experiment.methods(CONFIG, signals=True)),
-    conda:
-        "../../environment.yml"
-    threads: cores("curriculum")
-    resources:
-        **needs("curriculum"),
+        "<selection>/logs/curriculum.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("curriculum"),
-        code=code("curriculum"),
-    shell:
-        "python -m minirec curriculum {params.settings} --selection {input.selection:q} --scores {input.scores:q}"
-        " --out {output:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
-
-
-rule curriculum_without_signals:
-    """Keep the order of a selection that no selector has judged."""
-    input:
-        selection="{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/selection.parquet",
-    output:
-        "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/curriculum.parquet",
-    log:
-        "{results}/logs/{dataset}/curriculum/{selector}/{method}-{budget}/seed{seed}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/curriculum/{selector}/{method}-{budget}/seed{seed}.tsv"
-    wildcard_constraints:
-        selector="none",
-        method=experiment.one_of(experiment.methods(CONFIG, signals=False)),
-    conda:
-        "../../environment.yml"
-    threads: cores("curriculum")
-    resources:
-        **needs("curriculum"),
-    params:
-        wildcards=experiment.named,
-        settings=settings("curriculum"),
-        code=code("curriculum"),
-    shell:
-        "python -m minirec curriculum {params.settings} --selection {input.selection:q}"
-        " --out {output:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("curriculum"),

@@ -1,154 +1,119 @@
-"""What a selector, trained as a proxy, thinks of every training sample. Computed once, shared by all methods and budgets."""
+"""What a selector, trained as a proxy, makes of every training sample; computed once for all methods and budgets."""
+
+SHARDS = CONFIG.rollout.shards
+PART = "shards/{shard}/" if SHARDS > 1 else ""
 
 
-rule embed_base:
+use rule stage as embed_base with:
     """Embed the catalogue with the base model and fit the whitening."""
     input:
-        samples="{results}/{dataset}/samples.parquet",
-        catalogue="{results}/{dataset}/catalogue.parquet",
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
         model="data/models/{model}",
     output:
-        item_table="{results}/{dataset}/base/{model}/items.safetensors",
-        whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
-        frozen_states="{results}/{dataset}/base/{model}/frozen_states.safetensors",
+        item_table="<base>/items.safetensors",
+        whitening="<base>/whitening.safetensors",
+        frozen_states="<base>/frozen_states.safetensors",
     log:
-        "{results}/logs/{dataset}/embed_base/{model}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/embed_base/{model}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("embed")
-    resources:
-        **needs("embed"),
+        "<base>/logs/embed_base.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("embed"),
-        code=code("embed"),
-    shell:
-        "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --whitening {output.whitening:q}"
-        " --frozen_states {output.frozen_states:q} --out {output.item_table:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("embed"),
 
 
-rule train_proxy:
+use rule stage as train_proxy with:
     """Train the selector on a few random samples, so that its rewards tell the samples apart."""
     input:
-        samples="{results}/{dataset}/samples.parquet",
-        catalogue="{results}/{dataset}/catalogue.parquet",
-        item_table="{results}/{dataset}/base/{selector}/items.safetensors",
-        whitening="{results}/{dataset}/base/{selector}/whitening.safetensors",
-        frozen_states="{results}/{dataset}/base/{selector}/frozen_states.safetensors",
-        model="data/models/{selector}",
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        curriculum=ask.proxy_curriculum,
+        item_table=ask.judge_base("items.safetensors"),
+        whitening=ask.judge_base("whitening.safetensors"),
+        frozen_states=ask.judge_base("frozen_states.safetensors"),
+        model=ask.judge_model,
     output:
-        adapter=directory("{results}/{dataset}/signals/{selector}/proxy/adapter"),
-        history="{results}/{dataset}/signals/{selector}/proxy/history.parquet",
+        adapter=directory("<signals>/proxy/adapter"),
+        history="<signals>/proxy/history.parquet",
     log:
-        "{results}/logs/{dataset}/train_proxy/{selector}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/train_proxy/{selector}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("train")
-    resources:
-        **needs("train"),
+        "<signals>/proxy/logs/train_proxy.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("train"),
-        seed=CONFIG.rollout.seed,
-        code=code("train"),
-    shell:
-        "python -m minirec train {params.settings} --seed {params.seed}"
-        " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q}"
-        " --items {input.item_table:q} --whitening {input.whitening:q} --frozen_states {input.frozen_states:q} --history {output.history:q} --out {output.adapter:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
-        " --processes {resources.processes} --nodes {resources.nodes}"
+        **job("train", train="proxy", seed=CONFIG.proxy.seed),
 
 
-rule embed_proxy:
+use rule stage as embed_proxy with:
     """Embed the catalogue with the proxy."""
     input:
-        samples="{results}/{dataset}/samples.parquet",
-        catalogue="{results}/{dataset}/catalogue.parquet",
-        frozen_states="{results}/{dataset}/base/{selector}/frozen_states.safetensors",
-        model="data/models/{selector}",
-        adapter="{results}/{dataset}/signals/{selector}/proxy/adapter",
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        frozen_states=ask.judge_base("frozen_states.safetensors"),
+        model=ask.judge_model,
+        adapter=ask.signal("proxy/adapter"),
     output:
-        "{results}/{dataset}/signals/{selector}/items.safetensors",
+        item_table="<signals>/items.safetensors",
     log:
-        "{results}/logs/{dataset}/embed_proxy/{selector}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/embed_proxy/{selector}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("embed")
-    resources:
-        **needs("embed"),
+        "<signals>/logs/embed_proxy.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("embed"),
-        code=code("embed"),
-    shell:
-        "python -m minirec embed {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --adapter {input.adapter:q} --whitening {input.adapter:q}/whitening.safetensors --frozen_states {input.frozen_states:q}"
-        " --out {output:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("embed"),
 
 
-rule gradient:
+use rule stage as rollout with:
+    """Let the proxy write completions for its share of the training samples and reward them."""
+    input:
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        item_table=ask.signal("items.safetensors"),
+        model=ask.judge_model,
+        adapter=ask.signal("proxy/adapter"),
+    output:
+        rollouts=f"<signals>/{PART}rollouts.parquet",
+        hidden=f"<signals>/{PART}hidden.safetensors",
+    log:
+        f"<signals>/{PART}logs/rollout.log",
+    params:
+        **job("rollout"),
+
+
+if SHARDS > 1:
+
+    use rule stage as gather with:
+        """Join the shards; the result is the same as from one job."""
+        input:
+            rollout_shards=expand("<signals>/shards/{shard}/rollouts.parquet", shard=range(SHARDS), allow_missing=True),
+            hidden_shards=expand("<signals>/shards/{shard}/hidden.safetensors", shard=range(SHARDS), allow_missing=True),
+        output:
+            rollouts="<signals>/rollouts.parquet",
+            hidden="<signals>/hidden.safetensors",
+        log:
+            "<signals>/logs/gather.log",
+        params:
+            **job("gather"),
+
+
+use rule stage as gradient with:
     """Gradient and Hessian-vector product of the item loss at every sample, and what diversity compares."""
     input:
-        unpack(experiment.gradient_inputs(CONFIG)),
-        samples="{results}/{dataset}/samples.parquet",
-        item_table="{results}/{dataset}/signals/{selector}/items.safetensors",
-        proxy="{results}/{dataset}/signals/{selector}/proxy/adapter",
-        rollouts="{results}/{dataset}/signals/{selector}/rollouts.parquet",
-        hidden="{results}/{dataset}/signals/{selector}/hidden.safetensors",
+        unpack(ask.gradient_inputs),
+        samples="<top>/samples.parquet",
+        item_table=ask.signal("items.safetensors"),
+        adapter=ask.signal("proxy/adapter"),
+        rollouts=ask.signal("rollouts.parquet"),
+        hidden=ask.signal("hidden.safetensors"),
     output:
-        gradients="{results}/{dataset}/signals/{selector}/gradients.safetensors",
-        embeddings="{results}/{dataset}/signals/{selector}/embeddings.safetensors",
+        gradients="<signals>/gradients.safetensors",
+        embeddings="<signals>/embeddings.safetensors",
     log:
-        "{results}/logs/{dataset}/gradient/{selector}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/gradient/{selector}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("gradient")
-    resources:
-        **needs("gradient"),
+        "<signals>/logs/gradient.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("gradient"),
-        policy=experiment.flags_of("catalogue", "model", "adapter"),
-        code=code("gradient"),
-    shell:
-        "python -m minirec gradient {params.settings} --samples {input.samples:q} --items {input.item_table:q}"
-        " --whitening {input.proxy:q}/whitening.safetensors --rollouts {input.rollouts:q} --hidden {input.hidden:q} {params.policy}"
-        " --gradients {output.gradients:q} --embeddings {output.embeddings:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("gradient"),
 
 
-rule score:
+use rule stage as score with:
     """How learnable and how representative every training sample is."""
     input:
-        rollouts="{results}/{dataset}/signals/{selector}/rollouts.parquet",
-        gradients="{results}/{dataset}/signals/{selector}/gradients.safetensors",
+        rollouts=ask.signal("rollouts.parquet"),
+        gradients=ask.signal("gradients.safetensors"),
     output:
-        "{results}/{dataset}/signals/{selector}/scores.parquet",
+        scores="<signals>/scores.parquet",
     log:
-        "{results}/logs/{dataset}/score/{selector}.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/score/{selector}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("score")
-    resources:
-        **needs("score"),
+        "<signals>/logs/score.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("score"),
-        code=code("score"),
-    shell:
-        "python -m minirec score {params.settings} --rollouts {input.rollouts:q} --gradients {input.gradients:q}"
-        " --out {output:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("score"),

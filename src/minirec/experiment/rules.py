@@ -1,7 +1,8 @@
-"""What the Snakefile asks of a configuration: flags, wildcards, resources and the runs behind a target."""
+"""What the Snakefile asks of a configuration: commands, inputs and wildcards of its rules."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,18 +11,20 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic_core import to_jsonable_python
 
 from minirec.errors import InputError
-from minirec.experiment import config
-from minirec.experiment.config import METHODS, SIGNAL_FREE, Config
+from minirec.experiment import config, paths
+from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
+from minirec.experiment.config import Config
+from minirec.experiment.sections import Resources, Section
+from minirec.storage.provenance import code_digest
 
 Wildcards = Mapping[str, str]
-PICTURES = ("rewards", "scores", "curriculum")  # of the main experiment
 
 
 def checked(raw: Mapping[str, Any]) -> Config:
-    """The configuration Snakemake merged; ends the program with one sentence where it is wrong."""
+    """The configuration that Snakemake merged; ends the program with one sentence where it is wrong."""
     try:
         return config.validate(raw)
     except InputError as error:
@@ -34,229 +37,191 @@ def own_python_first() -> None:
     os.environ["PATH"] = os.pathsep.join(dict.fromkeys(folders))
 
 
-def settings(given: Config, stage: str) -> Callable[[Wildcards], str]:
-    """The flags of a stage as a function of the wildcards: a variant of a method has settings of its own."""
-    return lambda wildcards: config.flags(given, stage, wildcards.get("method"))
-
-
-def named(wildcards: Wildcards) -> list[str]:
-    """A job's wildcards as NAME=VALUE, for its log."""
-    return [f"{name}={value}" for name, value in wildcards.items()]
-
-
-def entry(given: Config, kind: str, name: str) -> str:
-    """Where a data set or model comes from, as JSON; a data set's filter is not part of it."""
-    return str(getattr(given, kind)[name].model_dump_json(exclude={"filter"}, exclude_defaults=True))
-
-
-def data_filter(given: Config, dataset: str) -> str:
-    """The filter of a data set as JSON."""
-    return str(given.datasets[dataset].filter.model_dump_json(exclude_defaults=True))
-
-
-def prepare_inputs(given: Config, dataset: str) -> dict[str, str]:
-    """The two files of a data set; ends the program with one sentence where they are yours to provide and missing."""
-    files = {"interactions": f"data/{dataset}/interactions.parquet", "item_file": f"data/{dataset}/items.parquet"}
-    missing = [file for file in files.values() if not Path(file).is_file()]
-    if given.datasets[dataset].source == "own" and missing:
-        sys.exit(
-            f"minirec: the data set {dataset} is your own (source: own), but {' and '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not there; put {'it' if len(missing) == 1 else 'them'} there"
-        )
-    return files
-
-
-def gradient_inputs(given: Config) -> Callable[[Any], dict[str, str]]:
-    """What `gradient.space: lora` reads besides the kept hidden states: the policy and what it read."""
-
-    def inputs(wildcards: Any) -> dict[str, str]:
-        top = f"{wildcards.results}/{wildcards.dataset}"
-        proxy = f"{top}/signals/{wildcards.selector}/proxy/adapter"
-        return {"catalogue": f"{top}/catalogue.parquet", "model": f"data/models/{wildcards.selector}", "adapter": proxy}
-
-    return inputs if given.gradient.space == "lora" else lambda wildcards: {}
-
-
-def flags_of(*names: str) -> Callable[[Any, Any], str]:
-    """Inputs that a rule has or has not as flags of the same names, a function of wildcards and input."""
-
-    def flags(wildcards: Any, input: Any) -> str:
-        found = {name: input.get(name) for name in names if input.get(name)}
-        files = {name: [file] if isinstance(file, str) else list(file) for name, file in found.items()}
-        return " ".join(f"--{name} {shlex.join(map(str, several))}" for name, several in files.items())
-
-    return flags
-
-
-def winners(given: Config) -> Callable[[Any], list[str]]:
-    """The selections of the first round where a method's `select.shards` asks for one, else none."""
-
-    def files(wildcards: Any) -> list[str]:
-        shards = _rounds(given, wildcards.method)
-        pattern = "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}/shards/"
-        folder = pattern.format(**dict(wildcards.items()))
-        return [f"{folder}{shard}/selection.parquet" for shard in range(shards)] if shards > 1 else []
-
-    return files
-
-
-def _rounds(given: Config, method: str) -> int:
-    """`select.shards` of a method."""
-    variant = given.variants.get(method)
-    return int((variant.select if variant else {}).get("shards", given.select.shards))
-
-
-def constraints(given: Config) -> dict[str, str]:
-    """A regular expression for every wildcard: names of the configuration and nothing else."""
-    full = [name for name in [*METHODS, *given.variants] if given.method(name) == "full"]
-    return {
-        "results": re.escape(given.results),
-        "dataset": one_of(given.datasets),
-        "model": one_of(given.models),
-        "selector": one_of([*given.models, "none"]),
-        "method": one_of([*METHODS, *given.variants]),
-        "budget": "all|" + "".join(f"(?<!/{re.escape(name)}-)" for name in full) + "[1-9][0-9]*",  # no full-256
-        "seed": "0|[1-9][0-9]*",
-        "shard": "0|[1-9][0-9]*",
-    }
-
-
 def one_of(names: Iterable[str]) -> str:
     """A regular expression that matches the names and nothing else."""
     return "|".join(map(re.escape, names)) or r"\b\B"
 
 
-def methods(given: Config, signals: bool) -> list[str]:
-    """The methods and variants that need signals, or those that do not."""
-    return [name for name in [*METHODS, *given.variants] if (given.method(name) not in SIGNAL_FREE) == signals]
+class Rules:
+    """The rules of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.main_runs = paths.main_runs(config)
+        self.compared_runs = paths.compared_runs(config)
+
+    def job(self, stage: str, **fixed: Any) -> dict[str, Any]:
+        """The params of a rule: its command, and what else makes it run again, its settings and code.
+
+        The command names every input and output of the rule by a flag of the same name, the wildcards that are
+        parameters of the stage, and the settings that differ from their defaults. fixed: further parameters, values or
+        functions of the wildcards; `train="proxy"` takes the settings of a section from another one. An edit of the
+        code of `fetch` is no reason to download again.
+        """
+        sections = {name: fixed.pop(name, name) for name in command(stage).sections}
+        known = {parameter.name for parameter in command(stage).flags}
+
+        def values(wildcards: Wildcards) -> dict[str, Any]:
+            given = {name: value(wildcards) if callable(value) else value for name, value in fixed.items()}
+            own = {name: wildcards.get(name) for name in sorted(known) if wildcards.get(name) is not None}
+            if "method" in own:
+                own["method"] = self.config.method(own["method"]).name
+            return own | {name: value for name, value in given.items() if value is not None}
+
+        def settings(wildcards: Wildcards) -> list[tuple[str, Section]]:
+            varied = self.config.varied(wildcards.get("method") or _variant(wildcards))
+            return [(n, getattr(varied, o)) for n, o in sections.items() if not issubclass(SECTIONS[n], Resources)]
+
+        def text(wildcards: Wildcards, input: Any, output: Any, resources: Any) -> str:
+            words = [word for name, section in settings(wildcards) for word in setting_flags(section, SECTIONS[name]())]
+            for _, name, _ in command(stage).settings():
+                if resources.get(name) is not None:
+                    words += [flag(name), shlex.quote(str(resources.get(name)))]
+            words += [word for name, value in values(wildcards).items() for word in _flag(name, value)]
+            lines = [f"python -m minirec {stage} {' '.join(words)}".rstrip()]
+            for files in (input, output):
+                lines.append(" ".join(w for name, file in files.items() if name in known for w in _flag(name, file)))
+            named = [shlex.quote(f"{name}={value}") for name, value in wildcards.items()]
+            lines.append(f"--wildcards {' '.join(named)}" if named else "")
+            return " \\\n    ".join(line for line in lines if line)
+
+        def decisive(wildcards: Wildcards) -> str:
+            given = {name: to_jsonable_python(section.model_dump()) for name, section in settings(wildcards)}
+            return json.dumps(given | values(wildcards), sort_keys=True, default=str)
+
+        def code(wildcards: Wildcards) -> str:
+            method = wildcards.get("method")
+            modules = [self.config.method(method).module] if stage == "select" and method else []
+            return code_digest(stage, *modules)
+
+        return {"command": text, "settings": decisive} | ({"code": code} if stage != "fetch" else {})
+
+    def signal(self, file: str) -> Callable[[Wildcards], str]:
+        """A file below signals/ as input of a job that makes signals, or of one that reads them for a method."""
+
+        def path(wildcards: Wildcards) -> str:
+            selector = wildcards.get("selector") or wildcards["judge"].split("@")[0]
+            judge = paths.judge(self.config, file, selector, wildcards.get("method") or _variant(wildcards) or "")
+            return paths.FOLDERS["signals"].format(**{**wildcards, "judge": judge}) + f"/{file}"
+
+        return path
+
+    def select_inputs(self, wildcards: Wildcards) -> dict[str, Any]:
+        """The signals that the method needs, and the picks of a first round where there is one."""
+        reads = self.config.method(wildcards["method"]).reads
+        inputs: dict[str, Any] = {}
+        if "gradients" in reads:
+            inputs["scores"] = self.signal("scores.parquet")(wildcards)
+        elif "rewards" in reads:
+            inputs["rollouts"] = self.signal("rollouts.parquet")(wildcards)
+        if "embeddings" in reads:
+            inputs["embeddings"] = self.signal("embeddings.safetensors")(wildcards)
+        shards = self.select_shards(wildcards["method"])
+        if shards > 1 and not wildcards.get("shard"):
+            folder = paths.FOLDERS["selection"].format(**wildcards)
+            inputs["shard_selections"] = [f"{folder}/shards/{shard}/selection.parquet" for shard in range(shards)]
+        return inputs
+
+    def select_shards(self, method: str) -> int:
+        """`select.shards` of a method; methods without embeddings have nothing to share."""
+        reads = self.config.method(method).reads
+        return self.config.varied(method).select.shards if "embeddings" in reads else 1
+
+    def gradient_inputs(self, wildcards: Wildcards) -> dict[str, str]:
+        """What `gradient.space: lora` reads besides the kept hidden states: the policy and what it read."""
+        if self.config.varied(_variant(wildcards)).gradient.space != "lora":
+            return {}
+        top = paths.FOLDERS["top"].format(**wildcards)
+        return {"catalogue": f"{top}/catalogue.parquet", "model": self.judge_model(wildcards)}
+
+    def judge_model(self, wildcards: Wildcards) -> str:
+        """The folder of the language model behind signals/{judge}."""
+        return f"data/models/{wildcards['judge'].split('@')[0]}"
+
+    def judge_base(self, file: str) -> Callable[[Wildcards], str]:
+        """A file of the base model behind signals/{judge}."""
+
+        def path(wildcards: Wildcards) -> str:
+            model = Path(self.judge_model(wildcards)).name
+            return paths.FOLDERS["base"].format(**{**wildcards, "model": model}) + f"/{file}"
+
+        return path
+
+    def proxy_curriculum(self, wildcards: Wildcards) -> str:
+        """What a proxy is trained on: a random selection of `proxy.size` samples."""
+        proxy = self.config.varied(_variant(wildcards)).proxy
+        drawn = {"selector": "none", "method": "random", "budget": proxy.size, "seed": proxy.seed}
+        return paths.FOLDERS["selection"].format(**{**wildcards, **drawn}) + "/curriculum.parquet"
+
+    def fetched(self) -> str:
+        """The data sets that are not one's own, as a regular expression."""
+        return one_of(name for name, data in self.config.datasets.items() if data.source != "own")
+
+    def prepare_inputs(self, wildcards: Wildcards) -> dict[str, str]:
+        """The two files of a data set; ends the program with one sentence where they are yours to put there."""
+        dataset = wildcards["dataset"]
+        files = {
+            "interactions": f"data/{dataset}/interactions.parquet",
+            "item_metadata": f"data/{dataset}/items.parquet",
+        }
+        missing = [file for file in files.values() if not Path(file).is_file()]
+        if self.config.datasets[dataset].source == "own" and missing:
+            sys.exit(
+                f"minirec: the data set {dataset} is your own (source: own), but {' and '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not there; put {'it' if len(missing) == 1 else 'them'} there"
+            )
+        return files
+
+    def tokenizer_inputs(self, wildcards: Wildcards) -> dict[str, str]:
+        """The items whose titles train a tiny model's tokenizer; nothing for a real model."""
+        dataset = self.config.models[wildcards["model"]].dataset
+        return {} if dataset is None else {"item_metadata": f"data/{dataset}/items.parquet"}
+
+    def source(self, kind: str) -> Callable[[Wildcards], str]:
+        """Where a data set or model comes from, as JSON; a data set's filter is not part of it."""
+        name = {"datasets": "dataset", "models": "model"}[kind]
+
+        def entry(wildcards: Wildcards) -> str:
+            declared = getattr(self.config, kind)[wildcards[name]]
+            return str(declared.model_dump_json(exclude={"filter"}, exclude_defaults=True))
+
+        return entry
+
+    def filter(self, wildcards: Wildcards) -> str:
+        """The filter of a data set as JSON."""
+        return self.config.datasets[wildcards["dataset"]].filter.model_dump_json(exclude_defaults=True)
+
+    def constraints(self) -> dict[str, str]:
+        """A regular expression for every wildcard: names of the configuration and nothing else."""
+        names = self.config.method_names
+        whole = [name for name in names if self.config.method(name).takes_all]
+        judging = [n for n in self.config.variants if paths.judge(self.config, "scores.parquet", "", n)]
+        free = [name for name in names if not self.config.method(name).reads]
+        others = [name for name in names if name not in free]
+        return {
+            "results": re.escape(self.config.results),
+            "dataset": one_of(self.config.datasets),
+            "model": one_of(self.config.models),
+            "selector": one_of([*self.config.models, "none"]),
+            "judge": f"(?:{one_of(self.config.models)})(?:@(?:{one_of(judging)}))?",
+            "method": f"(?<=/none/)(?:{one_of(free)})|(?<!/none/)(?:{one_of(others)})",
+            "budget": "all|" + "".join(f"(?<!/{re.escape(name)}-)" for name in whole) + "[1-9][0-9]*",  # no full-256
+            "seed": "0|[1-9][0-9]*",
+            "shard": "0|[1-9][0-9]*",
+        }
+
+    def print_summaries(self, since: float) -> None:
+        """Print the summaries and comparisons written since a time, in seconds since 1970."""
+        for file in sorted(Path(self.config.results).glob("*/*.txt")):
+            if file.stat().st_mtime >= since:
+                sys.stdout.write(file.read_text(encoding="utf-8"))
 
 
-def run_path(given: Config, model: str, selector: str, method: str, budget: int | str, seed: int) -> str:
-    """The part of a path that names a run: `model/selector/method-budget/seed0`."""
-    budget = "all" if given.method(method) == "full" else budget
-    return f"{model}/{given.selector(method, selector)}/{method}-{budget}/seed{seed}"
+def _variant(wildcards: Wildcards) -> str | None:
+    """The variant that owns a folder below signals/; None where it is nobody's own."""
+    return (wildcards.get("judge") or "").partition("@")[2] or None
 
 
-def main_runs(given: Config) -> list[str]:
-    """The runs behind results/DATASET/metrics.json, one a seed."""
-    main = given.main
-    return [run_path(given, main.model, main.selector, main.method, main.budget, seed) for seed in main.seeds]
-
-
-def compared_runs(given: Config) -> list[str]:
-    """The runs behind results/DATASET/comparison.parquet: the grid of `compare` and the main experiment."""
-    grid = given.compare
-    cells = [
-        run_path(given, model, selector, method, budget, seed)
-        for model in grid.models
-        for selector in grid.selectors or grid.models
-        for method in grid.methods
-        for budget in grid.budgets
-        for seed in grid.seeds
-    ]
-    return list(dict.fromkeys([*main_runs(given), *cells]))  # random and full have no selector, full no budget
-
-
-def resources(file: Path) -> Callable[[str], dict[str, Any]]:
-    """What a stage asks of a machine, from workflow/resources.yaml; memory grows with every attempt."""
-    table = yaml.safe_load(file.read_text(encoding="utf-8"))
-
-    def needs(stage: str) -> dict[str, Any]:
-        asked = table["default"] | table.get(stage, {})
-        memory = asked.pop("mem_mb")
-        asked.pop("threads")
-        if stage == "train":
-            asked.setdefault("processes", max(1, asked.get("gpu", 1)))
-            asked |= _nodes(asked.setdefault("nodes", 1), asked.pop("gpu", 0))
-        return {"mem_mb": lambda wildcards, attempt: memory * attempt, **asked}
-
-    return needs
-
-
-def _nodes(nodes: int, gpu: int) -> dict[str, Any]:
-    """What Slurm's plugin must be told for one task on each of several nodes; `gpu` is a node's."""
-    if nodes == 1:
-        return {"gpu": gpu} if gpu else {}
-    one_a_node = {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0}  # the command calls srun, not the plugin
-    return one_a_node | ({"gres": f"gpu:{gpu}"} if gpu else {})
-
-
-def threads(file: Path) -> Callable[[str], int]:
-    """The threads of a stage, from workflow/resources.yaml; Snakemake never uses more than --cores."""
-    table = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return lambda stage: int((table["default"] | table.get(stage, {}))["threads"])
-
-
-def tokenizer_items(given: Config, model: str) -> list[str]:
-    """The items whose titles train a tiny model's tokenizer; nothing for a real model."""
-    dataset = given.models[model].dataset
-    return [] if dataset is None else [f"data/{dataset}/items.parquet"]
-
-
-def jobs(given: Config) -> list[str]:
-    """The jobs of the main experiment, as the names of their benchmark files below benchmarks/DATASET."""
-    runs = main_runs(given)
-    model, selector = runs[0].split("/")[:2]
-    selections = [run.split("/", 1)[1] for run in runs]
-    found = ["fetch", "prepare", "references", f"embed_base/{model}", f"evaluate_base/{model}"]
-    if selector != "none":
-        shards = given.rollout.shards
-        parts = [f"rollout/shards/{shard}" for shard in range(shards)] + ["gather"] if shards > 1 else ["rollout"]
-        stages = ["embed_base", "train_proxy", "embed_proxy", *parts, "gradient", "score"]
-        found += [f"{stage}/{selector}" for stage in stages]
-        if (rounds := _rounds(given, given.main.method)) > 1:
-            found += [f"select/{run}/shards/{shard}" for run in selections for shard in range(rounds)]
-    found += [f"{stage}/{run}" for stage in ("select", "curriculum") for run in selections]
-    found += [f"{stage}/{run}" for stage in ("train", "evaluate") for run in runs]
-    return list(dict.fromkeys(found))
-
-
-def summary_inputs(runs: list[str], results: str, dataset: str) -> dict[str, str | list[str]]:
-    """The files behind results/DATASET/metrics.json, of the runs of the main experiment."""
-    top = f"{results}/{dataset}"
-    model, selector = runs[0].split("/")[:2]
-    selections = [run.split("/", 1)[1] for run in runs]
-    files: dict[str, str | list[str]] = {
-        "samples": f"{top}/samples.parquet",
-        "catalogue": f"{top}/catalogue.parquet",
-        "prepare": f"{top}/prepare.json",
-        "references": f"{top}/references.json",
-        "reference_ranks": f"{top}/references.parquet",
-        "base": f"{top}/base/{model}/metrics.json",
-        "base_ranks": f"{top}/base/{model}/ranks.parquet",
-        "metrics": [f"{top}/runs/{run}/metrics.json" for run in runs],
-        "ranks": [f"{top}/runs/{run}/ranks.parquet" for run in runs],
-        "history": [f"{top}/runs/{run}/history.parquet" for run in runs],
-        "selection": [f"{top}/selections/{run}/selection.parquet" for run in selections],
-        "curriculum": [f"{top}/selections/{run}/curriculum.parquet" for run in selections],
-    }
-    if selector != "none":
-        files["scores"] = f"{top}/signals/{selector}/scores.parquet"
-        files["rollouts"] = f"{top}/signals/{selector}/rollouts.parquet"
-    return files
-
-
-def pictures(runs: list[str]) -> list[str]:
-    """The pictures of the main experiment; none where no selector has judged."""
-    return [] if runs[0].split("/")[1] == "none" else list(PICTURES)
-
-
-def compared_files(given: Config, results: str, dataset: str) -> list[str]:
-    """The files behind results/DATASET/comparison.parquet."""
-    files = ("metrics.json", "ranks.parquet", "history.parquet")
-    return [f"{results}/{dataset}/runs/{run}/{file}" for run in compared_runs(given) for file in files]
-
-
-def recorded(benchmark: Path) -> float | None:
-    """Seconds of a job that has run, from its benchmark file; None where it has not."""
-    try:
-        return float(benchmark.read_text(encoding="utf-8").splitlines()[-1].split("\t")[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def print_summaries(given: Config, since: float) -> None:
-    """Print the summaries and comparisons written since a time, in seconds since 1970."""
-    for file in sorted(Path(given.results).glob("*/*.txt")):
-        if file.stat().st_mtime >= since:
-            sys.stdout.write(file.read_text(encoding="utf-8"))
+def _flag(name: str, value: Any) -> list[str]:
+    words = [value] if isinstance(value, str | int) else list(value)
+    return [flag(name), *(shlex.quote(str(word)) for word in words)] if words else []

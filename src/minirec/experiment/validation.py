@@ -38,7 +38,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
         )
     if first["type"] == "extra_forbidden":
         known = _keys(kind, path[:-1])
-        return f"{key} is not a setting{nearest(path[-1], known)}; remove it or correct its name"
+        return f"{key} is not a setting{suggestion(path[-1], known)}; remove it or correct its name"
     if first["type"] == "missing":
         return f"{key} is missing; set it in the configuration"
     if first["type"] == "value_error":
@@ -63,7 +63,7 @@ def _keys(kind: Any, path: list[str]) -> list[str]:
     return list(getattr(kind, "model_fields", {}))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """A question after a wrong word, (did you mean X?), where a known word is close; else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

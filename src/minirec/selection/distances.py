@@ -1,8 +1,8 @@
-"""Distances to the nearest pick, brought up to date only where it matters.
+"""Lazy greedy (Minoux 1978): distances to the nearest pick, recomputed only for rows that may win.
 
-A distance falls with every pick and never rises, so a stale one is an upper bound. `ArgmaxCache` finds the rows with
-the largest weight x distance by updating those alone whose bound reaches the top, each against all the picks made
-since its last update, as one matrix product.
+With every pick a distance can only shrink, so a stale one is an upper bound. `ArgmaxCache` finds the rows with the
+largest weight x distance: it updates only the rows whose bound reaches the top, each against all picks made since its
+last update, in one matrix product.
 """
 
 from __future__ import annotations

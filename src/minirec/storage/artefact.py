@@ -32,6 +32,7 @@ from minirec.errors import InputError
 FOLDER_RECORD = "made.json"
 BLOCK = 1 << 20  # bytes hashed at a time
 MARK = b'{"digest": "'  # how a record begins, see `_dump`
+Output = Path  # a parameter of a stage that names what it writes
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system without flock
 
 

@@ -22,13 +22,13 @@ NO_BYTES = {  # modules that check, report and start; an edit may stop a stage, 
 }
 
 
-def code_digest(stage: str, package: Path = PACKAGE) -> str:
-    """Digest of a stage's module and of all modules that it imports, directly or through others.
+def code_digest(stage: str, *more: str, package: Path = PACKAGE) -> str:
+    """Digest of a stage's module, of `more` modules, and of all that these import, directly or through others.
 
     Comments and docstrings do not count.
     """
     whole = hashlib.sha256()
-    for module in sorted(modules(f"stages.{stage}", package)):
+    for module in sorted(set().union(*(modules(start, package) for start in (f"stages.{stage}", *more)))):
         whole.update(f"{module}\0{_code(_file(module, package))}\0".encode())
     return whole.hexdigest()[:16]
 

@@ -144,6 +144,7 @@ TABLES: dict[str, Table] = {
             "position": _c("i32", "order of the picks, 0 is first", 0),
             "sample_id": _c("i64", "sample", 0),
             "value": _c("f64?", "V at the pick; null: picked without signals"),
+            "mean_reward": _c("f64?", "mean reward of the pick; null: picked without rewards", 0, 1),
             "learnability": _c("f64?", "learnability of the pick", 0, 1),
             "representativeness": _c("f64?", "representativeness of the pick", 0, 1),
             "diversity": _c("f64?", "D~ at the pick; 1 for the first", 0, 1),

@@ -1,0 +1,157 @@
+"""The flags of every sub-command, and their values as the parameters of its `run`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from minirec import __version__
+from minirec.cli.main import TYPED
+from minirec.experiment import config
+from minirec.experiment.commands import STAGES, Flag, command, flag, parse, scalar
+from minirec.experiment.sections import Processes
+
+FILES = {  # what the files that stages hand over are called on the command line
+    "adapter": "folder of a LoRA adapter; its whitening lies in it",
+    "baselines": "baselines.parquet: ranks of recommenders without a language model",
+    "before": "ranks.parquet of the policy before RL, to compare with",
+    "catalogue": "catalogue.parquet",
+    "curriculum": "curriculum.parquet",
+    "dropped": "prepare.json: what was dropped, and why",
+    "embeddings": "embeddings.safetensors: in what samples must differ",
+    "frozen_states": "frozen_states.safetensors: items after the frozen layers of the base model",
+    "gradients": "gradients.safetensors",
+    "hidden": "hidden.safetensors: a state a completion",
+    "hidden_shards": "hidden.safetensors of every shard",
+    "history": "history.parquet: the steps of the training",
+    "interactions": "interactions.parquet",
+    "item_metadata": "items.parquet: title and more of every item",
+    "item_table": "items.safetensors: a vector an item",
+    "metrics": "metrics.json",
+    "model": "folder of the base model",
+    "out": "file to write",
+    "ranks": "ranks.parquet: the rank of every test sample's target",
+    "results": "folder of the data set's results",
+    "rollout_shards": "rollouts.parquet of every shard",
+    "rollouts": "rollouts.parquet: the completions and their rewards",
+    "samples": "samples.parquet",
+    "scores": "scores.parquet: the signals of every training sample",
+    "selection": "selection.parquet",
+    "shard_selections": "selection.parquet of every shard, to choose from",
+    "summary": "summary.txt",
+    "whitening": "whitening.safetensors of the base model",
+}
+VALUES = {  # what is neither a file nor a setting
+    "budget": "samples to keep, or all",
+    "filter": "filter of the data set, as JSON",
+    "main": "the experiment, as JSON",
+    "method": "a selection method",
+    "runs": "runs, as MODEL/SELECTOR/METHOD-BUDGET/seedN",
+    "seed": "seed",
+    "shard": "work on this shard only, from 0",
+    "source": "entry of the data set or model in the configuration, as JSON",
+}
+CONFIGFILE = "YAML files laid over the defaults, later ones over earlier ones"
+
+
+def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line; only the sub-command that it names is given its flags."""
+    asked = next((word for word in arguments if not word.startswith("-")), "")
+    top = argparse.ArgumentParser(prog="minirec", description=sys.modules["minirec"].__doc__, epilog=_epilog())
+    top.add_argument("--version", action="version", version=f"minirec {__version__}")
+    commands = top.add_subparsers(dest="stage", required=True, metavar="COMMAND")
+    names = [*TYPED, *STAGES]
+    if asked and asked not in names and (close := difflib.get_close_matches(asked, names, n=1)):
+        top.error(f"there is no command {asked}; did you mean {close[0]}?")
+    for name, sentence in TYPED.items():
+        _add_typed(commands.add_parser(name, help=sentence, description=sentence), name)
+    for name in STAGES:
+        sentence = command(name).sentence
+        added = commands.add_parser(name, help=sentence, description=sentence, allow_abbrev=False)
+        if name == asked:
+            _add_stage(added, name)
+    return top
+
+
+def with_sections(stage: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of `run`: flags as given, settings as checked sections; raises InputError where one is wrong."""
+    if stage in TYPED:
+        return given
+    layers = config.merged(*(given.pop("configfile", None) or ()))
+    names = {flag.name for flag in command(stage).flags}
+    words = {name: value for name, value in given.items() if name not in names and value is not None}
+    sections = parse(stage, words, layers)
+    sections.pop(Processes.__name__.lower(), None)  # `launch` has heeded it
+    return {name: value for name, value in given.items() if name in names} | sections
+
+
+def _epilog() -> str:
+    return "The workflow calls the stages; people type " + ", ".join(TYPED) + ". `minirec COMMAND --help` says more."
+
+
+def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
+    if name == "show":
+        added.add_argument("file", type=Path, help="Parquet, safetensors or JSON file, or an adapter's folder")
+        added.add_argument("--rows", type=int, default=5, help="rows to print (default: 5)")
+        return
+    if name == "plan":
+        added.add_argument("target", help="e.g. results/cds/metrics.json")
+    else:
+        added.add_argument("folder", type=Path, help="results of a data set, e.g. results/cds")
+    added.add_argument("--configfile", type=Path, nargs="+", metavar="FILE", help=f"{CONFIGFILE}, config/config.yaml")
+
+
+def _add_stage(added: argparse.ArgumentParser, stage: str) -> None:
+    reads = added.add_argument_group("reads")
+    writes = added.add_argument_group("writes")
+    several_outputs = sum(one.writes for one in command(stage).flags) > 1
+    for one in command(stage).flags:
+        names = [flag(one.name)]
+        if one.writes and not several_outputs and one.name != "out":
+            names.append("--out")
+        (writes if one.writes else reads).add_argument(
+            *names,
+            dest=one.name,
+            type={"int": int, "str": str}.get(one.kind.removeprefix("list[").removesuffix("]"), Path),
+            required=one.required,
+            default=one.default,
+            nargs="+" if one.several else None,
+            metavar=one.name.upper(),
+            help=_meaning(one),
+        )
+    settings = added.add_argument_group("settings")
+    for _, name, field in command(stage).settings():
+        number = {"type": int, "default": 1} if name in Processes.model_fields else {}
+        settings.add_argument(flag(name), metavar="VALUE", help=_setting(field), **number)
+    settings.add_argument("--configfile", type=Path, nargs="+", metavar="FILE", help=CONFIGFILE)
+    added.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")
+    added.add_argument(
+        "--wildcards", type=_pair, nargs="+", metavar="NAME=VALUE", help="what the log says the job is for"
+    )
+
+
+def _meaning(one: Flag) -> str:
+    text = FILES.get(one.name) or VALUES[one.name]
+    if one.name == "method":
+        from minirec.selection.methods.registry import methods
+
+        text = "; ".join(f"{name}: {method.sentence}" for name, method in methods().items())
+    return (text if one.default is None else f"{text} (default: {one.default})").replace("%", "%%")
+
+
+def _setting(field: FieldInfo) -> str:
+    default = scalar(field.get_default(call_default_factory=True))
+    return f"{field.description} (default: {default})".replace("%", "%%")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value

@@ -1,0 +1,65 @@
+"""The signals of training samples, from what rollout, gradient and score have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minirec.selection.signals import Signals
+from minirec.storage import tables, tensors
+
+REWARDS = ("mean_reward", "reward_std", "hits")
+SCORES = (*REWARDS, "learnability", "representativeness", "gradient_norm")
+
+
+def rewards(rollouts: Path) -> pa.Table:
+    """Mean reward, its standard deviation (ddof 1) and the number of hits of every sample, by ascending sample_id."""
+    table = tables.read("rollouts", rollouts, ["sample_id", "reward", "hit"])
+    groups = table.to_pandas().astype({"reward": np.float64}).groupby("sample_id", sort=True)
+    mean = groups["reward"].mean().astype(np.float32)
+    return pa.table(
+        {
+            "sample_id": mean.index.to_numpy(),
+            "mean_reward": mean.to_numpy(),
+            "reward_std": groups["reward"].std(ddof=1).astype(np.float32).fillna(0.0).to_numpy(),
+            "hits": groups["hit"].sum().to_numpy().astype(np.int32),
+        }
+    )
+
+
+def load(
+    sample_id: np.ndarray, scores: Path | None = None, rollouts: Path | None = None, embeddings: Path | None = None
+) -> Signals:
+    """The signals of these samples [n], in their order, from the files that are given; `scores` has the rewards, too.
+
+    Raises InputError where a file has not all of the samples.
+    """
+    columns: dict[str, np.ndarray] = {}
+    if scores is not None:
+        columns |= _rows(tables.read("scores", scores), SCORES, sample_id, scores)
+    elif rollouts is not None:
+        columns |= _rows(rewards(rollouts), REWARDS, sample_id, rollouts)
+    if embeddings is not None:
+        stored = tensors.read_rows(embeddings, "sample_id")
+        rows = tensors.rows_of(stored, sample_id, embeddings)
+        columns["embeddings"] = tensors.take(embeddings, "embedding", rows)
+    return Signals(sample_id, **columns)
+
+
+def pool(samples: Path, shard: int | None, shards: int, selections: list[Path]) -> np.ndarray:
+    """The training samples to choose from, ascending: all, one of `shards` equal parts, or the parts' selections."""
+    if selections:
+        return np.sort(np.concatenate([tables.numpy(tables.read("selection", s), "sample_id") for s in selections]))
+    table = tables.read("samples", samples, ["sample_id", "split"])
+    train = np.sort(tables.numpy(table.filter(pc.equal(table["split"], "train")), "sample_id"))
+    if shard is None:
+        return train
+    return train[len(train) * shard // shards : len(train) * (shard + 1) // shards]
+
+
+def _rows(table: pa.Table, names: tuple[str, ...], sample_id: np.ndarray, path: Path) -> dict[str, np.ndarray]:
+    rows = tensors.rows_of(tables.numpy(table, "sample_id"), sample_id, path)
+    return {name: tables.numpy(table, name)[rows] for name in names}

@@ -1,0 +1,140 @@
+"""The command of every stage, read from the signature of its `run`: sections become settings, the rest flags.
+
+The signature is read from the source, without importing the stage: help and the workflow's plan need no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic_core import to_jsonable_python
+
+from minirec.errors import InputError
+from minirec.experiment import sections, validation
+from minirec.experiment.config import NOT_YAML
+from minirec.experiment.sections import Processes, Resources, Section
+
+STAGES_FOLDER = Path(__file__).parents[1] / "stages"
+STAGES = tuple(sorted(file.stem for file in STAGES_FOLDER.glob("*.py") if file.stem != "__init__"))
+LAUNCHED = ("train",)  # stages that several processes share
+SECTIONS: dict[str, type[Section]] = {
+    name.lower(): kind
+    for name, kind in vars(sections).items()
+    if isinstance(kind, type) and issubclass(kind, Section) and not name.startswith("_")
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A parameter of `run` that is no section: a file or folder, several of them, or a value."""
+
+    name: str
+    kind: str  # Path, Output, list[Path], int or str
+    required: bool
+    default: Any
+
+    @property
+    def writes(self) -> bool:
+        """Whether it names what the stage writes."""
+        return "Output" in self.kind
+
+    @property
+    def several(self) -> bool:
+        """Whether it takes more than one value."""
+        return self.kind.startswith("list[")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A stage as a sub-command."""
+
+    stage: str
+    sentence: str
+    sections: tuple[str, ...]  # names of the sections it reads, resources among them
+    flags: tuple[Flag, ...]
+
+    def settings(self) -> Iterator[tuple[str, str, Any]]:
+        """(section, name, field) of every setting, resources last."""
+        for section in sorted(self.sections, key=lambda name: issubclass(SECTIONS[name], Resources)):
+            for name, field in SECTIONS[section].model_fields.items():
+                yield section, name, field
+
+
+@cache
+def command(stage: str) -> Command:
+    """The command of a stage."""
+    tree = ast.parse((STAGES_FOLDER / f"{stage}.py").read_text(encoding="utf-8"))
+    run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+    sentence = (ast.get_docstring(tree) or "").split("\n\n")[0].removeprefix(f"{stage}: ").replace("\n", " ")
+    read, flags = [], []
+    for argument, default in zip(run.args.kwonlyargs, run.args.kw_defaults, strict=True):
+        kind = ast.unparse(argument.annotation) if argument.annotation else "str"
+        section = kind.rsplit(".", 1)[-1].lower()
+        if section in SECTIONS:
+            read.append(section)
+        else:
+            value = None if default is None else ast.literal_eval(default)
+            flags.append(Flag(argument.arg, kind.removesuffix(" | None"), default is None, value))
+    if stage in LAUNCHED:
+        read.append(Processes.__name__.lower())
+    return Command(stage, sentence[:1].upper() + sentence[1:], tuple(read), tuple(flags))
+
+
+def flag(name: str) -> str:
+    """The flag of a setting or parameter on the command line.
+
+    >>> flag("lora_layers")
+    '--lora-layers'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def setting_flags(section: Section, default: Section) -> list[str]:
+    """The settings that differ from their defaults, as words of a command line."""
+    words = []
+    for name, value in section:
+        if name in type(default).model_fields and value != getattr(default, name):
+            words += [flag(name), shlex.quote(scalar(to_jsonable_python(value)))]
+    return words
+
+
+def scalar(value: Any) -> str:
+    """A value as YAML on one line; text that reads as itself, and not as a flag, stays bare.
+
+    >>> scalar([1, 2]), scalar("last"), scalar("12")
+    ('[1, 2]', 'last', '"12"')
+    """
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str | list):
+        return text
+    try:
+        bare = yaml.safe_load(text) == value and not text.startswith("-")
+    except NOT_YAML:
+        bare = False
+    return text if bare else yaml.safe_dump(value, default_style='"', default_flow_style=True, width=math.inf).strip()
+
+
+def parse(stage: str, words: Mapping[str, str], layers: Mapping[str, Any]) -> dict[str, Section]:
+    """The checked sections of a stage: defaults, then the layers of configuration files, then the words of its flags.
+
+    Raises InputError where a value is wrong.
+    """
+    values: dict[str, dict[str, Any]] = {
+        section: dict(layers.get(section) or {}) for section in command(stage).sections
+    }
+    for section, name, _ in command(stage).settings():
+        if name in words:
+            try:
+                values[section][name] = yaml.safe_load(words[name])
+            except NOT_YAML as error:
+                raise InputError(f"{flag(name)} is {words[name]!r}, which is not YAML; put quotes around it") from error
+    return {name: validation.validate(SECTIONS[name], given, name) for name, given in values.items()}

@@ -1,0 +1,102 @@
+"""Where every file of an experiment lies: spelled here, read by the workflow, plan, status, summarise and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from minirec.experiment.config import Config
+
+FOLDERS = {  # of the results, as patterns; the workflow writes <name>/file
+    "top": "{results}/{dataset}",
+    "base": "{results}/{dataset}/base/{model}",
+    "signals": "{results}/{dataset}/signals/{judge}",  # {judge}: a selector, or selector@variant
+    "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
+    "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
+}
+SIGNAL_SECTIONS = {  # what a file below signals/ depends on, besides what its predecessors do
+    "proxy/adapter": ("sampling", "reward", "proxy"),
+    "items.safetensors": (),
+    "rollouts.parquet": ("rollout",),
+    "hidden.safetensors": (),
+    "gradients.safetensors": ("gradient",),
+    "embeddings.safetensors": (),
+    "scores.parquet": ("score",),
+}
+
+
+def judge(config: Config, file: str, selector: str, method: str) -> str:
+    """The folder below signals/ of a file as a method reads it: `selector`, or `selector@variant`.
+
+    It is the variant's own where the variant changes how the file is made. So an ablation of `score.mu` has scores of
+    its own, from the same rollouts as every other method.
+    """
+    if method not in config.variants:
+        return selector
+    files = list(SIGNAL_SECTIONS)
+    decisive = {section for name in files[: files.index(file) + 1] for section in SIGNAL_SECTIONS[name]}
+    return f"{selector}@{method}" if decisive & set(config.variants[method].changes) else selector
+
+
+@dataclass(frozen=True)
+class Run:
+    """A policy trained on a selection: model, selector (`none` for methods without signals), method, budget, seed."""
+
+    model: str
+    selector: str
+    method: str
+    budget: int | str
+    seed: int
+
+    @property
+    def configuration(self) -> str:
+        """What its seeds share, e.g. `gemma/gemma/minirec-256`."""
+        return f"{self.model}/{self.selector}/{self.method}-{self.budget}"
+
+    def folder(self, top: Path) -> Path:
+        """Adapter, history, ranks and metrics, below the results of a data set."""
+        return top / "runs" / self.configuration / f"seed{self.seed}"
+
+    def selection(self, top: Path) -> Path:
+        """Selection and curriculum, below the results of a data set."""
+        return top / "selections" / self.selector / f"{self.method}-{self.budget}" / f"seed{self.seed}"
+
+
+def run_of(config: Config, model: str, selector: str, method: str, budget: int | str, seed: int) -> Run:
+    """A run as its paths have it: `full` has the budget `all`, a method without signals the selector `none`."""
+    chosen = config.method(method)
+    return Run(model, selector if chosen.reads else "none", method, "all" if chosen.takes_all else budget, seed)
+
+
+def main_runs(config: Config) -> list[Run]:
+    """The runs behind results/DATASET/metrics.json, one a seed."""
+    main = config.main
+    return [run_of(config, main.model, main.selector, main.method, main.budget, seed) for seed in main.seeds]
+
+
+def compared_runs(config: Config) -> list[Run]:
+    """The runs behind results/DATASET/comparison.parquet: the main experiment, then the grid of `compare`."""
+    grid = config.compare
+    cells = [
+        run_of(config, model, selector, method, budget, seed)
+        for model in grid.models
+        for selector in grid.selectors or grid.models
+        for method in grid.methods
+        for budget in grid.budgets
+        for seed in grid.seeds
+    ]
+    return list(dict.fromkeys([*main_runs(config), *cells]))  # random and full appear once, whatever the selector
+
+
+def logs(config: Config, top: Path, runs: list[Run]) -> Iterator[Path]:
+    """The logs of the jobs behind some runs, as far as the jobs have started."""
+    folders = []
+    for run in runs:
+        folders.append(top / "base" / run.model)
+        if run.selector != "none":
+            folders += [top / "signals" / judge(config, file, run.selector, run.method) for file in SIGNAL_SECTIONS]
+        folders += [run.selection(top), run.folder(top)]
+    yield from sorted(top.glob("logs/*.log"))
+    for folder in dict.fromkeys(folders):
+        yield from sorted(folder.rglob("logs/*.log"))

@@ -1,0 +1,18 @@
+"""Learnability without representativeness."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minirec.selection.greedy import greedy
+from minirec.selection.methods.registry import Share, method
+from minirec.selection.signals import Signals, learnability
+
+
+@method(needs=("rewards",), uses=("embeddings",))
+def learnable(signals: Signals, budget: int, generator: np.random.Generator, *, mu: Share = 0.5) -> np.ndarray:
+    """Greedy by learnability x distance to the picks; without embeddings, the most learnable (METHOD 4.6 without R)."""
+    value = learnability(signals.mean_reward, mu)
+    if signals.embeddings is None:
+        return np.argsort(-value, kind="stable")[:budget]
+    return greedy(signals.embeddings, value, budget)

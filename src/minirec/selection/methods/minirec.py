@@ -1,0 +1,37 @@
+"""The paper's method."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import MinLen
+
+from minirec.selection.greedy import greedy_with_diversity
+from minirec.selection.methods.registry import Picks, Weight, method
+from minirec.selection.signals import Signals
+
+Terms = Annotated[list[Literal["learnability", "representativeness", "diversity"]], MinLen(1)]
+ALL = ["learnability", "representativeness", "diversity"]
+
+
+@method(needs=("rewards", "gradients", "embeddings"))
+def minirec(
+    signals: Signals, budget: int, generator: np.random.Generator, *, alpha: Weight = 1.0, terms: Terms = ALL
+) -> Picks:
+    """Greedy by (alpha x learnability + representativeness) x distance to the picks (METHOD 4.6, the paper's rule).
+
+    Terms that are left out do not count; with diversity alone, all samples are of equal value.
+    """
+    value = np.zeros(len(signals))
+    if "learnability" in terms:
+        value += alpha * signals.learnability
+    if "representativeness" in terms:
+        value += signals.representativeness
+    if set(terms) == {"diversity"}:
+        value = np.ones(len(signals))
+    if "diversity" in terms:
+        rows, diversity = greedy_with_diversity(signals.embeddings, value, budget)
+    else:
+        rows, diversity = np.argsort(-value, kind="stable")[:budget], np.ones(budget)
+    return Picks(rows, diversity * value[rows], diversity)

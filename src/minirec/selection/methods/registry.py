@@ -1,0 +1,106 @@
+"""What a selection method is, and which there are.
+
+A method is a function (signals, budget, generator, *, settings) -> row numbers in order of choice. What it needs and
+its settings are read from its declaration; the configuration, the command line, the workflow and the docs ask here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, get_type_hints
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from minirec.errors import InputError
+from minirec.selection.signals import NEEDS, Signals
+
+Share = Annotated[float, Ge(0), Le(1)]
+Weight = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Rows [k] in order of choice; value and diversity [k] of each pick at its turn, where the method has them."""
+
+    rows: np.ndarray
+    value: np.ndarray | None = None
+    diversity: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A selection method as its function declares it."""
+
+    name: str
+    sentence: str  # what it does, from the docstring
+    needs: tuple[str, ...]  # of NEEDS, without which it cannot run
+    uses: tuple[str, ...]  # of NEEDS, which make it better where they are there
+    takes_all: bool  # keeps every sample, whatever the budget
+    settings: Mapping[str, tuple[Any, Any]]  # name: (type, default)
+    function: Callable[..., np.ndarray | Picks]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All the signals that the workflow has to make for it."""
+        return tuple(need for need in NEEDS if need in self.needs + self.uses)
+
+    @property
+    def module(self) -> str:
+        """Its file, as `room.folder.name` below the package."""
+        return self.function.__module__.removeprefix("minirec.")
+
+    def pick(self, signals: Signals, budget: int, generator: np.random.Generator, **settings: Any) -> Picks:
+        """Picks of these signals. Raises InputError where a setting is not one of the method's."""
+        for name in settings:
+            if name not in self.settings:
+                known = ", ".join(self.settings) or "none"
+                raise InputError(f"{name} is not a setting of the method {self.name}; its settings are: {known}")
+        picks = self.function(signals, budget, generator, **settings)
+        return picks if isinstance(picks, Picks) else Picks(picks)
+
+
+_registered: dict[str, Method] = {}
+
+
+def method(
+    *, needs: tuple[str, ...] = (), uses: tuple[str, ...] = (), takes_all: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the selection method of its name."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(function, include_extras=True)
+        parameters = inspect.signature(function).parameters.values()
+        settings = {p.name: (hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+        sentence = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+        name = function.__name__
+        _registered[name] = Method(name, sentence, needs, uses, takes_all, settings, function)
+        return function
+
+    return register
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Every method by name: those of all files in this folder."""
+    folder = importlib.import_module("minirec.selection.methods")
+    for file in pkgutil.iter_modules(folder.__path__):
+        importlib.import_module(f"minirec.selection.methods.{file.name}")
+    return {name: _registered[name] for name in sorted(_registered)}
+
+
+def settings() -> dict[str, tuple[Any, Any, list[str]]]:
+    """(type, default, names of the methods) of every setting; methods that share a name share its type and default."""
+    merged: dict[str, tuple[Any, Any, list[str]]] = {}
+    for one in methods().values():
+        for name, (kind, default) in one.settings.items():
+            declared = merged.setdefault(name, (kind, default, []))
+            if declared[:2] != (kind, default):
+                raise TypeError(f"the setting {name} of the method {one.name} is declared otherwise by another method")
+            declared[2].append(one.name)
+    return merged

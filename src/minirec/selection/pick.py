@@ -1,0 +1,51 @@
+"""From rewards to picks in one call: selection without files, settings or a workflow."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minirec.errors import InputError
+from minirec.selection.methods.registry import methods
+from minirec.selection.signals import Signals
+
+
+def pick(
+    rewards: np.ndarray,
+    budget: int,
+    *,
+    method: str = "learnable",
+    embeddings: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Row numbers, int64 [budget], of the samples to train on, in order of choice.
+
+    rewards [n, G]: of G completions of each of n samples. embeddings [n, d]: what samples must differ in, for methods
+    with diversity. method: the name of a file in `minirec.selection.methods` that needs no gradients. A positive
+    reward counts as a hit. Raises InputError where the budget or the method does not fit the data.
+
+    >>> pick(np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), budget=1).tolist()
+    [1]
+    """
+    rewards = np.asarray(rewards, dtype=np.float64)
+    if rewards.ndim != 2 or not rewards.size or not np.isfinite(rewards).all():
+        raise InputError(f"rewards must be finite numbers [n, G], but they have the shape {rewards.shape} or a NaN")
+    if method not in methods():
+        raise InputError(f"the method {method} is not among {', '.join(methods())}")
+    chosen = methods()[method]
+    there = {"rewards"} | ({"embeddings"} if embeddings is not None else set())
+    if missing := [need for need in chosen.needs if need not in there]:
+        raise InputError(f"the method {method} needs {' and '.join(missing)} besides rewards; choose another")
+    if embeddings is not None and len(embeddings) != len(rewards):
+        raise InputError(f"there are {len(rewards)} rows of rewards, but {len(embeddings)} of embeddings")
+    count = len(rewards) if chosen.takes_all else budget
+    if not 0 < count <= len(rewards):
+        raise InputError(f"the budget is {budget}, but there are {len(rewards)} samples; it must be 1 to as many")
+    groups = rewards.shape[1]
+    signals = Signals(
+        sample_id=np.arange(len(rewards)),
+        mean_reward=rewards.mean(1),
+        reward_std=rewards.std(1, ddof=1) if groups > 1 else np.zeros(len(rewards)),
+        hits=(rewards > 0).sum(1),
+        embeddings=embeddings,
+    )
+    return chosen.pick(signals, count, np.random.default_rng(seed)).rows.astype(np.int64)

@@ -1,0 +1,88 @@
+"""What is known of every training sample, and how learnable and representative it is (METHOD 4.3, 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+NEEDS = ("rewards", "gradients", "embeddings")  # what a method may ask for; it costs rollouts, derivatives, or both
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Signals of n samples, a row a sample. A signal that was not asked for, or that nobody computed, is None."""
+
+    sample_id: np.ndarray  # [n]
+    mean_reward: np.ndarray | None = None  # [n] over the completions. Need: rewards
+    reward_std: np.ndarray | None = None  # [n] over the completions, ddof 1. Need: rewards
+    hits: np.ndarray | None = None  # [n] completions whose reward counts as a hit. Need: rewards
+    learnability: np.ndarray | None = None  # [n] in 0..1. Need: gradients
+    representativeness: np.ndarray | None = None  # [n] in 0..1. Need: gradients
+    gradient_norm: np.ndarray | None = None  # [n] length of the mean gradient. Need: gradients
+    embeddings: np.ndarray | None = None  # [n, d]. Need: embeddings
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def take(self, rows: np.ndarray) -> Signals:
+        """The signals of these rows, in this order."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Signals(**{name: None if value is None else value[rows] for name, value in values.items()})
+
+
+def learnability(mean_reward: np.ndarray, mu: float, sigma: float | None = None) -> np.ndarray:
+    """Learnability [n] in 0..1: a Gaussian of the mean reward [n] around mu, min-max normalised (METHOD 4.3).
+
+    1 is the most learnable sample, 0 the least. sigma: the width of the Gaussian; None: the population standard
+    deviation of the mean rewards. Where that is zero, all samples get 1.
+
+    >>> learnability(np.array([0.0, 0.5, 1.0]), mu=0.5).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    mean_reward = np.asarray(mean_reward, dtype=np.float64)
+    sigma = mean_reward.std() if sigma is None else sigma
+    if sigma == 0:
+        return np.ones_like(mean_reward)
+    return min_max(np.exp(-((mean_reward - mu) ** 2) / (2 * sigma**2)))
+
+
+def representativeness(directions: np.ndarray) -> np.ndarray:
+    """Representativeness [n] in 0..1: cosine of each direction [n, d] to their mean, min-max normalised (METHOD 4.4).
+
+    A direction is a sample's gradient or Hessian-vector product. A zero vector has cosine 0.
+
+    >>> representativeness(np.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    return representativeness_of_blocks(lambda: iter([directions]))
+
+
+def representativeness_of_blocks(blocks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+    """Representativeness of directions too large for memory: `blocks` yields them some rows at a time.
+
+    It is called twice, for the mean of the directions and for their cosines to it.
+    """
+    total: np.ndarray | float = 0.0
+    count = 0
+    for block in blocks():
+        total, count = total + np.sum(block, axis=0, dtype=np.float64), count + len(block)
+    mean = total / count
+    cosines = []
+    for block in blocks():
+        lengths = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64)) * np.linalg.norm(mean)
+        products = np.asarray(block @ mean, dtype=np.float64)
+        cosines.append(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))
+    return min_max((np.concatenate(cosines) + 1) / 2)
+
+
+def direction(gradient: np.ndarray, hvp: np.ndarray, kind: str, eta: float) -> np.ndarray:
+    """Directions [n, d] of this kind: the HVP, the gradient, or the gradient one step ahead, g - eta Hv."""
+    return {"hvp": hvp, "grad": gradient, "lookahead": gradient - eta * hvp}[kind]
+
+
+def min_max(values: np.ndarray) -> np.ndarray:
+    """Values [n] mapped onto 0..1; 1 for all where all are equal."""
+    low, high = values.min(), values.max()
+    return np.ones_like(values) if low == high else (values - low) / (high - low)
