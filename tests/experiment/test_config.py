@@ -7,10 +7,13 @@ import shlex
 import pytest
 import yaml
 from conftest import ROOT
+from pydantic_core import to_jsonable_python
 
-from minirec.cli import main
+from minirec.cli import parser
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import commands, config
+from minirec.experiment.rules import Rules
+from minirec.experiment.sections import Resources, Section
 
 PAPER, QUICKSTART = ROOT / "config" / "config.yaml", ROOT / "config" / "quickstart.yaml"
 
@@ -215,7 +218,7 @@ def test_settings_that_do_not_fit_each_other_are_refused(raw, key, value, senten
 
 def test_a_method_without_signals_needs_no_selector(raw):
     given = config.validate(changed(raw, "main", raw["main"] | {"method": "random", "selector": "none"}))
-    assert given.selector("random", "none") == "none"
+    assert given.method("random").reads == ()
 
 
 @pytest.mark.parametrize("files", [(PAPER,), (PAPER, QUICKSTART)], ids=["paper", "quickstart"])
@@ -230,22 +233,35 @@ def test_the_quickstart_lies_over_the_paper_and_leaves_the_rest():
     assert set(paper.models) == set(quickstart.models)
 
 
-def test_the_configuration_names_every_setting(raw):
-    declared = {f"{name}.{setting}" for name, kind in config.SECTION_TYPES.items() for setting in kind.model_fields}
-    assert {f"{name}.{setting}" for name in config.SECTION_TYPES for setting in raw[name]} == declared
+def test_the_configuration_shows_every_setting_with_its_default(raw):
     assert set(raw) == set(config.Config.model_fields)
+    for name in set(commands.SECTIONS) & set(raw):
+        declared = {setting: to_jsonable_python(value) for setting, value in commands.SECTIONS[name]()}
+        assert raw[name] == declared, name
+
+
+def test_the_configuration_shows_no_resource_and_no_default_of_a_resource_is_missing(raw):
+    for name, kind in commands.SECTIONS.items():
+        assert not (issubclass(kind, Resources) and name in raw)
+        kind()
 
 
 def test_every_setting_of_a_stage_has_a_sentence():
-    for stage in config.SECTIONS:
-        for section, name, meaning in config.fields(stage):
-            assert len(meaning.split()) >= 2, f"{section}.{name}"
+    for stage in commands.STAGES:
+        for section, name, field in commands.command(stage).settings():
+            assert len((field.description or "").split()) >= 2, f"{section}.{name}"
+
+
+def test_every_flag_of_a_stage_that_is_no_setting_has_a_meaning():
+    for stage in commands.STAGES:
+        for flag in commands.command(stage).flags:
+            assert parser.FILES.get(flag.name) or parser.VALUES[flag.name]
 
 
 def test_no_flag_of_a_stage_is_taken_twice():
-    for stage, (_, options) in main.STAGES.items():
-        settings = [name for _, name, _ in config.fields(stage)] if stage in config.SECTIONS else []
-        names = [*settings, *[option.name.replace("-", "_") for option in options]]
+    for stage in commands.STAGES:
+        settings = [name for _, name, _ in commands.command(stage).settings()]
+        names = [*settings, *[flag.name for flag in commands.command(stage).flags]]
         assert len(names) == len(set(names)), stage
 
 
@@ -281,23 +297,52 @@ def test_overlay_lets_the_top_win_where_a_section_meets_a_value(base, top):
     assert config.overlay(base, top) == top
 
 
-def through_the_shell(given: config.Config, stage: str, method: str | None = None) -> dict[str, config.Section]:
-    """The sections of a stage after its flags went through a shell's words and the command line."""
-    parser = main.parser()
-    paths = []
-    for option in main.STAGES[stage][1]:
-        paths += [f"--{option.name}", "0" if option.type is int else "x"]
-    words = shlex.split(config.flags(given, stage, method))
-    found = vars(parser.parse_args([stage, *paths, *words]))
-    return main.sections(stage, found)
+def through_the_shell(given: config.Config, stage: str, method: str | None = None) -> dict[str, Section]:
+    """The sections of a stage after its command went through a shell's words and the command line."""
+    job = Rules(given).job(stage)
+    wildcards = {"method": method} if method else {}
+    text = job["command"](wildcards, {}, {}, {})
+    words = shlex.split(text.replace("\\\n", " "))[3:]
+    for flag in commands.command(stage).flags:
+        if flag.required and commands.flag(flag.name) not in words:
+            words += [commands.flag(flag.name), "0" if flag.kind == "int" else "x"]
+    found = vars(parser.parser(words).parse_args(words))
+    return {name: section for name, section in parser.with_sections(stage, found).items() if name in SECTIONS_OF[stage]}
 
 
-@pytest.mark.parametrize("stage", [stage for stage, sections in config.SECTIONS.items() if sections])
+SECTIONS_OF = {
+    stage: [s for s in commands.command(stage).sections if not issubclass(commands.SECTIONS[s], Resources)]
+    for stage in commands.STAGES
+}
+
+
+@pytest.mark.parametrize("stage", [stage for stage, sections in SECTIONS_OF.items() if sections])
 @pytest.mark.parametrize("files", [(PAPER,), (PAPER, QUICKSTART)], ids=["paper", "quickstart"])
 def test_the_flags_of_a_stage_mean_what_the_configuration_says(stage, files):
     given = config.load(*files)
-    expected = {section: getattr(given, section) for section in config.SECTIONS[stage]}
-    assert through_the_shell(given, stage) == expected
+    assert through_the_shell(given, stage) == {section: getattr(given, section) for section in SECTIONS_OF[stage]}
+
+
+def test_a_command_names_the_settings_that_differ_from_their_defaults_and_no_others(raw):
+    given = config.validate(changed(raw, "score/mu", 0.25))
+    command = Rules(given).job("score")["command"]({}, {"rollouts": "r"}, {"scores": "s"}, {})
+    assert command == "python -m minirec score --mu 0.25 \\\n    --rollouts r \\\n    --scores s"
+
+
+@pytest.mark.parametrize("stage", ["train", "rollout"])
+def test_a_resource_is_in_the_command_but_no_reason_to_run_again(raw, stage):
+    job = Rules(config.validate(raw)).job(stage)
+    less, more = (job["command"]({}, {}, {}, {"batch_tokens": tokens}) for tokens in (64, 128))
+    assert ("--batch-tokens 64" in less, "--batch-tokens 128" in more) == (True, True)
+    assert "batch_tokens" not in job["settings"]({})
+
+
+def test_a_configuration_file_is_laid_over_the_defaults_and_flags_over_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("score: {mu: 0.25, eta: 2.0}")
+    words = ["score", "--rollouts", "r", "--gradients", "g", "--scores", "s", "--eta", "3"]
+    words += ["--configfile", str(tmp_path / "mine.yaml")]
+    score = parser.with_sections("score", vars(parser.parser(words).parse_args(words)))["score"]
+    assert (score.mu, score.eta, score.direction) == (0.25, 3.0, "hvp")
 
 
 @pytest.mark.parametrize(

@@ -1,65 +1,33 @@
 """What the runs say: the main experiment in one file, and the grid of `compare` in one table."""
 
-MAIN_RUNS = experiment.main_runs(CONFIG)
-PICTURES = experiment.pictures(MAIN_RUNS)
 
-
-rule summarise:
+use rule stage as summarise with:
     """Gather metrics, costs and pictures of the main experiment."""
     input:
-        unpack(lambda wildcards: experiment.summary_inputs(MAIN_RUNS, wildcards.results, wildcards.dataset)),
+        unpack(ask.summary_scores),
+        ask.summary_files,
     output:
-        metrics="{results}/{dataset}/metrics.json",
-        text=report("{results}/{dataset}/summary.txt"),
-        pictures=report(expand("{results}/{dataset}/figures/{name}.png", name=PICTURES, allow_missing=True)),
-        vectors=expand("{results}/{dataset}/figures/{name}.svg", name=PICTURES, allow_missing=True),
+        report(ask.pictures("png")),
+        ask.pictures("svg"),
+        metrics="<top>/metrics.json",
+        summary=report("<top>/summary.txt"),
     log:
-        "{results}/logs/{dataset}/summarise.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/summarise.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("summarise")
-    resources:
-        **needs("summarise"),
+        "<top>/logs/summarise.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("summarise"),
-        main=CONFIG.main.model_dump_json(),
-        run=MAIN_RUNS,
-        job=experiment.jobs(CONFIG),
-        code=code("summarise"),
-    shell:
-        "python -m minirec summarise {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
-        " --main {params.main:q} --run {params.run:q} --job {params.job:q} --out {output.metrics:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("summarise", runs=[str(run) for run in ask.main_runs]),
 
 
-rule compare:
+use rule stage as compare with:
     """Gather the runs of the grid, the main experiment among them."""
     input:
-        lambda wildcards: experiment.compared_files(CONFIG, wildcards.results, wildcards.dataset),
+        ask.compared_files,
     output:
-        table="{results}/{dataset}/comparison.parquet",
-        gains="{results}/{dataset}/comparison.json",
-        text=report("{results}/{dataset}/comparison.txt"),
-        picture=report("{results}/{dataset}/figures/comparison.png"),
-        vectors="{results}/{dataset}/figures/comparison.svg",
+        report("<top>/figures/comparison.png"),
+        "<top>/figures/comparison.svg",
+        comparison="<top>/comparison.parquet",
+        tests="<top>/comparison.json",
+        text=report("<top>/comparison.txt"),
     log:
-        "{results}/logs/{dataset}/compare.log",
-    benchmark:
-        "{results}/benchmarks/{dataset}/compare.tsv"
-    conda:
-        "../../environment.yml"
-    threads: cores("compare")
-    resources:
-        **needs("compare"),
+        "<top>/logs/compare.log",
     params:
-        wildcards=experiment.named,
-        settings=settings("compare"),
-        run=experiment.compared_runs(CONFIG),
-        code=code("compare"),
-    shell:
-        "python -m minirec compare {params.settings} --results {wildcards.results:q}/{wildcards.dataset:q}"
-        " --run {params.run:q} --out {output.table:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        **job("compare", runs=[str(run) for run in ask.compared_runs]),

@@ -127,7 +127,7 @@ def _add_stage(added: argparse.ArgumentParser, stage: str) -> None:
         )
     settings = added.add_argument_group("settings")
     for _, name, field in command(stage).settings():
-        number = {"type": int, "default": 1} if name in Processes.model_fields else {}
+        number: dict[str, Any] = {"type": int, "default": 1} if name in Processes.model_fields else {}
         settings.add_argument(flag(name), metavar="VALUE", help=_setting(field), **number)
     settings.add_argument("--configfile", type=Path, nargs="+", metavar="FILE", help=CONFIGFILE)
     added.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")

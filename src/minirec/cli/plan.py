@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from minirec.errors import InputError
-from minirec.experiment import rules
-from minirec.experiment.config import Config, load
+from minirec.experiment.config import DEFAULTS, Config, load, remembered
+from minirec.experiment.costs import by_rule, costs
+from minirec.experiment.paths import Run, compared_runs, logs, main_runs
+from minirec.experiment.sections import Passes, Train
 from minirec.storage import artefact, memory, tables
 
 TEMPLATE_TOKENS = 50  # instruction and chat template of a prompt
 LINE_TOKENS = 10  # a history line besides its title
 BYTES = {"float32": 4, "bfloat16": 2}
+_LINE = "  {:<16}{:<14}{:>5}{:>16}{:>13}{:>10}{:>9}{:>12}\n"
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Need:
-    """What one stage needs."""
+    """What the jobs of a rule need for one model."""
 
-    stage: str
+    rule: str
+    model: str
     jobs: int
     passes: float  # tokens read, a backward pass counted as two more readings
     written: float = 0  # tokens sampled, one at a time
@@ -61,139 +65,136 @@ def sizes(folder: Path, prompt_history: int, max_item_tokens: int) -> Sizes | No
     if not all(file.is_file() for file in files):
         return None
     split = tables.read("samples", files[0], ["split"])["split"].to_pylist()
-    goods = tables.read("catalogue", files[1], ["title", "text"])
-    title, text = (float(np.mean([len(value) for value in goods[c].to_pylist()])) / 4 for c in ("title", "text"))
+    catalogue = tables.read("catalogue", files[1], ["title", "text"])
+    title, text = (float(np.mean([len(value) for value in catalogue[c].to_pylist()])) / 4 for c in ("title", "text"))
     user = TEMPLATE_TOKENS + prompt_history * (LINE_TOKENS + title)
     item = TEMPLATE_TOKENS / 2 + min(text, max_item_tokens)
     train, valid, test = (split.count(name) for name in ("train", "valid", "test"))
-    return Sizes(train, valid, test, goods.num_rows, user, item)
+    return Sizes(train, valid, test, catalogue.num_rows, user, item)
 
 
 def shape(folder: Path, dtype: str) -> Shape | None:
     """Shape of a fetched model, None where it is not there."""
     if not (folder / "config.json").is_file():
         return None
-    given = artefact.load_json(folder / "config.json")
-    given = given.get("text_config", given)
-    width, layers = given["hidden_size"], given["num_hidden_layers"]
-    heads = given.get("head_dim") or width // given["num_attention_heads"]
-    keys = given.get("num_key_value_heads") or given["num_attention_heads"]
-    attention = 2 * width * heads * (given["num_attention_heads"] + keys)
-    parameters = layers * (attention + 3 * width * given["intermediate_size"]) + width * given["vocab_size"]
+    declared = artefact.load_json(folder / "config.json")
+    declared = declared.get("text_config", declared)
+    width, layers = declared["hidden_size"], declared["num_hidden_layers"]
+    heads = declared.get("head_dim") or width // declared["num_attention_heads"]
+    keys = declared.get("num_key_value_heads") or declared["num_attention_heads"]
+    attention = 2 * width * heads * (declared["num_attention_heads"] + keys)
+    parameters = layers * (attention + 3 * width * declared["intermediate_size"]) + width * declared["vocab_size"]
     return Shape(parameters, width, 2 * layers * keys * heads * BYTES[dtype])
 
 
-def needs(given: Config, size: Sizes, budget: int, width: int) -> list[Need]:
-    """What the stages of the main experiment need; budget is the number of samples kept."""
-    g, new, seeds = given.sampling.completions, given.sampling.max_new_tokens, len(given.main.seeds)
+def needs(config: Config, size: Sizes, runs: list[Run], widths: dict[str, int]) -> list[Need]:
+    """What the rules behind some runs need; widths: of the models' hidden states, 0 where they are not known."""
+    g, new = config.sampling.completions, config.sampling.max_new_tokens
     items, evaluated = size.items * size.item_tokens, size.user_tokens + new
-    rows = min(given.train.batch_prompts + given.train.extra_negatives, size.items)
+    tested = size.test * evaluated, size.test * new
 
-    def training(samples: int, epochs: int) -> float:
-        steps = epochs * math.ceil(samples / given.train.batch_prompts)
-        seen = epochs * samples * (size.user_tokens + g * new)
-        refreshes = steps // given.train.item_refresh_steps + epochs * given.train.evaluations_per_epoch
-        valid = epochs * given.train.evaluations_per_epoch * size.valid * evaluated
-        return 4 * seen + 3 * steps * rows * size.item_tokens + refreshes * items + valid
+    def training(train: Train, samples: int) -> tuple[float, float]:
+        """(tokens read, tokens sampled) of a training."""
+        steps = train.epochs * math.ceil(samples / train.batch_prompts)
+        seen = train.epochs * samples * (size.user_tokens + g * new)
+        rows = min(train.batch_prompts + train.extra_negatives, size.items)
+        evaluations = train.epochs * train.evaluations_per_epoch
+        refreshes = steps // train.item_refresh_steps + evaluations
+        read = 4 * seen + 3 * steps * rows * size.item_tokens + refreshes * items + evaluations * size.valid * evaluated
+        return read, train.epochs * samples * g * new + evaluations * size.valid * new
 
-    fitted = min(given.embed.whiten_prompts or size.train, size.train) if given.policy.whiten_dim else 0
-    proxy_epochs = given.train.proxy_epochs or given.train.epochs
-    found = [
-        Need("embed", 1, items + fitted * size.user_tokens, disk=4 * size.items * width),
-        Need("evaluate (before RL)", 1, size.test * evaluated, size.test * new),
-    ]
-    if given.selector(given.main.method, given.main.selector) != "none":
-        proxy = given.train.proxy_size
-        found += [
-            Need("train (proxy)", 1, training(proxy, proxy_epochs), proxy * proxy_epochs * g * new),
-            Need("embed (proxy)", 1, items, disk=4 * size.items * width),
+    rows = []
+    fitted = min(config.embed.whiten_prompts or size.train, size.train) if config.policy.whiten_dim else 0
+    judges = [run.selector for run in runs if run.selector != "none"]
+    for model in dict.fromkeys([run.model for run in runs] + judges):
+        rows.append(
+            Need("embed_base", model, 1, items + fitted * size.user_tokens, disk=4 * size.items * widths[model])
+        )
+    for model in dict.fromkeys(run.model for run in runs):
+        rows.append(Need("evaluate_base", model, 1, *tested))
+    for judge in dict.fromkeys(judges):
+        width, whole = widths[judge], size.train * g
+        rows += [
+            Need("train_proxy", judge, 1, *training(config.proxy, config.proxy.size)),
+            Need("embed_proxy", judge, 1, items, disk=4 * size.items * width),
             Need(
                 "rollout",
-                given.rollout.shards,
-                size.train * (size.user_tokens + g * new),
-                size.train * g * new,
-                4 * size.train * g * (width + new),
+                judge,
+                config.rollout.shards,
+                size.train * size.user_tokens + whole * new,
+                whole * new,
+                4 * whole * (width + new),
             ),
-            Need("gradient", 1, 0, disk=12 * size.train * width),
+            Need("gradient", judge, 1, 0, disk=12 * size.train * width),
         ]
-    written = budget * given.train.epochs * g * new
-    found.append(Need("train", seeds, seeds * training(budget, given.train.epochs), seeds * written))
-    found.append(Need("evaluate", seeds, seeds * (items + size.test * evaluated), seeds * size.test * new))
-    return found
+    for model in dict.fromkeys(run.model for run in runs):
+        own = [run for run in runs if run.model == model]
+        budgets = [size.train if run.budget == "all" else int(run.budget) for run in own]
+        train = [training(config.varied(run.method).train, n) for run, n in zip(own, budgets, strict=True)]
+        rows.append(Need("train", model, len(own), sum(read for read, _ in train), sum(new for _, new in train)))
+        rows.append(Need("evaluate", model, len(own), len(own) * (items + tested[0]), len(own) * tested[1]))
+    return rows
 
 
-def run(*, target: str, config: list[Path]) -> None:
-    """Print the plan of results/DATASET/metrics.json; raises InputError for another target."""
-    given = load(*config)
-    parts = Path(target).parts
-    dataset = parts[-2] if len(parts) > 1 else ""
-    if parts[-1:] != ("metrics.json",) or dataset not in given.datasets:
-        names = ", ".join(given.datasets)
-        raise InputError(f"the target {target} is not {given.results}/DATASET/metrics.json with DATASET among {names}")
+def run(*, target: str, configfile: list[Path] | None) -> None:
+    """Print the plan of results/DATASET/metrics.json or comparison.parquet; raises InputError for another target."""
+    folder = Path(target).parent
+    config = load(DEFAULTS, *remembered(folder, configfile))
+    runs_of = {"metrics.json": main_runs, "comparison.parquet": compared_runs}
+    if folder.name not in config.datasets or folder.parent != Path(config.results) or Path(target).name not in runs_of:
+        raise InputError(
+            f"the target {target} is not {config.results}/DATASET/{' or '.join(runs_of)} "
+            f"with DATASET among {', '.join(config.datasets)}"
+        )
+    runs = runs_of[Path(target).name](config)
     out = sys.stdout.write
-    main = given.main
-    out(f"{target}: {main.method}, budget {main.budget}, model {main.model}, selector {main.selector}\n")
-    runs = rules.main_runs(given)
-    out(f"  runs: {', '.join(runs)}\n")
-    model = shape(Path("data/models") / main.model, given.policy.dtype)
-    size = sizes(Path(*parts[:-1]), given.policy.prompt_history, given.policy.max_item_tokens)
+    out(f"{target}: {len(runs)} runs\n")
+    for configuration in dict.fromkeys(run.configuration for run in runs):
+        seeds = [run.seed for run in runs if run.configuration == configuration]
+        out(f"  {configuration}, seeds {seeds}\n")
+    size = sizes(folder, config.policy.prompt_history, config.policy.max_item_tokens)
     if size is None:
         out("  samples and items: unknown until prepare has run; snakemake --until prepare makes them\n")
         return
-    budget = size.train if main.budget == "all" or given.method(main.method) == "full" else int(main.budget)
     out(
         f"  {size.train} train, {size.valid} valid, {size.test} test samples; {size.items} items; "
         f"about {size.user_tokens:.0f} tokens a user prompt, {size.item_tokens:.0f} an item prompt\n\n"
     )
-    head = (
-        f"  {'stage':<22}{'jobs':>5}{'tokens read':>14}{'sampled':>12}{'TFLOP':>11}{'disk MB':>10}{'measured s':>12}\n"
-    )
-    out(head)
-    recorded = _recorded(Path(given.results) / "benchmarks" / dataset)
-    for need in needs(given, size, budget, model.width if model else 0):
-        flops = f"{2 * model.parameters * need.passes / 1e12:,.0f}" if model else "unknown"
-        disk = f"{need.disk / 1e6:,.0f}" if model else "unknown"
-        seconds = recorded.get(need.stage)
-        out(
-            f"  {need.stage:<22}{need.jobs:>5}{need.passes:>14,.0f}{need.written:>12,.0f}{flops:>11}{disk:>10}"
-            f"{f'{seconds:,.0f}' if seconds else '-':>12}\n"
-        )
+    names = dict.fromkeys([run.model for run in runs] + [run.selector for run in runs if run.selector != "none"])
+    shapes = {name: shape(Path("data/models") / name, config.policy.dtype) for name in names}
+    rows = needs(config, size, runs, {name: s.width if s else 0 for name, s in shapes.items()})
+    _print_table(rows, shapes, by_rule(costs(folder, logs(config, folder, runs))))
+    for name, model in shapes.items():
+        out(f"\n  memory of {name}: {_memory(config, size, model)}\n")
+
+
+def _print_table(rows: list[Need], shapes: dict[str, Shape | None], seconds: dict[str, float]) -> None:
+    head = ("rule", "model", "jobs", "tokens read", "sampled", "TFLOP", "disk MB", "measured s")
+    sys.stdout.write(_LINE.format(*head))
+    for row in rows:
+        model = shapes[row.model]
+        flops = f"{2 * model.parameters * row.passes / 1e12:,.0f}" if model else "unknown"
+        disk = f"{row.disk / 1e6:,.0f}" if model else "unknown"
+        measured = f"{seconds[row.rule]:,.0f}" if row.rule in seconds else "-"
+        counts = f"{row.passes:,.0f}", f"{row.written:,.0f}"
+        sys.stdout.write(_LINE.format(row.rule, row.model, row.jobs, *counts, flops, disk, measured))
+
+
+def _memory(config: Config, size: Sizes, model: Shape | None) -> str:
     if model is None:
-        out(f"\n  memory: unknown until the model {main.model} is fetched\n")
-        return
-    weights = model.parameters * BYTES[given.policy.dtype]
-    cache = given.policy.batch_tokens * model.key_value_bytes
-    frozen_states = size.item_tokens if given.embed.keep_frozen_states and given.policy.lora_layers else 0
-    table = 2 * 4 * model.width * size.items * (1 + frozen_states)  # as `embed` will require
-    needed, there = weights + 3 * cache + table, memory.free()
-    out(
-        f"\n  memory: about {needed / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in "
-        f"{given.policy.dtype}, {given.policy.batch_tokens} tokens a pass, {table / 1e9:.1f} GB for the catalogue); "
-        "less with a smaller policy.batch_tokens\n"
+        return "unknown until the model is fetched"
+    batch_tokens = Passes().batch_tokens
+    weights = model.parameters * BYTES[config.policy.dtype]
+    frozen = size.item_tokens if config.embed.keep_frozen_states and config.policy.lora_layers else 0
+    table = 2 * 4 * model.width * size.items * (1 + frozen)  # as `embed` will require
+    needed, there = weights + 3 * batch_tokens * model.key_value_bytes + table, memory.free()
+    text = (
+        f"about {needed / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in {config.policy.dtype}, "
+        f"{batch_tokens} tokens a pass, {table / 1e9:.1f} GB for the catalogue); less with the resource batch_tokens"
     )
     if needed > there:
-        out(
-            f"  this machine has {there / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "
-            "embed.keep_frozen_states to false, or take a larger one\n"
+        text += (
+            f"\n  this machine has {there / 1e9:.1f} GB free: set a stricter datasets.NAME.filter, "
+            "embed.keep_frozen_states to false, or take a larger one"
         )
-
-
-def _recorded(folder: Path) -> dict[str, float]:
-    """Seconds of earlier runs by stage, from the workflow's benchmark files."""
-    names = {
-        "embed": "embed_base",
-        "evaluate (before RL)": "evaluate_base",
-        "train (proxy)": "train_proxy",
-        "embed (proxy)": "embed_proxy",
-        "rollout": "rollout",
-        "gradient": "gradient",
-        "train": "train",
-        "evaluate": "evaluate",
-    }
-    found = {}
-    for stage, name in names.items():
-        seconds = [rules.recorded(file) for file in sorted((folder / name).rglob("*.tsv"))]
-        known = [s for s in seconds if s is not None]
-        if known:
-            found[stage] = sum(known)
-    return found
+    return text

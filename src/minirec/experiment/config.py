@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, StringConstraints, model_validator
@@ -21,7 +22,9 @@ Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+==[A-Za
 Url = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
 Budget = Annotated[int, Field(ge=1)] | Literal["all"]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # also what its reader raises over month 13 and deep nests
+S = TypeVar("S", bound=Section)
 DEFAULTS = Path("config/config.yaml")
+MADE_BY = "config.yaml"  # in the results of a data set: the configuration of their last run
 
 
 class Filter(Section):
@@ -149,7 +152,7 @@ class Config(Section):
     rollout: sections.Rollout = sections.Rollout()
     gradient: sections.Gradient = sections.Gradient()
     score: sections.Score = sections.Score()
-    select: sections.Select = sections.Select()  # type: ignore[valid-type]  # made of the methods' settings
+    select: sections.Select = sections.Select()
     curriculum: sections.Curriculum = sections.Curriculum()
     train: sections.Train = sections.Train()
     measure: sections.Measure = sections.Measure()
@@ -182,7 +185,7 @@ class Config(Section):
 
     def _names_are_known(self) -> None:
         tokenizers = {f"models.{name}.dataset": model.dataset for name, model in self.models.items() if model.dataset}
-        for where, values, known in [
+        names: list[tuple[str, Sequence[Any], Iterable[str]]] = [
             *[(f"variants.{name}.method", [variant.method], methods()) for name, variant in self.variants.items()],
             ("main.model", [self.main.model], self.models),
             ("main.selector", [self.main.selector], [*self.models, "none"]),
@@ -191,7 +194,8 @@ class Config(Section):
             ("compare.selectors", self.compare.selectors, self.models),
             ("compare.methods", self.compare.methods, self.method_names),
             *[(where, [dataset], self.datasets) for where, dataset in tokenizers.items()],
-        ]:
+        ]
+        for where, values, known in names:
             for value in values:
                 if value not in known:
                     hint = validation.suggestion(value, known)
@@ -227,12 +231,27 @@ def load(*files: str | Path) -> Config:
     return validate(merged(*files))
 
 
+def parse(kind: type[S], text: str, where: str) -> S:
+    """A part of the configuration passed as JSON on the command line; `where` is the flag, for the error."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+    return validation.validate(kind, raw, where)
+
+
 def merged(*files: str | Path) -> dict[str, Any]:
     """Keys and values of YAML files, later ones laid over earlier ones."""
     layers: dict[str, Any] = {}
     for file in files:
         layers = overlay(layers, read(file))
     return layers
+
+
+def remembered(results: Path, configfile: list[Path] | None) -> list[Path]:
+    """The files to lay over config/config.yaml: those that are named, else what made the results of a data set."""
+    made_by = results / MADE_BY
+    return configfile or ([made_by] if made_by.is_file() else [])
 
 
 def read(file: str | Path) -> dict[str, Any]:

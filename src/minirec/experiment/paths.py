@@ -15,6 +15,7 @@ FOLDERS = {  # of the results, as patterns; the workflow writes <name>/file
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
+PICTURES = ("rewards", "scores", "curriculum")  # of the main experiment, below figures/
 SIGNAL_SECTIONS = {  # what a file below signals/ depends on, besides what its predecessors do
     "proxy/adapter": ("sampling", "reward", "proxy"),
     "items.safetensors": (),
@@ -49,6 +50,16 @@ class Run:
     budget: int | str
     seed: int
 
+    @classmethod
+    def parse(cls, text: str) -> Run:
+        """From `model/selector/method-budget/seedN`."""
+        model, selector, trained_on, seed = text.split("/")
+        method, budget = trained_on.rsplit("-", 1)
+        return cls(model, selector, method, budget, int(seed.removeprefix("seed")))
+
+    def __str__(self) -> str:
+        return f"{self.configuration}/seed{self.seed}"
+
     @property
     def configuration(self) -> str:
         """What its seeds share, e.g. `gemma/gemma/minirec-256`."""
@@ -56,7 +67,7 @@ class Run:
 
     def folder(self, top: Path) -> Path:
         """Adapter, history, ranks and metrics, below the results of a data set."""
-        return top / "runs" / self.configuration / f"seed{self.seed}"
+        return top / "runs" / str(self)
 
     def selection(self, top: Path) -> Path:
         """Selection and curriculum, below the results of a data set."""
@@ -89,6 +100,17 @@ def compared_runs(config: Config) -> list[Run]:
     return list(dict.fromkeys([*main_runs(config), *cells]))  # random and full appear once, whatever the selector
 
 
+def summary_files(top: Path, runs: list[Run]) -> list[Path]:
+    """The files behind the metrics.json of a data set, besides the scores: of the runs of its main experiment."""
+    base = top / "base" / runs[0].model
+    files = [top / name for name in ("samples.parquet", "catalogue.parquet", "prepare.json", "baselines.parquet")]
+    files += [base / name for name in ("metrics.json", "ranks.parquet")]
+    for run in runs:
+        files += [run.folder(top) / name for name in ("metrics.json", "ranks.parquet", "history.parquet")]
+        files += [run.selection(top) / name for name in ("selection.parquet", "curriculum.parquet")]
+    return list(dict.fromkeys(files))
+
+
 def logs(config: Config, top: Path, runs: list[Run]) -> Iterator[Path]:
     """The logs of the jobs behind some runs, as far as the jobs have started."""
     folders = []
@@ -96,6 +118,8 @@ def logs(config: Config, top: Path, runs: list[Run]) -> Iterator[Path]:
         folders.append(top / "base" / run.model)
         if run.selector != "none":
             folders += [top / "signals" / judge(config, file, run.selector, run.method) for file in SIGNAL_SECTIONS]
+            proxy = config.varied(run.method).proxy
+            folders.append(Run("", "none", "random", proxy.size, proxy.seed).selection(top))
         folders += [run.selection(top), run.folder(top)]
     yield from sorted(top.glob("logs/*.log"))
     for folder in dict.fromkeys(folders):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic_core import to_jsonable_python
 
 from minirec.errors import InputError
@@ -18,6 +19,7 @@ from minirec.experiment import config, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
 from minirec.experiment.sections import Resources, Section
+from minirec.storage.artefact import atomic_write
 from minirec.storage.provenance import code_digest
 
 Wildcards = Mapping[str, str]
@@ -64,8 +66,8 @@ class Rules:
         def values(wildcards: Wildcards) -> dict[str, Any]:
             given = {name: value(wildcards) if callable(value) else value for name, value in fixed.items()}
             own = {name: wildcards.get(name) for name in sorted(known) if wildcards.get(name) is not None}
-            if "method" in own:
-                own["method"] = self.config.method(own["method"]).name
+            if method := own.get("method"):
+                own["method"] = self.config.method(method).name
             return own | {name: value for name, value in given.items() if value is not None}
 
         def settings(wildcards: Wildcards) -> list[tuple[str, Section]]:
@@ -190,6 +192,39 @@ class Rules:
     def filter(self, wildcards: Wildcards) -> str:
         """The filter of a data set as JSON."""
         return self.config.datasets[wildcards["dataset"]].filter.model_dump_json(exclude_defaults=True)
+
+    def summary_scores(self, wildcards: Wildcards) -> dict[str, str]:
+        """The scores that the main experiment's method has read, where it has."""
+        main = self.main_runs[0]
+        if "gradients" not in self.config.method(main.method).reads:
+            return {}
+        return {
+            "scores": self.signal("scores.parquet")({**wildcards, "selector": main.selector, "method": main.method})
+        }
+
+    def pictures(self, kind: str) -> list[str]:
+        """The pictures of the main experiment; they need scores."""
+        scored = "gradients" in self.config.method(self.main_runs[0].method).reads
+        return [f"<top>/figures/{name}.{kind}" for name in paths.PICTURES] if scored else []
+
+    def summary_files(self, wildcards: Wildcards) -> list[str]:
+        """What results/DATASET/metrics.json is made of, besides scores."""
+        top = Path(paths.FOLDERS["top"].format(**wildcards))
+        return [str(file) for file in paths.summary_files(top, self.main_runs)]
+
+    def compared_files(self, wildcards: Wildcards) -> list[str]:
+        """What results/DATASET/comparison.parquet is made of."""
+        top = Path(paths.FOLDERS["top"].format(**wildcards))
+        names = ("metrics.json", "ranks.parquet", "history.parquet")
+        return [str(run.folder(top) / name) for run in self.compared_runs for name in names]
+
+    def remember(self, jobs: Iterable[Any]) -> None:
+        """Write the configuration into the results of every data set that these jobs work on."""
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        for dataset in {job.wildcards.get("dataset") for job in jobs} & set(self.config.datasets):
+            folder = Path(paths.FOLDERS["top"].format(results=self.config.results, dataset=dataset))
+            with atomic_write(folder / config.MADE_BY) as partial:
+                partial.write_text(text, encoding="utf-8")
 
     def constraints(self) -> dict[str, str]:
         """A regular expression for every wildcard: names of the configuration and nothing else."""

@@ -189,7 +189,7 @@ class _Select(Section):
     )
 
 
-_METHOD_SETTINGS = {
+_METHOD_SETTINGS: dict[str, Any] = {
     name: (kind, Field(default, description=f"setting of {' and '.join(users)}"))
     for name, (kind, default, users) in registry.settings().items()
 }

@@ -6,7 +6,7 @@ import numpy as np
 
 from minirec.errors import InputError
 from minirec.selection.methods.registry import methods
-from minirec.selection.signals import Signals
+from minirec.selection.signals import NOT_THERE, Signals
 
 
 def pick(
@@ -46,6 +46,6 @@ def pick(
         mean_reward=rewards.mean(1),
         reward_std=rewards.std(1, ddof=1) if groups > 1 else np.zeros(len(rewards)),
         hits=(rewards > 0).sum(1),
-        embeddings=embeddings,
+        embeddings=NOT_THERE if embeddings is None else embeddings,
     )
     return chosen.pick(signals, count, np.random.default_rng(seed)).rows.astype(np.int64)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import numpy as np
 
+NOT_THERE = cast(np.ndarray, None)  # a method reads only the signals that it has asked for
 NEEDS = ("rewards", "gradients", "embeddings")  # what a method may ask for; it costs rollouts, derivatives, or both
 
 
@@ -15,21 +17,21 @@ class Signals:
     """Signals of n samples, a row a sample. A signal that was not asked for, or that nobody computed, is None."""
 
     sample_id: np.ndarray  # [n]
-    mean_reward: np.ndarray | None = None  # [n] over the completions. Need: rewards
-    reward_std: np.ndarray | None = None  # [n] over the completions, ddof 1. Need: rewards
-    hits: np.ndarray | None = None  # [n] completions whose reward counts as a hit. Need: rewards
-    learnability: np.ndarray | None = None  # [n] in 0..1. Need: gradients
-    representativeness: np.ndarray | None = None  # [n] in 0..1. Need: gradients
-    gradient_norm: np.ndarray | None = None  # [n] length of the mean gradient. Need: gradients
-    embeddings: np.ndarray | None = None  # [n, d]. Need: embeddings
+    mean_reward: np.ndarray = NOT_THERE  # [n] over the completions. Need: rewards
+    reward_std: np.ndarray = NOT_THERE  # [n] over the completions, ddof 1. Need: rewards
+    hits: np.ndarray = NOT_THERE  # [n] completions whose reward counts as a hit. Need: rewards
+    learnability: np.ndarray = NOT_THERE  # [n] in 0..1. Need: gradients
+    representativeness: np.ndarray = NOT_THERE  # [n] in 0..1. Need: gradients
+    gradient_norm: np.ndarray = NOT_THERE  # [n] length of the mean gradient. Need: gradients
+    embeddings: np.ndarray = NOT_THERE  # [n, d]. Need: embeddings
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
     def take(self, rows: np.ndarray) -> Signals:
         """The signals of these rows, in this order."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Signals(**{name: None if value is None else value[rows] for name, value in values.items()})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Signals(**{name: NOT_THERE if value is None else value[rows] for name, value in values.items()})
 
 
 def learnability(mean_reward: np.ndarray, mu: float, sigma: float | None = None) -> np.ndarray:

@@ -11,8 +11,9 @@ from minirec.selection.greedy import greedy_with_diversity
 from minirec.selection.methods.registry import Picks, Weight, method
 from minirec.selection.signals import Signals
 
-Terms = Annotated[list[Literal["learnability", "representativeness", "diversity"]], MinLen(1)]
-ALL = ["learnability", "representativeness", "diversity"]
+Term = Literal["learnability", "representativeness", "diversity"]
+Terms = Annotated[list[Term], MinLen(1)]
+ALL: list[Term] = ["learnability", "representativeness", "diversity"]
 
 
 @method(needs=("rewards", "gradients", "embeddings"))

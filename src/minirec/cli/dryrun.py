@@ -1,0 +1,52 @@
+"""Plan the workflow and print each job as a line of JSON: `python -m minirec.cli.dryrun ARGUMENTS OF SNAKEMAKE`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from minirec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job that Snakemake would start, and why."""
+
+    rule: str
+    log: Path
+    reason: str
+
+
+def planned_jobs(*arguments: str) -> list[Planned]:
+    """The jobs that a run with these arguments would start; raises InputError where the workflow cannot be planned."""
+    command = [sys.executable, "-m", "minirec.cli.dryrun", "--dry-run", "--nocolor", "--rerun-incomplete", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        problems = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise InputError(f"the workflow cannot be planned ({' '.join(problems[-3:])[:300]})")
+    jobs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"rule"')]
+    return [Planned(job["rule"], Path(job["log"]), job["reason"]) for job in jobs if job["log"]]
+
+
+class _Jobs(logging.Handler):
+    """Prints the jobs among Snakemake's log records."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record that is a job."""
+        if getattr(record, "event", None) == LogEvent.JOB_INFO:
+            log = str(record.log[0]) if record.log else None  # type: ignore[attr-defined]
+            job = {"rule": record.rule_name, "log": log, "reason": record.reason}  # type: ignore[attr-defined]
+            sys.stdout.write(json.dumps(job) + "\n")
+
+
+if __name__ == "__main__":
+    from snakemake.cli import main
+    from snakemake.logging import logger
+    from snakemake_interface_logger_plugins.common import LogEvent
+
+    logger.addHandler(_Jobs())
+    main(sys.argv[1:])
