@@ -119,7 +119,7 @@ def tiny_gemmas(tiny_model, tmp_path_factory) -> dict[str, Path]:
 def defaults() -> config.Config:
     """config.yaml with a small policy in float32."""
     raw = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    raw["policy"] |= {"dtype": "float32", "batch_tokens": 512, "max_item_tokens": 32, "tau": 0.5}
+    raw["policy"] |= {"dtype": "float32", "max_item_tokens": 32, "tau": 0.5}
     raw["sampling"] |= {"max_new_tokens": 6, "completions": 3}
     return config.validate(raw)
 
