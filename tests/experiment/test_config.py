@@ -92,7 +92,7 @@ def test_a_key_like_no_other_gets_no_suggestion(raw):
         ("embed/keep_frozen_states", "perhaps", "boolean"),
         ("prepare/memory", "much", "match pattern"),
         ("train/epsilon_low", 1, "less than 1"),
-        ("evaluate/cutoffs", [], "at least 1 item"),
+        ("measure/cutoffs", [], "at least 1 item"),
         ("rollout/seed", 2**31, "less than 2147483648"),
         ("policy", None, "dictionary"),
         ("datasets", [], "dictionary"),
@@ -115,7 +115,7 @@ def test_a_wrong_value_is_named_with_its_key_and_the_reason(raw, key, value, rea
         ("main/seeds", [0, -1], "main.seeds.1 is -1"),
         ("main/seeds", [0, 2**32], "main.seeds.1 is 4294967296, but input should be less than"),
         ("compare/seeds", [2**32], "compare.seeds.0 is 4294967296"),
-        ("evaluate/cutoffs", [5, 20], "evaluate.cutoffs: the summary shows NDCG@10 and HR@10; add 10"),
+        ("measure/cutoffs", [5, 20], "measure.cutoffs: the summary shows NDCG@10 and HR@10; add 10"),
     ],
 )
 def test_a_wrong_value_in_a_list_is_named_with_its_place(raw, key, value, place):

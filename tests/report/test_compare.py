@@ -55,7 +55,7 @@ def test_seeds_are_averaged_within_a_cell_only(tmp_path):
     assert cells.loc["64", "seconds"] == pytest.approx(1.5)
     assert cells.loc["128", "mean"] == pytest.approx(0.9)
     assert cells.loc["128", "seeds"] == 1
-    gains = {"main": "gemma/gemma/minirec-64", "against": {"gemma/gemma/minirec-128": GAIN}}
+    gains = {"main": "gemma/gemma/minirec-64", "paired_tests": {"gemma/gemma/minirec-128": GAIN}}
     said = compare.text(compare.over_seeds(table, "ndcg@10"), gains, "ndcg@10", tmp_path)
     assert "0.2000 ± 0.1414" in said
     (line,) = [line for line in said.splitlines() if "-0.2500 [-0.3000, +0.1000], p = 0.0123" in line]
@@ -76,14 +76,14 @@ def test_the_main_experiment_is_held_against_every_cell_sample_by_sample_over_al
     runs = {"m/s/minirec-8/seed0": better, "m/s/minirec-8/seed1": worse}  # on average .75 of each sample
     runs |= {"m/none/random-8/seed0": worse, "m/none/random-8/seed5": worse, "m/none/full-all/seed0": other}
     with_ranks(tmp_path, runs)
-    found = compare.against_first(tmp_path, list(runs), defaults.evaluate)
+    found = compare.against_first(tmp_path, list(runs), defaults.measure)
     assert found["main"] == "m/s/minirec-8"
-    assert list(found["against"]) == ["m/none/random-8", "m/none/full-all"]
-    random, full = found["against"].values()
+    assert list(found["paired_tests"]) == ["m/none/random-8", "m/none/full-all"]
+    random, full = found["paired_tests"].values()
     assert (random["mean"], random["low"], random["high"], random["significant"]) == (0.25, 0.25, 0.25, True)
     assert full["mean"] == pytest.approx(0)
     assert full["low"] < 0 < full["high"]
     assert not full["significant"]
     with_ranks(tmp_path, {"m/none/full-all/seed0": other[:-1]})
     with pytest.raises(InputError, match=r"full-all/seed0/ranks.parquet is of other test samples"):
-        compare.against_first(tmp_path, list(runs), defaults.evaluate)
+        compare.against_first(tmp_path, list(runs), defaults.measure)

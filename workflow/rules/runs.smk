@@ -42,12 +42,9 @@ rule evaluate:
         catalogue="{results}/{dataset}/catalogue.parquet",
         frozen_states="{results}/{dataset}/base/{model}/frozen_states.safetensors",
         model="data/models/{model}",
-        before="{results}/{dataset}/base/{model}/ranks.parquet",
-        references="{results}/{dataset}/references.parquet",
         adapter="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/adapter",
     output:
-        metrics="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/metrics.json",
-        ranks="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/ranks.parquet",
+        "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/ranks.parquet",
     log:
         "{results}/logs/{dataset}/evaluate/{model}/{selector}/{method}-{budget}/seed{seed}.log",
     benchmark:
@@ -62,25 +59,52 @@ rule evaluate:
         settings=settings("evaluate"),
         code=code("evaluate"),
     shell:
-        "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --adapter {input.adapter:q}"
+        "python -m minirec evaluate {params.settings}"
+        " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q} --adapter {input.adapter:q}"
         " --whitening {input.adapter:q}/whitening.safetensors --frozen_states {input.frozen_states:q}"
-        " --before {input.before:q} --references {input.references:q} --ranks {output.ranks:q} --out {output.metrics:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        " --out {output:q} --log {log:q} --wildcards {params.wildcards:q}"
+
+
+rule measure:
+    """Metrics of the trained policy, beside those before RL and of the baselines."""
+    input:
+        samples="{results}/{dataset}/samples.parquet",
+        catalogue="{results}/{dataset}/catalogue.parquet",
+        ranks="{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/ranks.parquet",
+        before="{results}/{dataset}/base/{model}/ranks.parquet",
+        baselines="{results}/{dataset}/baselines.parquet",
+    output:
+        "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}/metrics.json",
+    log:
+        "{results}/logs/{dataset}/measure/{model}/{selector}/{method}-{budget}/seed{seed}.log",
+    benchmark:
+        "{results}/benchmarks/{dataset}/measure/{model}/{selector}/{method}-{budget}/seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: cores("measure")
+    resources:
+        **needs("measure"),
+    params:
+        wildcards=experiment.named,
+        settings=settings("measure"),
+        code=code("measure"),
+    shell:
+        "python -m minirec measure {params.settings}"
+        " --samples {input.samples:q} --catalogue {input.catalogue:q} --ranks {input.ranks:q}"
+        " --before {input.before:q} --baselines {input.baselines:q}"
+        " --out {output:q} --log {log:q} --wildcards {params.wildcards:q}"
 
 
 rule evaluate_base:
-    """The same policy before RL, for comparison."""
+    """The same ranking with the policy before RL, for comparison."""
     input:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
         item_table="{results}/{dataset}/base/{model}/items.safetensors",
         whitening="{results}/{dataset}/base/{model}/whitening.safetensors",
         model="data/models/{model}",
-        references="{results}/{dataset}/references.parquet",
     output:
-        metrics="{results}/{dataset}/base/{model}/metrics.json",
-        ranks="{results}/{dataset}/base/{model}/ranks.parquet",
+        "{results}/{dataset}/base/{model}/ranks.parquet",
     log:
         "{results}/logs/{dataset}/evaluate_base/{model}.log",
     benchmark:
@@ -95,34 +119,61 @@ rule evaluate_base:
         settings=settings("evaluate"),
         code=code("evaluate"),
     shell:
-        "python -m minirec evaluate {params.settings} --samples {input.samples:q} --catalogue {input.catalogue:q}"
-        " --model {input.model:q} --items {input.item_table:q} --whitening {input.whitening:q}"
-        " --references {input.references:q} --ranks {output.ranks:q} --out {output.metrics:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        "python -m minirec evaluate {params.settings}"
+        " --samples {input.samples:q} --catalogue {input.catalogue:q} --model {input.model:q}"
+        " --items {input.item_table:q} --whitening {input.whitening:q}"
+        " --out {output:q} --log {log:q} --wildcards {params.wildcards:q}"
 
 
-rule references:
-    """What simple recommenders reach on the same test samples: popularity, TF-IDF, item transitions."""
+rule measure_base:
+    """Metrics of the policy before RL, beside those of the baselines."""
+    input:
+        samples="{results}/{dataset}/samples.parquet",
+        catalogue="{results}/{dataset}/catalogue.parquet",
+        ranks="{results}/{dataset}/base/{model}/ranks.parquet",
+        baselines="{results}/{dataset}/baselines.parquet",
+    output:
+        "{results}/{dataset}/base/{model}/metrics.json",
+    log:
+        "{results}/logs/{dataset}/measure_base/{model}.log",
+    benchmark:
+        "{results}/benchmarks/{dataset}/measure_base/{model}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: cores("measure")
+    resources:
+        **needs("measure"),
+    params:
+        wildcards=experiment.named,
+        settings=settings("measure"),
+        code=code("measure"),
+    shell:
+        "python -m minirec measure {params.settings}"
+        " --samples {input.samples:q} --catalogue {input.catalogue:q} --ranks {input.ranks:q}"
+        " --baselines {input.baselines:q}"
+        " --out {output:q} --log {log:q} --wildcards {params.wildcards:q}"
+
+
+rule baselines:
+    """Rank the same test samples by popularity, TF-IDF and item transitions."""
     input:
         samples="{results}/{dataset}/samples.parquet",
         catalogue="{results}/{dataset}/catalogue.parquet",
     output:
-        metrics="{results}/{dataset}/references.json",
-        ranks="{results}/{dataset}/references.parquet",
+        "{results}/{dataset}/baselines.parquet",
     log:
-        "{results}/logs/{dataset}/references.log",
+        "{results}/logs/{dataset}/baselines.log",
     benchmark:
-        "{results}/benchmarks/{dataset}/references.tsv"
+        "{results}/benchmarks/{dataset}/baselines.tsv"
     conda:
         "../../environment.yml"
-    threads: cores("references")
+    threads: cores("baselines")
     resources:
-        **needs("references"),
+        **needs("baselines"),
     params:
         wildcards=experiment.named,
-        settings=settings("references"),
-        code=code("references"),
+        code=code("baselines"),
     shell:
-        "python -m minirec references {params.settings} --samples {input.samples:q}"
-        " --catalogue {input.catalogue:q} --ranks {output.ranks:q} --out {output.metrics:q}"
-        " --log {log:q} --wildcards {params.wildcards:q}"
+        "python -m minirec baselines"
+        " --samples {input.samples:q} --catalogue {input.catalogue:q}"
+        " --out {output:q} --log {log:q} --wildcards {params.wildcards:q}"

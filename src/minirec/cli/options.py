@@ -154,15 +154,23 @@ STAGES: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("frozen_states", "frozen_states.safetensors of the base model", required=False),
             MODEL,
             ADAPTER,
-            Option("before", "ranks.parquet of the policy before RL, to compare with", required=False),
-            Option("references", "references.parquet, to compare with", required=False),
-            Option("ranks", "ranks.parquet to write"),
-            OUT,
+            Option("out", "ranks.parquet to write"),
         ),
     ),
-    "references": (
+    "measure": (
+        "Metrics of a policy on the test samples, with intervals and paired tests, out of its ranks (METHOD 5).",
+        (
+            SAMPLES,
+            CATALOGUE,
+            Option("ranks", "ranks.parquet of the policy"),
+            Option("before", "ranks.parquet of the policy before RL, to compare with", required=False),
+            Option("baselines", "baselines.parquet, to compare with"),
+            Option("out", "metrics.json to write"),
+        ),
+    ),
+    "baselines": (
         "Rank the test samples with popularity, TF-IDF and item transitions (METHOD 5).",
-        (SAMPLES, CATALOGUE, Option("ranks", "references.parquet to write"), OUT),
+        (SAMPLES, CATALOGUE, Option("out", "baselines.parquet to write")),
     ),
     "summarise": (
         "Gather metrics, costs and pictures of the main experiment.",

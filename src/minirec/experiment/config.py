@@ -269,8 +269,8 @@ class Train(Section):
     proxy_epochs: int | None = Field(ge=1, description="epochs of the proxy; null: epochs")
 
 
-class Evaluate(Section):
-    """Full-catalogue ranking (METHOD 5)."""
+class Measure(Section):
+    """Metrics on the test samples, their intervals and paired tests (METHOD 5)."""
 
     cutoffs: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="k of HR@k and NDCG@k")
     bootstrap: int = Field(ge=100, description="resamples of the confidence interval")
@@ -350,7 +350,7 @@ class Config(Section):
     select: Select
     curriculum: Curriculum
     train: Train
-    evaluate: Evaluate
+    measure: Measure
 
     @model_validator(mode="after")
     def _known_names(self) -> Config:
@@ -416,10 +416,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # the sections a stage reads
     "select": ("select",),
     "curriculum": ("curriculum",),
     "train": ("policy", "sampling", "reward", "train"),
-    "evaluate": ("policy", "sampling", "evaluate"),
-    "references": ("evaluate",),
-    "summarise": ("evaluate",),
-    "compare": ("evaluate",),
+    "evaluate": ("policy", "sampling"),
+    "measure": ("measure",),
+    "baselines": (),
+    "summarise": ("measure",),
+    "compare": ("measure",),
 }
 SECTION_TYPES: dict[str, type[Section]] = {
     name: field.annotation

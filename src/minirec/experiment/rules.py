@@ -198,7 +198,7 @@ def jobs(given: Config) -> list[str]:
     runs = main_runs(given)
     model, selector = runs[0].split("/")[:2]
     selections = [run.split("/", 1)[1] for run in runs]
-    found = ["fetch", "prepare", "references", f"embed_base/{model}", f"evaluate_base/{model}"]
+    found = ["fetch", "prepare", "baselines", *(f"{stage}_base/{model}" for stage in ("embed", "evaluate", "measure"))]
     if selector != "none":
         shards = given.rollout.shards
         parts = [f"rollout/shards/{shard}" for shard in range(shards)] + ["gather"] if shards > 1 else ["rollout"]
@@ -207,7 +207,7 @@ def jobs(given: Config) -> list[str]:
         if (rounds := _rounds(given, given.main.method)) > 1:
             found += [f"select/{run}/shards/{shard}" for run in selections for shard in range(rounds)]
     found += [f"{stage}/{run}" for stage in ("select", "curriculum") for run in selections]
-    found += [f"{stage}/{run}" for stage in ("train", "evaluate") for run in runs]
+    found += [f"{stage}/{run}" for stage in ("train", "evaluate", "measure") for run in runs]
     return list(dict.fromkeys(found))
 
 
@@ -220,8 +220,7 @@ def summary_inputs(runs: list[str], results: str, dataset: str) -> dict[str, str
         "samples": f"{top}/samples.parquet",
         "catalogue": f"{top}/catalogue.parquet",
         "prepare": f"{top}/prepare.json",
-        "references": f"{top}/references.json",
-        "reference_ranks": f"{top}/references.parquet",
+        "baselines": f"{top}/baselines.parquet",
         "base": f"{top}/base/{model}/metrics.json",
         "base_ranks": f"{top}/base/{model}/ranks.parquet",
         "metrics": [f"{top}/runs/{run}/metrics.json" for run in runs],

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from minirec.evaluation import comparison
+from minirec.evaluation import significance
+from minirec.evaluation.ranks import read_ranks
 from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import artefact, tables
@@ -52,20 +53,20 @@ def over_seeds(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
-def against_first(folder: Path, run: Sequence[str], settings: config.Evaluate) -> dict[str, Any]:
+def against_first(folder: Path, run: Sequence[str], settings: config.Measure) -> dict[str, Any]:
     """What the cell of the first run, the main experiment, gains over every other: NDCG@10, interval and paired test.
 
     Averaged over the seeds of each cell, sample by sample; raises InputError where runs have other test samples.
     """
-    sample_id = tables.numpy(tables.read("ranks", folder / run[0] / "ranks.parquet"), "sample_id")
+    sample_id = read_ranks(folder / run[0] / "ranks.parquet").sample_id
     ranks: dict[str, list[np.ndarray]] = {}
     for name in run:
-        found = comparison.policy(folder / name / "ranks.parquet", sample_id)
+        found = read_ranks(folder / name / "ranks.parquet", sample_id).rank
         ranks.setdefault(name.rsplit("/", 1)[0], []).append(found)
     cells = {cell: np.stack(several) for cell, several in ranks.items()}
     main = next(iter(cells))
     own = cells.pop(main)
-    return {"main": main, "against": comparison.each(cells, own, settings)}
+    return {"main": main, "paired_tests": significance.paired_tests(cells, own, settings)}
 
 
 def text(cells: pd.DataFrame, gains: dict[str, Any], metric: str, out: Path) -> str:
@@ -77,7 +78,7 @@ def text(cells: pd.DataFrame, gains: dict[str, Any], metric: str, out: Path) -> 
     )
     for cell in cells.to_dict("records"):
         quality = f"{cell['mean']:.4f}" + ("" if pd.isna(cell["std"]) else f" ± {cell['std']:.4f}")
-        gain = gains["against"].get(f"{cell['model']}/{cell['selector']}/{cell['method']}-{cell['budget']}")
+        gain = gains["paired_tests"].get(f"{cell['model']}/{cell['selector']}/{cell['method']}-{cell['budget']}")
         lines.append(
             f"  {cell['model']:<12}{cell['selector']:<12}{cell['method']:<20}{cell['budget']:>8}{cell['seeds']:>7}  "
             f"{quality:<20}{cell['seconds']:>9.0f}"
@@ -87,14 +88,14 @@ def text(cells: pd.DataFrame, gains: dict[str, Any], metric: str, out: Path) -> 
     return "\n".join([*lines, "", ""])
 
 
-def run(*, evaluate: config.Evaluate, results: Path, run: list[str], out: Path) -> None:
+def run(*, measure: config.Measure, results: Path, run: list[str], out: Path) -> None:
     """Write comparison.parquet, .json, .txt and figures/comparison.* of runs, those of the main experiment first."""
     records = [row for name in run for row in rows(results / "runs", name)]
     metric = "ndcg@10"
     cells = over_seeds(pd.DataFrame(records), metric)
-    gains = against_first(results / "runs", run, evaluate)
+    gains = against_first(results / "runs", run, measure)
     files = [f"{name}/{file}" for name in run for file in ("metrics.json", "ranks.parquet")]
-    made = Provenance("compare", evaluate.model_dump(), {file: results / "runs" / file for file in files})
+    made = Provenance("compare", measure.model_dump(), {file: results / "runs" / file for file in files})
     table = pa.Table.from_pylist(records, tables.TABLES["comparison"].schema())
     tables.write("comparison", table, out, made)
     artefact.write_json(gains, results / "comparison.json", made)

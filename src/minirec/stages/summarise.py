@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from minirec.evaluation import comparison, metrics
+from minirec.evaluation import significance
+from minirec.evaluation.breakdown import EvaluationSet, mean_breakdown
+from minirec.evaluation.ranks import read_baselines, read_ranks
 from minirec.experiment import config, rules
 from minirec.progress import log
 from minirec.storage import artefact, tables
@@ -34,13 +36,6 @@ def costs(benchmarks: Path, jobs: Sequence[str]) -> dict[str, dict[str, float]]:
                 "max_rss_mib": max(memory, default=0.0),
             }
     return found
-
-
-def mean_of(runs: Sequence[Any]) -> Any:
-    """Numbers of the same place in every run's nest of dictionaries, averaged where they differ."""
-    if isinstance(runs[0], dict):
-        return {key: mean_of([run[key] for run in runs]) for key in runs[0]}
-    return runs[0] if all(run == runs[0] for run in runs) else float(np.mean(runs))
 
 
 def by_stage(cost: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -66,7 +61,7 @@ def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
         ("before RL", summary["before"]),
         ("after RL", summary["metrics"]),
         ("after RL, no reasoning", summary["metrics_without_reasoning"]),
-        *[(name.replace("_", " "), values) for name, values in summary["references"].items()],
+        *[(name.replace("_", " "), values) for name, values in summary["baselines"].items()],
     ]
     for name, values in rows:
         cells = [f"{v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]" for v in (values["ndcg@10"], values["hr@10"])]
@@ -82,7 +77,7 @@ def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
         "  after RL against "
         + ", ".join(
             f"{name.replace('_', ' ')} {found['mean']:+.4f} (p = {found['p']:.3g})"
-            for name, found in summary["against"].items()
+            for name, found in summary["paired_tests"].items()
         ),
         "  top 10 before -> after: "
         + " -> ".join(f"{values['coverage@10']:.0%}" for values in lists.values())
@@ -99,7 +94,7 @@ def text(summary: dict[str, Any], top: Path, pictures: Sequence[Path]) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def run(*, evaluate: config.Evaluate, results: Path, main: str, run: list[str], job: list[str], out: Path) -> None:
+def run(*, measure: config.Measure, results: Path, main: str, run: list[str], job: list[str], out: Path) -> None:
     """Write metrics.json, summary.txt and figures/ of a data set's main experiment."""
     given = config.parse(config.Main, main, "--main")
     files = rules.summary_inputs(run, str(results.parent), results.name)
@@ -107,31 +102,30 @@ def run(*, evaluate: config.Evaluate, results: Path, main: str, run: list[str], 
     one = {name: Path(value) for name, value in files.items() if isinstance(value, str)}
     runs = [artefact.read_json(path) for path in several["metrics"]]
     base = artefact.read_json(one["base"])
-    references = artefact.read_json(one["references"])
     scores = tables.read("scores", one["scores"]) if "scores" in one else None
     selection = tables.read("selection", several["selection"][0])
     split = tables.read("samples", one["samples"], ["split"])["split"].value_counts().to_pylist()
-    sample_id = tables.numpy(tables.read("ranks", several["ranks"][0]), "sample_id")
-    after, without = (
-        np.stack([comparison.policy(path, sample_id, column) for path in several["ranks"]])
-        for column in ("rank", "rank_without_reasoning")
-    )
+    test = EvaluationSet.load(one["samples"], one["catalogue"])
+    ranks = [read_ranks(path, test.sample_id) for path in several["ranks"]]
+    after = np.stack([seed.rank for seed in ranks])
+    without = np.stack([seed.rank_without_reasoning for seed in ranks])
+    baselines = read_baselines(one["baselines"], test.sample_id)
     summary: dict[str, Any] = {
         "main": given.model_dump(),
         "samples": {entry["values"]: entry["counts"] for entry in split},
         "catalogue": tables.read("catalogue", one["catalogue"], ["row"]).num_rows,
         "selected": selection.num_rows,
-        "metrics": metrics.summary(after, evaluate),
-        "metrics_without_reasoning": metrics.summary(without, evaluate),
+        "metrics": significance.summary(after, measure),
+        "metrics_without_reasoning": significance.summary(without, measure),
         "before": base["metrics"],
         "before_without_reasoning": base["metrics_without_reasoning"],
-        "improvement": comparison.improvement(comparison.policy(one["base_ranks"], sample_id), after, evaluate),
-        "references": references["references"],
-        "against": comparison.each(comparison.references(one["reference_ranks"], sample_id), after, evaluate),
+        "improvement": significance.improvement(read_ranks(one["base_ranks"], test.sample_id).rank, after, measure),
+        "baselines": base["baselines"],
+        "paired_tests": significance.paired_tests({name: b.rank for name, b in baselines.items()}, after, measure),
         "breakdown": {
             "before": base["breakdown"],
-            "after": mean_of([found["breakdown"] for found in runs]),
-            **references["breakdown"],
+            "after": mean_breakdown([found["breakdown"] for found in runs]),
+            **{name: test.breakdown(ranks) for name, ranks in baselines.items()},
         },
         "runs": {
             f"seed{seed}": {name: found[name] for name in ("metrics", "metrics_without_reasoning")}
@@ -142,7 +136,7 @@ def run(*, evaluate: config.Evaluate, results: Path, main: str, run: list[str], 
     }
     if scores is not None:
         summary["zero_hit_share"] = float((tables.numpy(scores, "hits") == 0).mean())
-    made = Provenance("summarise", evaluate.model_dump(), one | {p.parent.name: p for p in several["metrics"]})
+    made = Provenance("summarise", measure.model_dump(), one | {p.parent.name: p for p in several["metrics"]})
     from minirec.report import figures
 
     curriculum = tables.read("curriculum", several["curriculum"][0]).sort_by("position")
