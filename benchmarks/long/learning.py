@@ -59,9 +59,9 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
-def row(base: Path, run: Path) -> dict[str, object]:
-    """What one finished run and the policy before it say, NDCG@10 on test."""
-    start, found = (artefact.read_json(path / "metrics.json") for path in (base, run))
+def row(run: Path) -> dict[str, object]:
+    """What one finished run says of itself and of the policy before it, NDCG@10 on test."""
+    found = artefact.read_json(run / "metrics.json")
     history = tables.read("history", run / "history.parquet")
     after = found["metrics"][NDCG]
     return {
@@ -74,7 +74,7 @@ def row(base: Path, run: Path) -> dict[str, object]:
         "low": round(after["low"], 4),
         "high": round(after["high"], 4),
         "p": p_of(found["improvement"]),
-        "before_without_reasoning": mean_of(start["metrics_without_reasoning"]),
+        "before_without_reasoning": mean_of(found["before_without_reasoning"]),
         "after_without_reasoning": mean_of(found["metrics_without_reasoning"]),
         **{name: mean_of(found["baselines"][name]) for name in BASELINES},
         **{f"p_{name}": p_of(found["paired_tests"][name]) for name in BASELINES},
@@ -196,12 +196,12 @@ def main() -> None:
             sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
             continue
         top = Path(settings.results) / dataset
-        base, run = top / "base" / name, top / "runs" / rules.run_path(settings, name, "none", arm, "all", seed)
+        run = top / "runs" / rules.run_path(settings, name, "none", arm, "all", seed)
         command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
-        command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json", f"{base}/metrics.json"]
+        command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json"]
         key["commit"] = commit()
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-        found = key | row(ROOT / base, ROOT / run)
+        found = key | row(ROOT / run)
         keep(found)
         show()
         sys.stdout.write(f"{found}\n")

@@ -231,3 +231,14 @@ def test_the_history_is_not_recommended_even_where_nothing_else_is_left():
     rank, top = baselines.rank(scores, np.array([2]), np.array([[1, 3]]))
     assert rank.tolist() == [2]
     assert top.tolist() == [[0, 2, -1, -1]]
+
+
+def test_baselines_rank_like_a_full_sort():
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 4, (50, 9)).astype(float)
+    target = generator.integers(0, 9, 50)
+    history = generator.integers(-1, 9, (50, 2))
+    history[history == target[:, None]] = -1
+    for row, found in enumerate(baselines.rank(scores, target, history)[0]):
+        left = [v for v in range(9) if v not in history[row]]
+        assert found == sorted(left, key=lambda v: (-scores[row, v], v)).index(target[row]) + 1

@@ -163,10 +163,13 @@ def test_the_summary_has_the_metrics_of_every_part(project):
     assert summary["prepare"]["dropped"] == {"no title": 7}
     assert summary["breakdown"]["after"]["recommended"]["popularity@10"] == 1.0  # the rows 0, 1 and 2
     assert summary["breakdown"]["before"]["by_history_length"]["1"]["samples"] == 14
-    assert "10% -> 10% of the catalogue, an item has 1.0 -> 1.0 training interactions (targets 0.0)" in text
+    assert "10% -> 10% of the catalogue" in text
+    assert "an item has 1.0 -> 1.0 training interactions (targets 0.0)" in text
     assert summary["baselines"]["tfidf_last"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(TFIDF))
     assert summary["breakdown"]["tfidf_last"]["by_history_length"]["1"]["ndcg@10"] == pytest.approx(ndcg10(TFIDF[::3]))
-    assert f"minirec kept {PICKED} of {TRAINED} training samples; {TESTED} test samples, {ITEMS} items" in text
+    assert f"minirec kept {PICKED} of {TRAINED} training samples" in text
+    assert f"{TESTED} test samples, {ITEMS} items" in text
+    assert max(map(len, text.splitlines())) <= 100
     shown = {"before RL": ndcg10(BASE), "after RL": ndcg10(after), "tfidf last": ndcg10(TFIDF)}
     for name, value in (shown | {"after RL, no reasoning": ndcg10(unreasoned(after))}).items():
         assert any(line.strip().startswith(f"{name}  ") and f"{value:.4f} [" in line for line in text.splitlines()), (
@@ -201,13 +204,14 @@ def test_a_run_is_compared_with_the_policy_before_rl_and_every_baseline_sample_b
         measured(top, run, given.measure)
 
 
-def test_the_summary_holds_the_runs_against_every_baseline(project):
+def test_the_summary_compares_the_runs_with_every_baseline(project):
     after = np.maximum(BASE - 3, 1)
     project([after])
     summary, text = written()
     gain = ndcg10(after) - ndcg10(TFIDF)
     assert summary["paired_tests"]["tfidf_last"]["mean"] == pytest.approx(gain)
-    assert f"after RL against tfidf last {gain:+.4f} (p = {summary['paired_tests']['tfidf_last']['p']:.3g})" in text
+    (line,) = [line for line in text.splitlines() if "tfidf last" in line]
+    assert line.endswith(f" {gain:+.4f} (p = {summary['paired_tests']['tfidf_last']['p']:.3g})")
 
 
 def test_a_large_gain_is_called_significant(project):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from scipy import stats
 
 from minirec.evaluation.metrics import K, hit, ndcg
+from minirec.evaluation.ranks import PolicyRanks, Ranks
 from minirec.experiment import config
 
 BLOCK = 10_000_000  # resampled values at a time: bounds memory whatever the number of samples
@@ -97,3 +98,29 @@ def improvement(other: np.ndarray, rank: np.ndarray, settings: config.Measure) -
 def paired_tests(others: Mapping[str, np.ndarray], rank: np.ndarray, settings: config.Measure) -> dict[str, PairedTest]:
     """The improvement of ranks over each of the other recommenders, by their names."""
     return {name: improvement(other, rank, settings) for name, other in others.items()}
+
+
+def measure(
+    runs: Sequence[PolicyRanks],
+    before: PolicyRanks | None,
+    baselines: Mapping[str, Ranks],
+    settings: config.Measure,
+) -> dict[str, Any]:
+    """All metrics of a policy, of the policy before RL and of the baselines, with the paired tests between them.
+
+    Several runs, the seeds of an experiment, are averaged sample by sample. All ranks are of the same test samples in
+    the same order. Without `before`, the policy is one that was not trained.
+    """
+    rank = np.stack([run.rank for run in runs])
+    others = {name: baseline.rank for name, baseline in baselines.items()}
+    metrics: dict[str, Any] = {
+        "metrics": summary(rank, settings),
+        "metrics_without_reasoning": summary(np.stack([run.rank_without_reasoning for run in runs]), settings),
+        "baselines": {name: summary(other, settings) for name, other in others.items()},
+        "paired_tests": paired_tests(others, rank, settings),
+    }
+    if before is not None:
+        metrics["before"] = summary(before.rank, settings)
+        metrics["before_without_reasoning"] = summary(before.rank_without_reasoning, settings)
+        metrics["improvement"] = improvement(before.rank, rank, settings)
+    return metrics

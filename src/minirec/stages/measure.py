@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from minirec.evaluation import significance
 from minirec.evaluation.breakdown import EvaluationSet
@@ -27,19 +26,12 @@ def run(
     """Write metrics.json of a policy: metrics, breakdown, paired tests with the baselines and the policy before RL."""
     test = EvaluationSet.load(samples, catalogue)
     policy = read_ranks(ranks, test.sample_id)
-    metrics: dict[str, Any] = {
+    start = read_ranks(before, test.sample_id) if before else None
+    metrics = {
         "samples": len(policy.rank),
-        "metrics": significance.summary(policy.rank, measure),
-        "metrics_without_reasoning": significance.summary(policy.rank_without_reasoning, measure),
+        **significance.measure([policy], start, read_baselines(baselines, test.sample_id), measure),
         "breakdown": test.breakdown(policy),
     }
-    if before is not None:
-        start = read_ranks(before, test.sample_id).rank
-        metrics["before"] = significance.summary(start, measure)
-        metrics["improvement"] = significance.improvement(start, policy.rank, measure)
-    others = {name: other.rank for name, other in read_baselines(baselines, test.sample_id).items()}
-    metrics["baselines"] = {name: significance.summary(rank, measure) for name, rank in others.items()}
-    metrics["paired_tests"] = significance.paired_tests(others, policy.rank, measure)
     inputs = {"samples": samples, "catalogue": catalogue, "ranks": ranks, "baselines": baselines}
     inputs |= {"before": before} if before else {}
     artefact.write_json(metrics, out, Provenance("measure", measure.model_dump(), inputs))
