@@ -28,7 +28,7 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
     ]
     if len(main["seeds"]) > 1:
         lines += ["  after RL: mean over the seeds; intervals and tests are over the test samples", ""]
-    lines += [*_effect(summary["improvement"]), *_recommended(summary["breakdown"]), ""]
+    lines += [_effect(summary["improvement"]), *_recommended(summary["breakdown"]), ""]
     lines.append(_wrap("seconds by stage", (f"{s} {v:.0f}" for s, v in seconds_by_stage(summary["cost"]).items())))
     lines.append(_wrap("files", [f"{results}/metrics.json", f"{results}/runs/…/ranks.parquet"]))
     if pictures:
@@ -37,7 +37,7 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
 
 
 def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
-    """A line each for the policy before and after RL and for the baselines; the last column is what RL gains on it."""
+    """A line each for the policy before and after RL and for the baselines; the last column compares their NDCG@10."""
     tests = {"before RL": summary["improvement"], **summary["paired_tests"]}
     rows = {
         "before RL": summary["before"],
@@ -45,7 +45,7 @@ def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
         "after RL, no reasoning": summary["metrics_without_reasoning"],
         **summary["baselines"],
     }
-    lines = [f"  {'':<24}{'NDCG@10':<26}{'HR@10':<26}after RL, NDCG@10"]
+    lines = [f"  {'':<24}{'NDCG@10':<26}{'HR@10':<26}after RL minus this"]
     for name, metrics in rows.items():
         ndcg, hr = (_interval(metrics[metric]) for metric in ("ndcg@10", "hr@10"))
         gain = f"{tests[name]['mean']:+.4f} (p = {tests[name]['p']:.3g})" if name in tests else ""
@@ -57,11 +57,11 @@ def _interval(value: Interval) -> str:
     return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
 
 
-def _effect(test: PairedTest) -> list[str]:
+def _effect(test: PairedTest) -> str:
     """What RL changes, and whether that may be chance."""
     verdict = "significant" if test["significant"] else "not significant"
     change = f"{test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]"
-    return [f"  RL changes NDCG@10 by {change}, paired permutation test p = {test['p']:.3g}: {verdict}"]
+    return f"  RL changes NDCG@10 by {change}, paired permutation test p = {test['p']:.3g}: {verdict}"
 
 
 def _recommended(breakdown: Mapping[str, Any]) -> list[str]:
