@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
 ARMS = ("full", "item_loss", "token_loss")
 ABLATIONS = ("no_head", "group_advantage")  # config/learning.yaml; of the tiny model
-STAGES = ("prepare", "embed", "curriculum", "train", "evaluate")  # whose settings decide what comes out
+STAGES = ("prepare", "embed", "curriculum", "train", "evaluate", "measure")  # whose settings decide what comes out
 NDCG = "ndcg@10"
 KEY = ("dataset", "model", "arm", "seed")
 NAMES = (*KEY, "settings", "commit", "samples", "steps", "train_seconds", "test_samples")
 VALUES = ("before", "after", "low", "high", "p", "before_without_reasoning", "after_without_reasoning")
-REFERENCES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
-AGAINST = tuple(f"p_{name}" for name in REFERENCES)  # paired, after against the reference
+BASELINES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
+P_VALUES = tuple(f"p_{name}" for name in BASELINES)  # of paired tests: after against the baseline
 README, DOCS = ROOT / "README.md", ROOT / "docs" / "learning.md"
 BEGIN, END = "<!-- learning -->\n", "<!-- end learning -->"
 COLUMNS = ("NDCG@10 on test", "before", "after", "the same without reasoning", "item loss only", "token loss only")
@@ -59,9 +59,9 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
-def row(base: Path, run: Path) -> dict[str, object]:
-    """What one finished run and the policy before it say, NDCG@10 on test."""
-    start, found = (artefact.read_json(path / "metrics.json") for path in (base, run))
+def row(run: Path) -> dict[str, object]:
+    """What one finished run says of itself and of the policy before it, NDCG@10 on test."""
+    found = artefact.read_json(run / "metrics.json")
     history = tables.read("history", run / "history.parquet")
     after = found["metrics"][NDCG]
     return {
@@ -74,10 +74,10 @@ def row(base: Path, run: Path) -> dict[str, object]:
         "low": round(after["low"], 4),
         "high": round(after["high"], 4),
         "p": p_of(found["improvement"]),
-        "before_without_reasoning": mean_of(start["metrics_without_reasoning"]),
+        "before_without_reasoning": mean_of(found["before_without_reasoning"]),
         "after_without_reasoning": mean_of(found["metrics_without_reasoning"]),
-        **{name: mean_of(found["references"][name]) for name in REFERENCES},
-        **{f"p_{name}": p_of(found["against"][name]) for name in REFERENCES},
+        **{name: mean_of(found["baselines"][name]) for name in BASELINES},
+        **{f"p_{name}": p_of(found["paired_tests"][name]) for name in BASELINES},
     }
 
 
@@ -105,7 +105,7 @@ def keep(new: dict[str, object]) -> None:
     rows = [r for r in read() if [r[name] for name in KEY] != key] + [{k: str(v) for k, v in new.items()}]
     OUT.parent.mkdir(parents=True, exist_ok=True)
     with artefact.atomic_write(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [*NAMES, *VALUES, *REFERENCES, *AGAINST], lineterminator="\n")
+        writer = csv.DictWriter(stream, [*NAMES, *VALUES, *BASELINES, *P_VALUES], lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda r: [r[name] for name in KEY]))
 
@@ -196,12 +196,12 @@ def main() -> None:
             sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
             continue
         top = Path(settings.results) / dataset
-        base, run = top / "base" / name, top / "runs" / rules.run_path(settings, name, "none", arm, "all", seed)
+        run = top / "runs" / rules.run_path(settings, name, "none", arm, "all", seed)
         command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
-        command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json", f"{base}/metrics.json"]
+        command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json"]
         key["commit"] = commit()
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-        found = key | row(ROOT / base, ROOT / run)
+        found = key | row(ROOT / run)
         keep(found)
         show()
         sys.stdout.write(f"{found}\n")

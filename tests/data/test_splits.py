@@ -6,7 +6,7 @@ import pytest
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.evaluation.breakdown import Breakdown
+from minirec.evaluation.breakdown import EvaluationSet
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
@@ -65,7 +65,7 @@ def test_chosen_samples_come_in_their_order_and_a_missing_one_is_an_error(load):
 
 
 def test_a_breakdown_counts_the_items_of_each_history_and_knows_popularity_by_row(load, tmp_path):
-    found = Breakdown.of(load(order=(3, 1, 0, 2), target=2), tmp_path / "catalogue.parquet")
+    found = EvaluationSet.of(load(order=(3, 1, 0, 2), target=2), tmp_path / "catalogue.parquet")
     assert found.history_length.tolist() == [3, 2, 1]
     assert found.target.tolist() == [2, 2, 2]
     assert found.popularity.tolist() == [0, 10, 20, 30]

@@ -8,12 +8,13 @@ import torch
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.evaluation.breakdown import POPULARITY
+from minirec.evaluation.breakdown import POPULARITY, EvaluationSet
+from minirec.evaluation.ranks import read_ranks
 from minirec.model import generate
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, MEANS, Whitening
 from minirec.stages import evaluate
-from minirec.storage import artefact, tables, tensors
+from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
 
 WORDS = 6
@@ -35,14 +36,12 @@ def sides(tmp_path):
 
 def evaluated(judged, defaults, policy, whitening, folder, **more):
     given = {"samples": judged["samples"], "catalogue": judged["catalogue"], "model": judged["model"]}
-    given |= {"adapter": judged["adapter"], "items": None, "frozen_states": None, "before": None, "references": None}
+    given |= {"adapter": judged["adapter"], "items": None, "frozen_states": None}
     evaluate.run(
         policy=policy,
         sampling=defaults.sampling.model_copy(update={"max_new_tokens": WORDS}),
-        evaluate=defaults.evaluate.model_copy(update={"cutoffs": [5, 10]}),
         whitening=whitening,
-        ranks=folder / "ranks.parquet",
-        out=folder / "metrics.json",
+        out=folder / "ranks.parquet",
         **(given | more),
     )
     return tables.read("ranks", folder / "ranks.parquet").sort_by("sample_id")
@@ -101,12 +100,15 @@ def test_the_history_is_not_recommended_even_where_nothing_else_is_left(judged, 
     files = {name: tmp_path / f"{name}.parquet" for name in ("samples", "catalogue")}
     (found,) = evaluated(judged, defaults, policy, judged["whitening"], tmp_path, **files).to_pylist()
     assert sorted(found["top"]) == [8, 9, 10, 11]
-    assert artefact.read_json(tmp_path / "metrics.json")["breakdown"]["recommended"]["coverage@10"] == 4 / 12
+    test = EvaluationSet.load(files["samples"], files["catalogue"])
+    ranks = read_ranks(tmp_path / "ranks.parquet", test.sample_id)
+    assert test.breakdown(ranks)["recommended"]["coverage@10"] == 4 / 12
 
 
 def test_the_breakdown_is_of_the_ranks_with_reasoning(judged, defaults, policy, sides, tmp_path):
     found = evaluated(judged, defaults, policy, sides, tmp_path)
-    groups = artefact.read_json(tmp_path / "metrics.json")["breakdown"]["by_target_popularity"]
+    test = EvaluationSet.load(judged["samples"], judged["catalogue"])
+    groups = test.breakdown(read_ranks(tmp_path / "ranks.parquet"))["by_target_popularity"]
     rank = tables.numpy(found, "rank")
     assert groups == {"1-4": {"samples": 8, "ndcg@10": pytest.approx(np.mean((rank <= 10) / np.log2(1 + rank)))}}
     assert POPULARITY[:3] == (0, 1, 5)

@@ -143,11 +143,12 @@ def test_a_value_outside_a_closed_set_is_refused(tmp_path):
 
 
 def test_a_key_of_two_columns_may_repeat_in_one_of_them(tmp_path):
-    columns = {"reference": ["a", "a", "b"], "sample_id": [1, 2, 1], "rank": pa.array([1, 1, 1], pa.int32())}
-    tables.write("references", pa.table(columns), tmp_path / "r.parquet", MADE)
+    columns = {"baseline": ["a", "a", "b"], "sample_id": [1, 2, 1], "rank": pa.array([1, 1, 1], pa.int32())}
+    columns["top"] = pa.array([[1]] * 3, pa.list_(pa.int32()))
+    tables.write("baselines", pa.table(columns), tmp_path / "r.parquet", MADE)
     twice = pa.table(columns | {"sample_id": [1, 1, 1]})
-    with pytest.raises(ValueError, match="reference a / sample_id 1 occurs twice"):
-        tables.write("references", twice, tmp_path / "r.parquet", MADE)
+    with pytest.raises(ValueError, match="baseline a / sample_id 1 occurs twice"):
+        tables.write("baselines", twice, tmp_path / "r.parquet", MADE)
 
 
 def test_a_table_of_others_may_have_further_columns_and_lack_optional_ones(tmp_path):

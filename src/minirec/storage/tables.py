@@ -185,17 +185,18 @@ TABLES: dict[str, Table] = {
             "sample_id": _c("i64", "test sample", 0),
             "rank": _c("i32", "rank of the target after greedy reasoning", 1),
             "rank_without_reasoning": _c("i32", "rank of the target after an empty completion", 1),
-            "top": _c("list<i32>", "catalogue rows recommended, best first"),
+            "top": _c("list<i32>", "the 10 catalogue rows recommended, best first"),
         },
         key=("sample_id",),
     ),
-    "references": Table(
+    "baselines": Table(
         {
-            "reference": _c("str", "the simple recommender"),
+            "baseline": _c("str", "recommender without a language model"),
             "sample_id": _c("i64", "test sample", 0),
             "rank": _c("i32", "rank of the target", 1),
+            "top": _c("list<i32>", "the 10 catalogue rows recommended, best first"),
         },
-        key=("reference", "sample_id"),
+        key=("baseline", "sample_id"),
     ),
     "comparison": Table(
         {
