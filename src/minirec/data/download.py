@@ -19,7 +19,8 @@ import httpx
 
 from minirec.errors import InputError
 from minirec.progress import log, progress
-from minirec.storage.artefact import atomic_write, digest, exclusive_lock
+from minirec.storage.artefact import digest
+from minirec.storage.files import atomic_write, exclusive_lock
 
 TRIES = 5
 WAIT_SECONDS = 1.0  # before the second try; doubles with each

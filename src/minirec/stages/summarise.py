@@ -16,7 +16,8 @@ from minirec.evaluation import comparison, metrics
 from minirec.experiment import config, rules
 from minirec.progress import log
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Provenance, atomic_write
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import atomic_write
 
 
 def costs(benchmarks: Path, jobs: Sequence[str]) -> dict[str, dict[str, float]]:
