@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SHARED
 
-from minirec.data.interactions import Events
+from minirec.data.interactions import Interactions
+from minirec.data.samples import core, months_before, window
 from minirec.errors import InputError
 from minirec.experiment.config import Filter
 from minirec.stages import prepare
@@ -142,28 +143,30 @@ def test_a_draw_keeps_ids_and_only_what_is_drawn_counts_as_popular(tmp_path, def
 def test_the_core_is_iterated_to_a_fixed_point():
     # i2 has one buyer; without it u1 has one item; without u1 the item i1 has one buyer left, and so on: nothing stays
     user, item = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 2, 0])
-    events = Events(user, item, np.arange(5), np.zeros(5))
-    assert not prepare.core(events, 2).any()
-    square = Events(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), np.arange(5), np.zeros(5))
-    assert prepare.core(square, 2).tolist() == [True, True, True, True, False]
+    events = Interactions(user, item, np.arange(5), np.zeros(5))
+    assert not core(events, 2).any()
+    square = Interactions(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), np.arange(5), np.zeros(5))
+    assert core(square, 2).tolist() == [True, True, True, True, False]
 
 
 def test_the_window_starts_earlier_while_too_few_items_remain():
     days = np.array(["2022-01-15", "2022-05-01", "2022-08-01", "2022-11-01"], dtype="datetime64[ms]")
     time = days.astype(np.int64)
-    events = Events(np.zeros(4, int), np.arange(4), time, np.zeros(4))
+    events = Interactions(np.zeros(4, int), np.arange(4), time, np.zeros(4))
     rules = Filter(start=date(2022, 10, 1), end=date(2023, 10, 1), min_items=3)
-    mask, used = prepare.window(events, rules)
+    mask, start, _ = window(events, rules)
     assert mask.tolist() == [False, True, True, True]
-    assert used["start"] == date(2022, 4, 1)
-    mask, used = prepare.window(events, rules.model_copy(update={"min_items": 9}))
+    assert start == date(2022, 4, 1)
+    mask, start, _ = window(events, rules.model_copy(update={"min_items": 9}))
     assert mask.all()
-    assert used["start"] == date(2022, 1, 1)
+    assert start == date(2022, 1, 1)
 
 
 def test_months_are_counted_back_from_the_end_of_a_month():
-    assert prepare.months_before(date(2022, 5, 31), 3) == date(2022, 2, 28)
-    assert prepare.months_before(date(2022, 1, 1), 3) == date(2021, 10, 1)
+    assert months_before(date(2022, 5, 31), 3) == date(2022, 2, 28)
+    assert months_before(date(2022, 1, 1), 3) == date(2021, 10, 1)
+    assert months_before(date(2024, 3, 31), 1) == date(2024, 2, 29)
+    assert months_before(date(2022, 1, 31), 10**6) == date(1, 1, 31)
 
 
 def test_every_dropped_row_is_counted_by_its_reason(tmp_path, defaults):
