@@ -26,11 +26,10 @@ CONVERT = """
 import sys
 from pathlib import Path
 from minirec.data import amazon
-from minirec.stages import fetch
 from minirec.storage.artefact import Provenance
 interactions, items, out = map(Path, sys.argv[1:])
 out.mkdir()
-amazon.convert(interactions, items, out, fetch.MEMORY, Provenance("fetch", {}))
+amazon.convert(interactions, items, out, amazon.MEMORY, Provenance("fetch", {}))
 """
 
 # five interactions for every user, the rest skewed; items follow a power law; times go through 20 years

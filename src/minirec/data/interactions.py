@@ -88,8 +88,9 @@ def _read_interactions(
             )
         columns = engine.execute(
             "SELECT u.code AS user, c.code AS item, i.timestamp::BIGINT AS timestamp, "
-            f"i.file_row_number::INTEGER AS row, {rated}::FLOAT AS rating FROM read_parquet(?, file_row_number = true) i "
-            "JOIN user_codes u USING (user_id) JOIN item_codes c USING (item_id)",
+            f"i.file_row_number::INTEGER AS row, {rated}::FLOAT AS rating "
+            "FROM read_parquet(?, file_row_number = true) i JOIN user_codes u USING (user_id) "
+            "JOIN item_codes c USING (item_id)",
             [str(interactions)],
         ).fetchnumpy()
         users: pa.Table = engine.sql("SELECT user_id FROM user_codes ORDER BY code").to_arrow_table()
