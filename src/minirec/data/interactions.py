@@ -116,10 +116,10 @@ def rejected_items(engine: duckdb.DuckDBPyConnection, rules: Filter) -> tuple[np
     first = "''"
     for reason, condition in reversed(active.items()):
         first = f"CASE WHEN {condition} THEN '{reason}' ELSE {first} END"
-    found = engine.execute(
+    columns = engine.execute(
         f"SELECT {first} AS reason FROM listed_items JOIN item_codes USING (item_id) ORDER BY code"
     ).fetchnumpy()
-    reasons = np.asarray(found["reason"], dtype=str)
+    reasons = np.asarray(columns["reason"], dtype=str)
     return reasons != "", {reason: int((reasons == reason).sum()) for reason in active}
 
 

@@ -70,12 +70,12 @@ def writing_with_digest(path: Path, provenance: Provenance, **more: Any) -> Iter
     placeholder = secrets.token_hex(32)  # random, so that nothing else in the file can look like it
     with atomic_write(path) as partial:
         yield partial, json.dumps({"digest": placeholder, **json.loads(provenance.json()), **more})
-        found, place = _sha256_without(partial, placeholder)
+        sha256, place = _sha256_without(partial, placeholder)
         if place is None:
             raise ValueError(f"{path.name} was written without its record")
         with partial.open("r+b") as stream:
             stream.seek(place)
-            stream.write(found.encode())
+            stream.write(sha256.encode())
 
 
 def verify(path: Path, record: Mapping[str, Any]) -> None:
