@@ -41,27 +41,27 @@ def run(folder: Path, defaults, interactions, items=None, filter=None, **changes
     return read["samples"], read["catalogue"], json.loads((folder / "out" / "prepare.json").read_text())
 
 
-def by_hand(events, history):
-    """METHOD 1 in plain loops: events are (user, item, time, rating) in file order."""
+def by_hand(interactions, history):
+    """METHOD 1 in plain loops: interactions are (user, item, time, rating) in file order."""
     users = {}
-    for position, (user, item, time, rating) in enumerate(events):
+    for position, (user, item, time, rating) in enumerate(interactions):
         users.setdefault(user, []).append((time, position, item, rating))
-    found = []
+    samples = []
     for user, own in users.items():
         own.sort()
         for j in range(1, len(own)):
             earlier = own[max(0, j - history) : j]
             time, _, item, _ = own[j]
             if item not in [e[2] for e in earlier]:
-                found.append((time, user, item, [(e[2], time - e[0], e[3]) for e in earlier]))
-    found.sort(key=lambda s: s[:3])
-    return found
+                samples.append((time, user, item, [(e[2], time - e[0], e[3]) for e in earlier]))
+    samples.sort(key=lambda sample: sample[:3])
+    return samples
 
 
 def test_samples_equal_plain_loops_on_random_data_with_many_ties(tmp_path, defaults):
     generator = random.Random(0)
     for case in range(8):
-        events = [
+        interactions = [
             (
                 f"u{generator.randint(0, 6)}",
                 f"i{generator.randint(0, 9)}",
@@ -70,16 +70,16 @@ def test_samples_equal_plain_loops_on_random_data_with_many_ties(tmp_path, defau
             )
             for _ in range(80)
         ]
-        table = pd.DataFrame(events, columns=["user_id", "item_id", "timestamp", "rating"])
+        table = pd.DataFrame(interactions, columns=["user_id", "item_id", "timestamp", "rating"])
         (tmp_path / str(case)).mkdir()
         samples, catalogue, report = run(tmp_path / str(case), defaults, table)
-        expected = by_hand(events, 3)
+        expected = by_hand(interactions, 3)
         name = {row["row"]: row["item_id"] for row in catalogue}
         assert [s["sample_id"] for s in samples] == list(range(len(expected)))
         for sample, (time, user, item, history) in zip(samples, expected, strict=True):
             assert (sample["timestamp"], sample["user_id"], name[sample["target"]]) == (time, user, item)
-            found = zip(sample["history"], sample["history_age"], sample["history_rating"], strict=True)
-            assert [(name[row], age, rating) for row, age, rating in found] == history
+            rows = zip(sample["history"], sample["history_age"], sample["history_rating"], strict=True)
+            assert [(name[row], age, rating) for row, age, rating in rows] == history
         n = len(expected)
         edges = [8 * n // 10, 9 * n // 10]
         splits = ["train"] * edges[0] + ["valid"] * (edges[1] - edges[0]) + ["test"] * (n - edges[1])
@@ -130,21 +130,21 @@ def test_a_draw_keeps_ids_and_only_what_is_drawn_counts_as_popular(tmp_path, def
     }
     known = {s["sample_id"]: s for s in everything}
     assert all(known[s["sample_id"]] == s for s in some)
-    events = {
+    used = {
         (s["user_id"], s["timestamp"] - age, row)
         for s in some
         if s["split"] == "train"
         for row, age in zip([*s["history"], s["target"]], [*s["history_age"], 0], strict=True)
     }
-    popular = Counter(row for _, _, row in events)
+    popular = Counter(row for _, _, row in used)
     assert [popular[row["row"]] for row in catalogue] == [row["popularity"] for row in catalogue]
 
 
 def test_the_core_is_iterated_to_a_fixed_point():
     # i2 has one buyer; without it u1 has one item; without u1 the item i1 has one buyer left, and so on: nothing stays
     user, item = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 2, 0])
-    events = Interactions(user, item, np.arange(5), np.zeros(5))
-    assert not core(events, 2).any()
+    interactions = Interactions(user, item, np.arange(5), np.zeros(5))
+    assert not core(interactions, 2).any()
     square = Interactions(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), np.arange(5), np.zeros(5))
     assert core(square, 2).tolist() == [True, True, True, True, False]
 
@@ -152,12 +152,12 @@ def test_the_core_is_iterated_to_a_fixed_point():
 def test_the_window_starts_earlier_while_too_few_items_remain():
     days = np.array(["2022-01-15", "2022-05-01", "2022-08-01", "2022-11-01"], dtype="datetime64[ms]")
     time = days.astype(np.int64)
-    events = Interactions(np.zeros(4, int), np.arange(4), time, np.zeros(4))
+    interactions = Interactions(np.zeros(4, int), np.arange(4), time, np.zeros(4))
     rules = Filter(start=date(2022, 10, 1), end=date(2023, 10, 1), min_items=3)
-    mask, start, _ = window(events, rules)
+    mask, start, _ = window(interactions, rules)
     assert mask.tolist() == [False, True, True, True]
     assert start == date(2022, 4, 1)
-    mask, start, _ = window(events, rules.model_copy(update={"min_items": 9}))
+    mask, start, _ = window(interactions, rules.model_copy(update={"min_items": 9}))
     assert mask.all()
     assert start == date(2022, 1, 1)
 

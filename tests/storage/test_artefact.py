@@ -29,7 +29,7 @@ def table(folder: Path) -> Path:
 
 
 def fetched(folder: Path) -> Path:
-    """A table that could be anybody's, but was made here."""
+    """A table that could be anybody's, but was written here."""
     tables.write("items", tables.read("items", own(folder)), folder / "fetched.parquet", PROVENANCE)
     return folder / "fetched.parquet"
 
@@ -151,17 +151,17 @@ def test_digests_of_many_block_sizes_agree(tmp_path, monkeypatch):
 
 
 def test_a_text_that_looks_like_a_record_changes_nothing(tmp_path):
-    look = '{"digest": "' + "0" * 64 + '"}'
+    lookalike = '{"digest": "' + "0" * 64 + '"}'
     other = artefact.read_json(metrics(tmp_path))["provenance"]
-    provenance = Provenance("score", {"a": look, "b": json.dumps(other)}, {"metrics": other["digest"]})
-    artefact.write_json({"text": look}, tmp_path / "m.json", provenance)
-    assert artefact.read_json(tmp_path / "m.json")["text"] == look
+    provenance = Provenance("score", {"a": lookalike, "b": json.dumps(other)}, {"metrics": other["digest"]})
+    artefact.write_json({"text": lookalike}, tmp_path / "m.json", provenance)
+    assert artefact.read_json(tmp_path / "m.json")["text"] == lookalike
     tensors.write({"x": np.zeros(3)}, tmp_path / "x.safetensors", provenance)
     assert tensors.read(tmp_path / "x.safetensors")["x"].tolist() == [0, 0, 0]
     spec = tables.TABLES["items"]
-    row = {name: look if column.type == "str" else None for name, column in spec.columns.items()}
+    row = {name: lookalike if column.type == "str" else None for name, column in spec.columns.items()}
     tables.write("items", pa.Table.from_pylist([row], spec.schema()), tmp_path / "items.parquet", provenance)
-    assert tables.read("items", tmp_path / "items.parquet")["title"].to_pylist() == [look]
+    assert tables.read("items", tmp_path / "items.parquet")["title"].to_pylist() == [lookalike]
 
 
 def test_other_programs_open_the_files_as_before(tmp_path):

@@ -15,16 +15,16 @@ from minirec.storage.artefact import Provenance
 
 
 def test_one_process_works_on_a_path_and_the_next_after_it(tmp_path):
-    held, path = [], tmp_path / "work"
+    order, path = [], tmp_path / "work"
     with files.exclusive_lock(path):
         with pytest.raises(InputError, match=r"another process is making .*work; wait for it or end it"):
             files.exclusive_lock(path).__enter__()
         with files.exclusive_lock(tmp_path / "other"):
-            held.append("other")
+            order.append("other")
     for _ in range(2):
         with files.exclusive_lock(path):
-            held.append("again")
-    assert held == ["other", "again", "again"]
+            order.append("again")
+    assert order == ["other", "again", "again"]
     assert not list(tmp_path.iterdir())
 
 

@@ -34,20 +34,20 @@ def refusal(path, *names: str) -> str:
 
 
 def test_tensors_come_back_as_they_were_written(file, arrays):
-    found = tensors.read(file)
-    assert set(found) == set(arrays)
+    read = tensors.read(file)
+    assert set(read) == set(arrays)
     for name, array in arrays.items():
-        assert found[name].dtype == array.dtype
-        assert np.array_equal(found[name], array)
+        assert read[name].dtype == array.dtype
+        assert np.array_equal(read[name], array)
     assert list(tensors.read(file, "sample_id")) == ["sample_id"]
 
 
 def test_a_transposed_view_and_an_empty_array_come_back(tmp_path):
     view = np.arange(6.0).reshape(2, 3).T
     tensors.write({"view": view, "none": np.zeros((0, 4))}, tmp_path / "t.safetensors", PROVENANCE)
-    found = tensors.read(tmp_path / "t.safetensors")
-    assert found["view"].tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert found["none"].shape == (0, 4)
+    read = tensors.read(tmp_path / "t.safetensors")
+    assert read["view"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert read["none"].shape == (0, 4)
 
 
 def test_the_same_content_gives_the_same_bytes_in_any_order(tmp_path, file, arrays):
@@ -89,8 +89,8 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(file, arrays)
 
 
 def test_samples_are_found_by_id_whatever_their_order(tmp_path):
-    found = tensors.rows_of(np.array([7, 3, 9]), np.array([9, 7, 7, 3]), tmp_path)
-    assert found.tolist() == [2, 0, 0, 1]
+    rows = tensors.rows_of(np.array([7, 3, 9]), np.array([9, 7, 7, 3]), tmp_path)
+    assert rows.tolist() == [2, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ IDS, ROWS = np.arange(3), np.zeros((3, 4), dtype=np.float32)
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "sentence"),
     [
         ({"sample_id": IDS, "g": ROWS}, "got 3 rows, not 6"),
         ({"sample_id": IDS, "g": ROWS[:, :3]}, "has rows of"),
@@ -139,9 +139,9 @@ IDS, ROWS = np.arange(3), np.zeros((3, 4), dtype=np.float32)
         ({"sample_id": IDS}, "as many rows"),
     ],
 )
-def test_rows_that_are_missing_or_of_another_shape_are_refused_and_leave_nothing(tmp_path, rows, said):
+def test_rows_that_are_missing_or_of_another_shape_are_refused_and_leave_nothing(tmp_path, rows, sentence):
     with (
-        pytest.raises(ValueError, match=said),
+        pytest.raises(ValueError, match=sentence),
         tensors.writer({"g": (6, 4)}, tmp_path / "g.safetensors", PROVENANCE) as append,
     ):
         append(**rows)
