@@ -77,8 +77,8 @@ def test_samples_equal_plain_loops_on_random_data_with_many_ties(tmp_path, defau
         name = {row["row"]: row["item_id"] for row in catalogue}
         assert [s["sample_id"] for s in samples] == list(range(len(expected)))
         for sample, (time, user, item, history) in zip(samples, expected, strict=True):
-            assert (sample["timestamp"], sample["user_id"], name[sample["target"]]) == (time, user, item)
-            rows = zip(sample["history"], sample["history_age"], sample["history_rating"], strict=True)
+            assert (sample["timestamp"], sample["user_id"], name[sample["target_row"]]) == (time, user, item)
+            rows = zip(sample["history_rows"], sample["history_age_ms"], sample["history_rating"], strict=True)
             assert [(name[row], age, rating) for row, age, rating in rows] == history
         n = len(expected)
         edges = [8 * n // 10, 9 * n // 10]
@@ -134,7 +134,7 @@ def test_a_draw_keeps_ids_and_only_what_is_drawn_counts_as_popular(tmp_path, def
         (s["user_id"], s["timestamp"] - age, row)
         for s in some
         if s["split"] == "train"
-        for row, age in zip([*s["history"], s["target"]], [*s["history_age"], 0], strict=True)
+        for row, age in zip([*s["history_rows"], s["target_row"]], [*s["history_age_ms"], 0], strict=True)
     }
     popular = Counter(row for _, _, row in used)
     assert [popular[row["row"]] for row in catalogue] == [row["popularity"] for row in catalogue]

@@ -26,10 +26,10 @@ def load(tmp_path):
                 "sample_id": 10 - i,
                 "split": "train",
                 "user_id": "u",
-                "target": target,
-                "history": list(history),
+                "target_row": target,
+                "history_rows": list(history),
                 "history_rating": [4.0] * len(history),
-                "history_age": [86_400_000] * len(history),
+                "history_age_ms": [86_400_000] * len(history),
                 "timestamp": 1,
             }
             for i, history in enumerate(histories)

@@ -73,10 +73,10 @@ def project(tmp_path, monkeypatch, defaults):
                 "sample_id": i,
                 "split": "train" if i < TRAINED else "valid" if i < TRAINED + 3 else "test",
                 "user_id": "u",
-                "target": 0,
-                "history": [1],
+                "target_row": 0,
+                "history_rows": [1],
                 "history_rating": [None],
-                "history_age": [1],
+                "history_age_ms": [1],
                 "timestamp": i,
             }
             for i in range(TRAINED + 3 + TESTED)

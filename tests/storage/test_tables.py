@@ -134,10 +134,10 @@ def test_a_value_outside_a_closed_set_is_refused(tmp_path):
         "sample_id": 0,
         "split": "tset",
         "user_id": "u",
-        "target": 1,
-        "history": [0],
+        "target_row": 1,
+        "history_rows": [0],
         "history_rating": [None],
-        "history_age": [5],
+        "history_age_ms": [5],
         "timestamp": 7,
     }
     table = pa.Table.from_pylist([row], tables.TABLES["samples"].schema())

@@ -50,10 +50,10 @@ def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
                 "sample_id": i,
                 "split": split,
                 "user_id": f"u{i}",
-                "target": items[3],
-                "history": items[:3],
+                "target_row": items[3],
+                "history_rows": items[:3],
                 "history_rating": [4.0, None, 5.0],
-                "history_age": [3000, 2000, 1000],
+                "history_age_ms": [3000, 2000, 1000],
                 "timestamp": 10**12 + i,
             }
         )

@@ -207,10 +207,10 @@ def _table(split: str, samples: Samples, interactions: Interactions, users: pa.A
             "sample_id": samples.sample_id,
             "split": pa.repeat(split, len(samples.sample_id)),
             "user_id": users.take(pa.array(interactions.user[samples.target])),
-            "target": interactions.item[samples.target],
-            "history": pa.ListArray.from_arrays(lists, pa.array(interactions.item[rows])),
+            "target_row": interactions.item[samples.target],
+            "history_rows": pa.ListArray.from_arrays(lists, pa.array(interactions.item[rows])),
             "history_rating": pa.ListArray.from_arrays(lists, pa.array(rating, mask=np.isnan(rating))),
-            "history_age": pa.ListArray.from_arrays(lists, pa.array(age)),
+            "history_age_ms": pa.ListArray.from_arrays(lists, pa.array(age)),
             "timestamp": timestamp,
         }
     )

@@ -91,8 +91,8 @@ def of_table(table: pa.Table, titles: list[str], prompt_history: int, samples: P
 
     samples, catalogue: the files that the message names.
     """
-    history = padded(table["history"].combine_chunks())
-    target = tables.numpy(table, "target").astype(np.int64)
+    history = padded(table["history_rows"].combine_chunks())
+    target = tables.numpy(table, "target_row").astype(np.int64)
     if max(target.max(), history.max()) >= len(titles):
         raise InputError(
             f"{samples} refers to row {max(target.max(), history.max())}, beyond {catalogue}; run prepare again"
@@ -123,6 +123,6 @@ def padded(lists: pa.ListArray) -> np.ndarray:
 
 def _bodies(table: pa.Table, titles: list[str], count: int) -> Iterator[str]:
     """The last `count` items of each history as the prompt lists them."""
-    columns = (table[name].to_pylist() for name in ("history", "history_rating", "history_age"))
+    columns = (table[name].to_pylist() for name in ("history_rows", "history_rating", "history_age_ms"))
     for rows, ratings, ages in zip(*columns, strict=True):
         yield history_lines([titles[row] for row in rows[-count:]], ratings[-count:], ages[-count:])

@@ -46,14 +46,14 @@ def transitions(samples: pa.Table, items: int) -> csr_array:
     train = samples.filter(pc.equal(samples["split"], "train"))
     user = pc.dictionary_encode(train["user_id"].combine_chunks()).indices.to_numpy()
     history, age = (
-        splits.padded(train["history"].combine_chunks()),
-        splits.padded(train["history_age"].combine_chunks()),
+        splits.padded(train["history_rows"].combine_chunks()),
+        splits.padded(train["history_age_ms"].combine_chunks()),
     )
     time = tables.numpy(train, "timestamp")[:, None] - age
     chain = np.concatenate([history, np.full((len(history), 1), -1)], 1)
     times = np.concatenate([time, np.zeros((len(history), 1), dtype=np.int64)], 1)
     length = (history >= 0).sum(1)
-    chain[np.arange(len(chain)), length] = tables.numpy(train, "target")
+    chain[np.arange(len(chain)), length] = tables.numpy(train, "target_row")
     times[np.arange(len(chain)), length] = tables.numpy(train, "timestamp")
     row, slot = np.nonzero(chain[:, 1:] >= 0)
     events = np.stack([user[row], times[row, slot + 1], chain[row, slot], chain[row, slot + 1]], 1)
