@@ -21,6 +21,7 @@ import numpy as np
 
 from minirec.experiment import config, rules
 from minirec.storage import artefact, tables
+from minirec.storage.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
@@ -104,7 +105,7 @@ def keep(new: dict[str, object]) -> None:
     key = [str(new[name]) for name in KEY]
     rows = [r for r in read() if [r[name] for name in KEY] != key] + [{k: str(v) for k, v in new.items()}]
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    with artefact.atomic_write(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+    with atomic_write(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, [*NAMES, *VALUES, *BASELINES, *P_VALUES], lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda r: [r[name] for name in KEY]))
@@ -161,7 +162,7 @@ def show() -> None:
     for file, made in ((README, table(read())), (DOCS, ablations(read()))):
         before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
-        with artefact.atomic_write(file) as partial:
+        with atomic_write(file) as partial:
             partial.write_text(f"{before}{BEGIN}{made}{END}{after}", encoding="utf-8")
 
 

@@ -179,10 +179,10 @@ def data(tmp_path_factory) -> Path:
             "sample_id": i,
             "split": ("train", "train", "valid", "test")[i % 4],
             "user_id": f"u{i}",
-            "target": i,
-            "history": [(i + 1) % ITEMS, (i + 2) % ITEMS],
+            "target_row": i,
+            "history_rows": [(i + 1) % ITEMS, (i + 2) % ITEMS],
             "history_rating": [None, 4.0],
-            "history_age": [2000, 1000],
+            "history_age_ms": [2000, 1000],
             "timestamp": 10**12 + i,
         }
         for i in range(ITEMS)

@@ -28,10 +28,10 @@ def sample(sample_id, split, user, target, history, time=None, ages=None):
         "sample_id": sample_id,
         "split": split,
         "user_id": user,
-        "target": target,
-        "history": history,
+        "target_row": target,
+        "history_rows": history,
         "history_rating": [None] * len(history),
-        "history_age": ages,
+        "history_age_ms": ages,
         "timestamp": time,
     }
 
@@ -80,8 +80,8 @@ def ranks(tmp_path):
 
 def rank_by_loops(scores, row) -> int:
     """Place of the target among the items outside the history, better first, then the lower row."""
-    left = [item for item in range(len(scores)) if item not in row["history"]]
-    return sorted(left, key=lambda item: (-round(scores[item], 9), item)).index(row["target"]) + 1
+    left = [item for item in range(len(scores)) if item not in row["history_rows"]]
+    return sorted(left, key=lambda item: (-round(scores[item], 9), item)).index(row["target_row"]) + 1
 
 
 def tfidf(texts) -> np.ndarray:
@@ -115,7 +115,7 @@ def test_the_cosines_are_those_of_the_textbook():
 def test_tfidf_ranks_by_the_cosine_to_the_last_item_or_to_the_mean_history(ranks, name):
     found, cosine = ranks(), tfidf(TEXTS)
     for row in TEST:
-        scores = cosine[row["history"][-1]] if name == "tfidf_last" else cosine[row["history"]].mean(0)
+        scores = cosine[row["history_rows"][-1]] if name == "tfidf_last" else cosine[row["history_rows"]].mean(0)
         assert found[name, row["sample_id"]] == rank_by_loops(scores, row)
 
 
@@ -131,8 +131,8 @@ def transition_counts(rows) -> Counter:
     events = set()
     for row in rows:
         if row["split"] == "train":
-            chain = [*row["history"], row["target"]]
-            times = [row["timestamp"] - age for age in row["history_age"]] + [row["timestamp"]]
+            chain = [*row["history_rows"], row["target_row"]]
+            times = [row["timestamp"] - age for age in row["history_age_ms"]] + [row["timestamp"]]
             events |= {(row["user_id"], *step) for step in zip(times[1:], chain[:-1], chain[1:], strict=True)}
     return Counter((a, b) for _, _, a, b in events)
 
@@ -141,7 +141,7 @@ def test_transitions_rank_by_how_often_an_item_followed_then_by_popularity(ranks
     found, counts = ranks(), transition_counts(TRAIN)
     assert counts == {(0, 1): 1, (0, 2): 2, (2, 4): 1, (4, 0): 1}
     for row in TEST:
-        scores = [counts[row["history"][-1], item] + POPULARITY[item] / 1000 for item in range(len(TEXTS))]
+        scores = [counts[row["history_rows"][-1], item] + POPULARITY[item] / 1000 for item in range(len(TEXTS))]
         assert found["transitions", row["sample_id"]] == rank_by_loops(scores, row)
     assert found["transitions", 10] == 2  # 2 followed 0 twice, 1 once
     assert found["transitions", 11] == 1  # 4 followed 2

@@ -80,11 +80,11 @@ def test_the_ranks_are_those_of_a_plain_loop(judged, defaults, policy, sides, tm
     assert [row["sample_id"] for row in found] == [sample["sample_id"] for sample in tested]
     for row, sample, body in zip(found, tested, loaded.user_bodies(bodies), strict=True):
         with_words, without = (
-            order_of(whiten.user(state(loaded, loaded.user_prompts, body, text)[0]), items, sample["history"])
+            order_of(whiten.user(state(loaded, loaded.user_prompts, body, text)[0]), items, sample["history_rows"])
             for text in (greedy(loaded, body), loaded.marker_ids)
         )
-        assert row["rank"] == with_words.index(sample["target"]) + 1
-        assert row["rank_without_reasoning"] == without.index(sample["target"]) + 1
+        assert row["rank"] == with_words.index(sample["target_row"]) + 1
+        assert row["rank_without_reasoning"] == without.index(sample["target_row"]) + 1
         assert row["top"] == with_words[:10]
     assert any(row["rank"] != row["rank_without_reasoning"] for row in found)
 
@@ -93,7 +93,7 @@ def test_the_history_is_not_recommended_even_where_nothing_else_is_left(judged, 
     few = tables.read("catalogue", judged["catalogue"])
     samples = tables.read("samples", judged["samples"])
     row = samples.filter(pc.equal(samples["split"], "test")).slice(0, 1).to_pylist()[0]
-    row |= {"history": list(range(8)), "history_rating": [None] * 8, "history_age": [1] * 8, "target": 11}
+    row |= {"history_rows": list(range(8)), "history_rating": [None] * 8, "history_age_ms": [1] * 8, "target_row": 11}
     tables.write("catalogue", few.slice(0, 12), tmp_path / "catalogue.parquet", Provenance("prepare"))
     one = pa.Table.from_pylist([row], tables.TABLES["samples"].schema())
     tables.write("samples", one, tmp_path / "samples.parquet", Provenance("prepare"))

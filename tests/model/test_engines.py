@@ -278,4 +278,4 @@ def test_the_stage_asks_the_engine_of_its_settings_and_notes_it(judged, defaults
     drawn = np.random.default_rng(int(generate.uniforms(0, 3, 2, 1)[0] * 2**53))
     (tokens,) = [row["tokens"] for row in found if (row["sample_id"], row["completion"]) == (3, 2)]
     assert tokens == drawn.integers(0, vocabulary, 6)[: len(tokens)].tolist()
-    assert tables.read_made(out["rollouts"])["settings"]["engine"] == "vllm"
+    assert tables.read_provenance(out["rollouts"])["settings"]["engine"] == "vllm"

@@ -76,10 +76,10 @@ def project(tmp_path, monkeypatch, defaults):
                 "sample_id": i,
                 "split": "train" if i < TRAINED else "valid" if i < TRAINED + 3 else "test",
                 "user_id": "u",
-                "target": 0,
-                "history": list(range(1, length + 1)),
+                "target_row": 0,
+                "history_rows": list(range(1, length + 1)),
                 "history_rating": [None] * length,
-                "history_age": [1] * length,
+                "history_age_ms": [1] * length,
                 "timestamp": i,
             }
             for i in range(FIRST + TESTED)

@@ -27,10 +27,10 @@ def run(tmp_path, defaults):
         "sample_id": ids,
         "split": ["train"] * N,
         "user_id": ["u"] * N,
-        "target": [0] * N,
-        "history": [[0]] * N,
+        "target_row": [0] * N,
+        "history_rows": [[0]] * N,
         "history_rating": [[None]] * N,
-        "history_age": [[1]] * N,
+        "history_age_ms": [[1]] * N,
         "timestamp": [1] * N,
     }
     table = pa.table(columns, tables.TABLES["samples"].schema())

@@ -50,10 +50,10 @@ def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
                 "sample_id": i,
                 "split": split,
                 "user_id": f"u{i}",
-                "target": items[3],
-                "history": items[:3],
+                "target_row": items[3],
+                "history_rows": items[:3],
                 "history_rating": [4.0, None, 5.0],
-                "history_age": [3000, 2000, 1000],
+                "history_age_ms": [3000, 2000, 1000],
                 "timestamp": 10**12 + i,
             }
         )
@@ -204,7 +204,7 @@ def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, ti
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
-        "made.json",
+        "provenance.json",
         "whitening.safetensors",
     ]
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
@@ -559,7 +559,7 @@ def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
     assert not (folder / "checkpoint-3").exists()
     shutil.rmtree(folder)
     train.resumable(folder, Provenance("train"))
-    assert [file.name for file in folder.iterdir()] == ["made.json"]
+    assert [file.name for file in folder.iterdir()] == ["provenance.json"]
 
 
 def test_a_checkpoint_whose_best_is_damaged_is_left_out(project, tiny_model, defaults, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from minirec.experiment.paths import PICTURES
-from minirec.storage.artefact import atomic_write
+from minirec.storage.files import atomic_write
 from minirec.storage.tables import numpy
 
 mpl.use("Agg")

@@ -7,7 +7,8 @@ from pathlib import Path
 from minirec.data import splits
 from minirec.evaluation.baselines import rank_split
 from minirec.evaluation.ranks import write_baselines
-from minirec.storage.artefact import Output, Provenance
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 
 def run(*, samples: Path, catalogue: Path, baselines: Output) -> None:

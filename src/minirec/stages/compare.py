@@ -12,7 +12,8 @@ from minirec.experiment.sections import Measure
 from minirec.progress import log
 from minirec.report.summary import comparison_text
 from minirec.storage import artefact, tables
-from minirec.storage.artefact import Output, Provenance, atomic_write
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output, atomic_write
 
 
 def run(*, measure: Measure, runs: list[str], comparison: Output, tests: Output, text: Output) -> None:

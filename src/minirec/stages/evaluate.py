@@ -17,7 +17,8 @@ from minirec.experiment import sections
 from minirec.model.items import FrozenItemStates, Items, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
-from minirec.storage.artefact import Output, Provenance
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 
 @torch.no_grad()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from minirec.data import amazon, movielens
-from minirec.data.download import Unreachable, download
+from minirec.data.download import Unreachable
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.storage.artefact import Provenance
-
-MEMORY = "1GB"  # of the query engine that converts
 
 
 def run(*, dataset: str | None, model: str | None, source: str, items: Path | None, out: Path) -> None:
@@ -19,7 +17,7 @@ def run(*, dataset: str | None, model: str | None, source: str, items: Path | No
         raise InputError("fetch needs either --dataset or --model")
     try:
         if dataset is not None:
-            _dataset(config.parse(config.Dataset, source, "--source"), out)
+            _fetch_dataset(config.parse(config.Dataset, source, "--source"), out)
         else:
             from minirec.data import models
 
@@ -29,17 +27,10 @@ def run(*, dataset: str | None, model: str | None, source: str, items: Path | No
         raise InputError(f"{problem}; put {files} there yourself, or try again with a network") from problem
 
 
-def _dataset(source: config.Dataset, out: Path) -> None:
-    made = Provenance("fetch", source.model_dump(exclude={"filter"}))
+def _fetch_dataset(source: config.Dataset, out: Path) -> None:
     if source.source == "own":
         raise InputError(
             f"a data set of your own is not fetched; put interactions.parquet and items.parquet into {out}"
         )
-    if source.source == "movielens":
-        movielens.fetch(source, out, made)
-        return
-    files = []
-    for pattern in (amazon.INTERACTIONS, amazon.ITEMS):
-        name = pattern.format(category=source.category)
-        files.append(download(str(source.url).rstrip("/") + "/" + name, source.sha256.get(Path(name).name)))
-    amazon.convert(files[0], files[1], out, MEMORY, made)
+    provenance = Provenance("fetch", source.model_dump(exclude={"filter"}))
+    {"movielens": movielens.fetch, "amazon2023": amazon.fetch}[source.source](source, out, provenance)

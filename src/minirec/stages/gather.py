@@ -19,7 +19,7 @@ def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Path
 
     Holds a window of samples at a time, as the rollout does.
     """
-    made = [tables.read_made(path) for path in rollout_shards]
+    made = [tables.read_provenance(path) for path in rollout_shards]
     if any(other != made[0] for other in made):
         raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
     was = Provenance.parse(made[0])

@@ -10,7 +10,8 @@ from minirec.evaluation.ranks import read_baselines, read_ranks
 from minirec.experiment.sections import Measure
 from minirec.progress import log
 from minirec.storage import artefact
-from minirec.storage.artefact import Output, Provenance
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 
 def run(

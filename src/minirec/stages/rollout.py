@@ -26,13 +26,14 @@ from minirec.model.items import read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
-from minirec.storage import artefact, tables, tensors
+from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
+from minirec.storage.files import atomic_write, locked_stage
 from minirec.storage.provenance import code_digest
 from minirec.training import judge
 
 
-@artefact.locked_stage("rollouts", "rollouts.unfinished")
+@locked_stage("rollouts", "rollouts.unfinished")
 @torch.no_grad()
 def run(
     *,
@@ -131,11 +132,13 @@ class RolloutCheckpoint:
 
     def __init__(self, folder: Path, made: Provenance, shard: int | None) -> None:
         self.folder, self.made = folder, made
-        self.record = json.dumps({"made": json.loads(made.json()), "shard": shard, "code": code_digest("rollout")})
-        note = folder / "made.json"
+        self.record = json.dumps(
+            {"provenance": json.loads(made.json()), "shard": shard, "code": code_digest("rollout")}
+        )
+        note = folder / "provenance.json"
         if folder.is_dir() and not (note.is_file() and note.read_text(encoding="utf-8") == self.record):
             shutil.rmtree(folder)
-        with artefact.atomic_write(note) as partial:
+        with atomic_write(note) as partial:
             partial.write_text(self.record, encoding="utf-8")
 
     def path(self, window: int, batch: int) -> Path:

@@ -17,7 +17,8 @@ from minirec.experiment.sections import Select
 from minirec.progress import log
 from minirec.selection.methods.registry import Method, methods
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Output, Provenance
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 COLUMNS = ("mean_reward", "learnability", "representativeness")  # of each pick, beside its value and diversity
 
