@@ -27,10 +27,9 @@ from minirec.data.splits import Split
 from minirec.evaluation import metrics
 from minirec.experiment import config
 from minirec.model import scoring
-from minirec.model.head import Head
 from minirec.model.items import Items
 from minirec.model.policy import Policy
-from minirec.model.whitening import Whitening
+from minirec.model.whitening import Head, Whitening
 from minirec.stages import embed, references
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance

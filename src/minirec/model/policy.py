@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.model import prompts
-from minirec.model.spread import ShardedLayers
+from minirec.model.distributed import ShardedLayers
 from minirec.storage import artefact
 
 

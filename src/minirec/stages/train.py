@@ -31,10 +31,9 @@ from minirec.errors import InputError, NotFinite
 from minirec.evaluation import metrics, ranking
 from minirec.experiment import config
 from minirec.model import distributed
-from minirec.model.head import Head
 from minirec.model.items import FrozenItemStates, Items, read_table
 from minirec.model.policy import Policy
-from minirec.model.whitening import WHITENING, Whitening
+from minirec.model.whitening import WHITENING, Head, Whitening
 from minirec.progress import log, progress
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance

@@ -27,9 +27,9 @@ from minirec.data.splits import Split
 from minirec.errors import NotFinite
 from minirec.experiment import config
 from minirec.model import distributed, generate
-from minirec.model.head import Head
 from minirec.model.items import Items
 from minirec.model.policy import Policy
+from minirec.model.whitening import Head
 from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
 from minirec.training import judge, losses
