@@ -27,7 +27,7 @@ from minirec.data.splits import Split
 from minirec.evaluation import metrics
 from minirec.experiment import config
 from minirec.model import scoring
-from minirec.model.items import Items
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Head, Whitening
 from minirec.stages import embed, references
@@ -62,7 +62,7 @@ class States:
         kept = top / "states" / f"{name}-{history}-{sha256(made.json().encode()).hexdigest()[:12]}.safetensors"
         if not kept.is_file():
             policy = Policy.load(model, settings.policy)
-            goods = Items(policy, splits.catalogue_texts(files[1]))
+            goods = ItemEncoder(policy, splits.catalogue_texts(files[1]))
             with torch.no_grad():
                 found = {part: embed.user_states(policy, list(of.bodies)).numpy() for part, of in self.parts.items()}
                 found["items"] = goods.embed(what="items").numpy()

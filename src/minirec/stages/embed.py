@@ -13,7 +13,7 @@ import torch
 from minirec.data import splits
 from minirec.experiment import config
 from minirec.model import generate
-from minirec.model.items import FrozenItemStates, Items
+from minirec.model.items import FrozenItemStates, ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
@@ -26,7 +26,7 @@ def user_states(policy: Policy, bodies: list[str]) -> torch.Tensor:
     prompts = policy.user_bodies(bodies)
     out = torch.zeros(len(prompts), policy.width)
     with progress("users", len(prompts), "prompts") as bar:
-        for rows in policy.batches(prompts, extra=len(policy.marker_ids)):
+        for rows in policy.length_batches(prompts, extra=len(policy.marker_ids)):
             written = generate.generate(policy, [prompts[row] for row in rows], limits=[0])
             out[rows] = written.hidden[:, 0].cpu()
             bar.add(len(rows))
@@ -50,9 +50,11 @@ def run(
     loaded = Policy.load(model, policy, adapter)
     inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     made = Provenance("embed", policy.model_dump() | embed.model_dump(), inputs)
-    goods = Items(loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states) if adapter else None)
+    goods = ItemEncoder(
+        loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states) if adapter else None
+    )
     memory.require(
-        2 * goods.bytes(frozen_states=adapter is None and embed.keep_frozen_states),  # read once and written once
+        2 * goods.table_bytes(frozen_states=adapter is None and embed.keep_frozen_states),  # read once and written once
         f"the catalogue of {len(goods)} items ({catalogue})",
         "set datasets.NAME.filter to keep fewer, embed.keep_frozen_states to false, or take a larger machine",
     )

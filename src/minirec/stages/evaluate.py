@@ -16,7 +16,7 @@ from minirec.data import splits
 from minirec.evaluation import comparison, metrics, ranking
 from minirec.evaluation.breakdown import Breakdown, K
 from minirec.experiment import config
-from minirec.model.items import FrozenItemStates, Items, read_table
+from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import log
@@ -89,7 +89,7 @@ def run(
     if items is not None:
         table = read_table(items, catalogue)
     else:
-        goods = Items(
+        goods = ItemEncoder(
             loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states) if frozen_states else None
         )
         table = whiten.item(goods.embed(what="items"))

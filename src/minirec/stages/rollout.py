@@ -73,14 +73,14 @@ def run(
     count = 0
     with progress("rollout", total if shard is None else total // rollout.shards, "samples") as bar:
         own = owner(total, rollout.shards, shard)
-        for window, batch, part, prompts in batches(loaded, windows, extra, own, engine.batches):
+        for window, batch, part, prompts in batches(loaded, windows, extra, own, engine.batches_per_call):
             path = parts.path(window, batch)
             done.setdefault(window, []).append(path)
             count += len(part)
             if parts.finished(path):
                 bar.skip(len(part))
                 continue
-            written = engine.write(prompts, part.sample_id.tolist())
+            written = engine.generate(prompts, part.sample_id.tolist())
             judged = judge.score_completions(written.hidden, table, part, whiten, policy.tau, reward)
             parts.write(path, _records(part, written, judged, loaded), part.sample_id, written.hidden.cpu().numpy())
             bar.add(len(part))
@@ -117,7 +117,7 @@ def batches(
     for window, split in enumerate(windows):
         if own_window(window):
             prompts = policy.user_bodies(split.bodies)
-            for rows in policy.batches(prompts, extra, times):
+            for rows in policy.length_batches(prompts, extra, times):
                 if own_batch(batch):
                     yield window, batch, split.take(rows), [prompts[row] for row in rows]
                 batch += 1
