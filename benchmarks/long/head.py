@@ -27,10 +27,11 @@ from minirec.data.splits import Split
 from minirec.evaluation import metrics
 from minirec.experiment import config
 from minirec.model import scoring
+from minirec.model.generate import user_states
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Head, Whitening
-from minirec.stages import embed, references
+from minirec.stages import references
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 from minirec.training import losses
@@ -64,7 +65,7 @@ class States:
             policy = Policy.load(model, settings.policy)
             goods = ItemEncoder(policy, splits.catalogue_texts(files[1]))
             with torch.no_grad():
-                found = {part: embed.user_states(policy, list(of.bodies)).numpy() for part, of in self.parts.items()}
+                found = {part: user_states(policy, of.bodies).numpy() for part, of in self.parts.items()}
                 found["items"] = goods.embed(what="items").numpy()
             tensors.write(found, kept, made)
         self.states = {part: torch.from_numpy(values) for part, values in tensors.read(kept).items()}

@@ -140,14 +140,18 @@ class _Drafts:
 
 
 @torch.no_grad()
-def user_states(policy: Policy, bodies: Sequence[str]) -> Tensor:
-    """States [n, d] of users after an empty completion, on the CPU, not whitened. bodies: see `Split.bodies`."""
-    prompts = policy.user_bodies(bodies)
+def user_states(policy: Policy, bodies: Sequence[str], count: int | None = None) -> Tensor:
+    """States [n, d] of users after an empty completion, on the CPU, not whitened.
+
+    bodies: see `Split.bodies`. count: only so many, evenly spread over the list, which is in the order of time.
+    """
+    rows = np.linspace(0, len(bodies) - 1, min(count or len(bodies), len(bodies))).round().astype(int)
+    prompts = policy.user_bodies([bodies[row] for row in rows])
     states = torch.zeros(len(prompts), policy.width)
     with progress("users", len(prompts), "prompts") as bar:
-        for rows in policy.length_batches(prompts, extra=len(policy.marker_ids)):
-            states[rows] = generate(policy, [prompts[row] for row in rows], limits=[0]).hidden[:, 0].cpu()
-            bar.add(len(rows))
+        for batch in policy.length_batches(prompts, extra=len(policy.marker_ids)):
+            states[batch] = generate(policy, [prompts[row] for row in batch], limits=[0]).hidden[:, 0].cpu()
+            bar.add(len(batch))
     return states
 
 

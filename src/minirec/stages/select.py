@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from minirec.errors import InputError
 from minirec.experiment import config
+from minirec.experiment.validation import require_shard
 from minirec.progress import progress
 from minirec.selection.distances import TIE, ArgmaxCache, NearestDistances
 from minirec.storage import tables, tensors
@@ -101,8 +102,7 @@ def run(
     else:
         if scores is None or embeddings is None:
             raise InputError(f"select --method {method} needs --scores and --embeddings; only random and full do not")
-        if shard is not None and not 0 <= shard < select.shards:
-            raise InputError(f"--shard is {shard}, but select.shards is {select.shards}")
+        require_shard("select", shard, select.shards)
         inputs |= {"scores": scores, "embeddings": embeddings}
         pool = train
         if winners:
