@@ -19,7 +19,7 @@ from minirec.model.policy import Policy
 
 
 class Engine(Protocol):
-    """Generates completions of prompts."""
+    """What generates the completions of prompts."""
 
     batches_per_call: int  # batches of `policy.batch_tokens` that it takes at a time
 

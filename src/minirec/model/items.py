@@ -47,7 +47,7 @@ class FrozenItemStates:
 
 
 def read_table(path: Path, catalogue: Path) -> Tensor:
-    """Read the item table [m, d'] of items.safetensors; raises InputError where the catalogue has not m items."""
+    """Read the item table [m, d'] of items.safetensors; raises InputError where the catalogue has another size."""
     table = torch.from_numpy(tensors.read(path, "items")["items"])
     count = tables.read("catalogue", catalogue, ["row"]).num_rows
     if len(table) != count:

@@ -138,7 +138,7 @@ class Policy:
     @cached_property
     def marker_ids(self) -> list[int]:
         """Token ids of the marker, as appended to a completion without one."""
-        return prompts.marker_ids(self.tokenizer, self.settings.marker)
+        return prompts.token_ids(self.tokenizer, self.settings.marker)
 
     def user_bodies(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of user prompts without their shared prefix. texts: see `Split.bodies`."""

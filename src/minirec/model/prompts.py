@@ -45,19 +45,14 @@ class Prompts:
 def user_prompts(tokenizer: Any, marker: str, system: str | None) -> Prompts:
     """Prompts about users; the body is made by `data.titles.history_lines`."""
     before, after = _template(tokenizer, USER_INSTRUCTION, system)
-    return Prompts(tokenizer, _ids(tokenizer, before), _ids(tokenizer, after), reserved(tokenizer, marker))
+    return Prompts(tokenizer, token_ids(tokenizer, before), token_ids(tokenizer, after), reserved(tokenizer, marker))
 
 
 def item_prompts(tokenizer: Any, marker: str, system: str | None, max_body: int) -> Prompts:
     """Prompts about items; the body is the catalogue's text, and the marker opens the assistant's turn."""
     before, after = _template(tokenizer, ITEM_INSTRUCTION, system)
-    end = _ids(tokenizer, after) + _ids(tokenizer, marker)
-    return Prompts(tokenizer, _ids(tokenizer, before), end, reserved(tokenizer, marker), max_body)
-
-
-def marker_ids(tokenizer: Any, marker: str) -> list[int]:
-    """Token ids of the marker, as appended to a completion without one."""
-    return _ids(tokenizer, marker)
+    end = token_ids(tokenizer, after) + token_ids(tokenizer, marker)
+    return Prompts(tokenizer, token_ids(tokenizer, before), end, reserved(tokenizer, marker), max_body)
 
 
 def reserved(tokenizer: Any, marker: str) -> tuple[str, ...]:
@@ -71,7 +66,7 @@ def reserved(tokenizer: Any, marker: str) -> tuple[str, ...]:
 
 
 def neutral(text: str, words: Sequence[str]) -> str:
-    """Text in which each of these words is reduced to its letters and digits, so that no title ends a turn.
+    """Text in which each of these words is reduced to its letters and digits, or removed: no title ends a turn.
 
     >>> neutral("An <answer> in blue", ["<answer>"])
     'An answer in blue'
@@ -104,5 +99,6 @@ def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str
     return parts[0], parts[1]
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, in which special tokens stay special."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
