@@ -40,8 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def ours(policy: Policy, prompts: list[list[int]], groups: int, new: int) -> None:
-    noise = generate.noise(0, range(len(prompts)), groups, new)
-    generate.generate(policy, prompts, [new] * groups, noise, 1.5, 200)
+    uniforms = generate.sampling_uniforms(0, range(len(prompts)), groups, new)
+    generate.generate(policy, prompts, [new] * groups, uniforms, 1.5, 200)
 
 
 def plain(policy: Policy, prompts: list[list[int]], groups: int, new: int) -> None:

@@ -27,11 +27,10 @@ from minirec.data.splits import Split
 from minirec.evaluation import baselines, metrics
 from minirec.experiment import config
 from minirec.model import scoring
-from minirec.model.head import Head
-from minirec.model.items import Items
+from minirec.model.generate import user_states
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
-from minirec.model.whitening import Whitening
-from minirec.stages import embed
+from minirec.model.whitening import Head, Whitening
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 from minirec.training import losses
@@ -63,9 +62,9 @@ class States:
         kept = top / "states" / f"{name}-{history}-{sha256(made.json().encode()).hexdigest()[:12]}.safetensors"
         if not kept.is_file():
             policy = Policy.load(model, settings.policy)
-            goods = Items(policy, splits.catalogue_texts(files[1]))
+            goods = ItemEncoder(policy, splits.catalogue_texts(files[1]))
             with torch.no_grad():
-                found = {part: embed.user_states(policy, list(of.bodies)).numpy() for part, of in self.parts.items()}
+                found = {part: user_states(policy, of.bodies).numpy() for part, of in self.parts.items()}
                 found["items"] = goods.embed(what="items").numpy()
             tensors.write(found, kept, made)
         self.states = {part: torch.from_numpy(values) for part, values in tensors.read(kept).items()}

@@ -58,7 +58,7 @@ def state(policy, prompts, body, text):
 def greedy(policy, body):
     """What the policy writes after a prompt, the marker included, one likeliest token at a time."""
     text = []
-    while (forced := generate.ending(policy, text, WORDS) if text else None) is None:
+    while (forced := generate.marker_missing(policy, text, WORDS) if text else None) is None:
         text.append(policy.logits(state(policy, policy.user_prompts, body, text)[1]).argmax().item())
     return text + (policy.marker_ids if forced else [])
 

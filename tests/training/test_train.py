@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation import metrics, ranking
-from minirec.model.items import Items
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, Whitening
 from minirec.stages import embed, train
@@ -177,7 +177,7 @@ def test_what_is_kept_is_the_policy_of_the_best_evaluation(project, tiny_model, 
     kept = Policy.load(tiny_model, policy(defaults), tmp_path / "adapter")
     whiten = Whitening.read(tmp_path / "adapter" / "whitening.safetensors")
     valid = splits.load(project["samples"], project["catalogue"], "valid", kept.settings.prompt_history)
-    items = whiten.item(Items(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
+    items = whiten.item(ItemEncoder(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
     ranked = ranking.rank(kept, whiten, items, valid, 3, 0, "valid")
     (first, *_), (best, maps, value), (last, *_) = seen
     assert (items - best).norm() < 1e-4 * best.norm()
@@ -224,8 +224,10 @@ def test_the_micro_batch_changes_memory_and_not_the_result(usual, project, tiny_
 
 
 def test_items_in_several_passes_give_the_gradients_of_one(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
-    whole = Items.batches
-    monkeypatch.setattr(Items, "batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part])
+    whole = ItemEncoder.length_batches
+    monkeypatch.setattr(
+        ItemEncoder, "length_batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part]
+    )
     assert alike(usual, run(project, tiny_model, defaults, tmp_path))
 
 

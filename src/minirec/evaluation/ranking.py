@@ -29,7 +29,7 @@ def rank(
     ranks = np.zeros((len(split), 2), dtype=np.int32)  # with reasoning, without
     best = np.zeros((len(split), min(top, len(items))), dtype=np.int32)
     with progress(what, len(split), "samples") as bar:
-        for rows in policy.batches(prompts, extra=max_new_tokens + 2 * len(policy.marker_ids)):
+        for rows in policy.length_batches(prompts, extra=max_new_tokens + 2 * len(policy.marker_ids)):
             written = generate.generate(policy, [prompts[row] for row in rows], limits=[max_new_tokens, 0])
             wanted, masked = target[rows].to(policy.device), history[rows].to(policy.device)
             for branch in range(2):

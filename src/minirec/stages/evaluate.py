@@ -14,7 +14,7 @@ from minirec.evaluation import ranking
 from minirec.evaluation.metrics import K
 from minirec.evaluation.ranks import write_ranks
 from minirec.experiment import sections
-from minirec.model.items import FrozenItemStates, Items, read_table
+from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.storage.artefact import Provenance
@@ -44,7 +44,7 @@ def run(
         table = read_table(item_table, catalogue)
     else:
         states = FrozenItemStates.read(frozen_states) if frozen_states else None
-        table = whiten.item(Items(loaded, splits.catalogue_texts(catalogue), states).embed(what="items"))
+        table = whiten.item(ItemEncoder(loaded, splits.catalogue_texts(catalogue), states).embed(what="items"))
     ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, K, "evaluate")
     inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     write_ranks(ranked, ranks, Provenance("evaluate", policy.model_dump() | sampling.model_dump(), inputs))

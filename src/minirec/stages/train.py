@@ -31,10 +31,9 @@ from minirec.errors import InputError, NotFinite
 from minirec.evaluation import metrics, ranking
 from minirec.experiment import config
 from minirec.model import distributed
-from minirec.model.head import Head
-from minirec.model.items import FrozenItemStates, Items, read_table
+from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
-from minirec.model.whitening import WHITENING, Whitening
+from minirec.model.whitening import WHITENING, Head, Whitening
 from minirec.progress import log, progress
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
@@ -243,7 +242,7 @@ def run(
         loaded,
         head,
         read_table(items, catalogue),
-        Items(loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states)),
+        ItemEncoder(loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states)),
         chosen,
         train=train,
         sampling=sampling,
