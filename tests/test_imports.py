@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from minirec.cli.options import STAGES
 
 from minirec.cli.main import OWN
-from minirec.cli.options import STAGES
 from minirec.storage.provenance import imports
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "minirec"

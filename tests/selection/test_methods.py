@@ -82,7 +82,9 @@ def test_pick_goes_by_the_mean_reward():
 
 def test_pick_with_embeddings_passes_over_a_copy():
     embeddings = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
-    assert pick(REWARDS, 2, embeddings=embeddings).tolist() == [1, 3] or pick(REWARDS, 3, embeddings=embeddings)[-1] == 2
+    assert (
+        pick(REWARDS, 2, embeddings=embeddings).tolist() == [1, 3] or pick(REWARDS, 3, embeddings=embeddings)[-1] == 2
+    )
 
 
 def test_pick_at_random_is_repeated_by_its_seed():

@@ -14,7 +14,16 @@ N = 6
 
 def rollouts(ids, rewards) -> pa.Table:
     """One completion of each sample with this reward."""
-    row = {"completion": 0, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 0.0, "tokens": [1], "text": "a"}
+    row = {
+        "completion": 0,
+        "ndcg": 0.5,
+        "pi": 0.1,
+        "hit": True,
+        "rank": 3,
+        "advantage": 0.0,
+        "tokens": [1],
+        "text": "a",
+    }
     rows = [row | {"sample_id": int(i), "reward": float(reward)} for i, reward in zip(ids, rewards, strict=True)]
     return pa.Table.from_pylist(rows, tables.TABLES["rollouts"].schema())
 

@@ -1,4 +1,4 @@
-"""The two input files of a data set, checked, encoded and filtered by DuckDB within `prepare.memory` (METHOD 1)."""
+"""The two input files of a data set, checked, encoded and filtered by DuckDB within a limit of memory (METHOD 1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minirec.errors import InputError, one_line
-from minirec.experiment.config import Filter, Prepare
+from minirec.experiment.config import Filter
+from minirec.experiment.sections import Prepare
 from minirec.storage import tables
 from minirec.storage.columns import TABLES, Column
 

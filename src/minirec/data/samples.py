@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from minirec.data.interactions import CHUNK, Interactions, read, rejected_items
 from minirec.errors import InputError
-from minirec.experiment.config import Filter, Prepare
+from minirec.experiment.config import Filter
+from minirec.experiment.sections import Prepare
 from minirec.progress import log
 
 

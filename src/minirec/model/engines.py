@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import sections
 from minirec.model import generate
 from minirec.model.generate import Completions
 from minirec.model.policy import Policy
@@ -21,7 +21,7 @@ from minirec.model.policy import Policy
 class Engine(Protocol):
     """What generates the completions of prompts."""
 
-    batches_per_call: int  # batches of `policy.batch_tokens` that it takes at a time
+    batches_per_call: int  # batches of `batch_tokens` that it takes at a time
 
     def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
         """`sampling.completions` completions of each prompt (without the shared prefix)."""
@@ -34,11 +34,16 @@ def require(engine: str) -> None:
 
 
 def load(
-    policy: Policy, sampling: config.Sampling, rollout: config.Rollout, model: Path, adapter: Path | None
+    policy: Policy,
+    sampling: sections.Sampling,
+    rollout: sections.Rollout,
+    engine: sections.Engine,
+    model: Path,
+    adapter: Path | None,
 ) -> Engine:
     """The engine that the settings name; `policy` was loaded from the folders of the model and the adapter."""
     if rollout.engine == "vllm":
-        return Vllm(policy, sampling, rollout, model, adapter)
+        return Vllm(policy, sampling, rollout, engine, model, adapter)
     return Builtin(policy, sampling, rollout)
 
 
@@ -47,7 +52,7 @@ class Builtin:
 
     batches_per_call = 1
 
-    def __init__(self, policy: Policy, sampling: config.Sampling, rollout: config.Rollout) -> None:
+    def __init__(self, policy: Policy, sampling: sections.Sampling, rollout: sections.Rollout) -> None:
         self.policy, self.sampling, self.seed = policy, sampling, rollout.seed
 
     def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
@@ -66,8 +71,9 @@ class Vllm:
     def __init__(
         self,
         policy: Policy,
-        sampling: config.Sampling,
-        rollout: config.Rollout,
+        sampling: sections.Sampling,
+        rollout: sections.Rollout,
+        engine: sections.Engine,
         model: Path,
         adapter: Path | None,
     ) -> None:
@@ -86,12 +92,12 @@ class Vllm:
                 enable_lora=adapter is not None,
                 max_lora_rank=max(8, 1 << (policy.settings.lora_r - 1).bit_length()),  # it knows powers of two
                 enable_prefix_caching=True,
-                gpu_memory_utilization=rollout.vllm_memory,
+                gpu_memory_utilization=engine.vllm_memory,
                 seed=rollout.seed,
             )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            advice = "change rollout.vllm_memory, or set rollout.engine to builtin"
+            advice = "change the resource vllm_memory, or set rollout.engine to builtin"
             raise InputError(f"vLLM cannot load {model} ({reason}); {advice}") from error
 
     def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import sections
+from minirec.experiment.sections import Passes
 from minirec.model import prompts
 from minirec.model.distributed import ShardedLayers
 from minirec.storage import artefact
@@ -28,15 +29,22 @@ class Policy:
 
     model: Any
     tokenizer: Any
-    settings: config.Policy
+    settings: sections.Policy
+    batch_tokens: int = Passes().batch_tokens  # padded tokens of one forward pass
 
     @classmethod
     def load(
-        cls, folder: Path, settings: config.Policy, adapter: Path | None = None, shard_layers: bool = False
+        cls,
+        folder: Path,
+        settings: sections.Policy,
+        adapter: Path | None = None,
+        batch_tokens: int = Passes().batch_tokens,
+        shard_layers: bool = False,
     ) -> Policy:
         """Load a base model from safetensors, and an adapter on it; raises InputError where one is unusable.
 
-        shard_layers: no process ever has all its layers on its device, see `ShardedLayers`.
+        batch_tokens: padded tokens of one forward pass; bounds memory. shard_layers: no process ever has all its layers
+        on its device, see `ShardedLayers`.
         """
         for needed in ("config.json", "tokenizer.json"):
             if not (folder / needed).is_file():
@@ -55,7 +63,7 @@ class Policy:
             model = _with_adapter(model, adapter)
         if shard_layers:
             ShardedLayers(model.get_decoder().layers, device)
-        return cls(model.to(device).eval(), tokenizer, settings)
+        return cls(model.to(device).eval(), tokenizer, settings, batch_tokens)
 
     def add_adapter(self, seed: int) -> None:
         """Wrap the model with a fresh trainable LoRA adapter; the base weights are frozen."""
@@ -147,11 +155,11 @@ class Policy:
     def length_batches(
         self, prompts: Sequence[Sequence[int]], extra: int = 0, batches_per_call: int = 1
     ) -> Iterator[list[int]]:
-        """Rows of prompts of similar length, `batches_per_call` times `policy.batch_tokens` tokens at a time.
+        """Rows of prompts of similar length, `batches_per_call` times `batch_tokens` tokens at a time.
 
         extra: tokens that will be added to each prompt.
         """
-        return batch_rows([len(prompt) + extra for prompt in prompts], batches_per_call * self.settings.batch_tokens)
+        return batch_rows([len(prompt) + extra for prompt in prompts], batches_per_call * self.batch_tokens)
 
 
 def _base_model(folder: Path, dtype: str) -> Any:

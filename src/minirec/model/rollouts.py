@@ -160,7 +160,7 @@ def shards_provenance(rollout_shards: list[Path]) -> Provenance:
 
     Raises InputError where the shards were made differently.
     """
-    stored = [tables.read_made(path) for path in rollout_shards]
+    stored = [tables.read_provenance(path) for path in rollout_shards]
     if any(other != stored[0] for other in stored):
         raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
     provenance = Provenance.parse(stored[0])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minirec.errors import InputError
-from minirec.experiment.config import HeadKind
+from minirec.experiment.sections import HeadKind
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 
@@ -73,8 +73,15 @@ class Whitening:
         return Whitening(self.arrays | mapped)
 
     @classmethod
-    def read(cls, path: Path, adapter: Path | None = None) -> Whitening:
-        """Read whitening.safetensors; raises InputError where an adapter was trained with another one."""
+    def read(cls, path: Path | None, adapter: Path | None = None) -> Whitening:
+        """Read whitening.safetensors, without a path that of an adapter.
+
+        Raises InputError where the adapter was trained with another one than that at the path.
+        """
+        if path is None:
+            if adapter is None:
+                raise InputError("neither --whitening nor --adapter is given; name the one or the other")
+            path = adapter / WHITENING
         arrays = tensors.read(path)
         arrays.pop("whitened")
         if adapter is not None and (adapter / WHITENING).is_file():

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from minirec.experiment.costs import by_rule
 from minirec.evaluation.significance import Interval, PairedTest
+from minirec.experiment.costs import by_rule
 
 WIDTH = 100  # columns of the summary
 

@@ -1,4 +1,4 @@
-"""compare: gather every run of the configuration's grid in one table, one picture and a text for the terminal (METHOD 5)."""
+"""compare: gather every run of the grid in one table, one picture and a text for the terminal (METHOD 5)."""
 
 from __future__ import annotations
 

@@ -11,30 +11,38 @@ import numpy as np
 import torch
 
 from minirec.data import splits
-from minirec.experiment import config
+from minirec.errors import InputError
+from minirec.experiment import sections
 from minirec.model.generate import user_states
 from minirec.model.items import FrozenItemStates, ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.storage import memory, tensors
 from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 
 @torch.no_grad()
 def run(
     *,
-    policy: config.Policy,
-    embed: config.Embed,
+    policy: sections.Policy,
+    embed: sections.Embed,
+    passes: sections.Passes,
     samples: Path,
     catalogue: Path,
     model: Path,
-    adapter: Path | None,
-    whitening: Path,
+    adapter: Path | None = None,
+    whitening: Output | None = None,
     frozen_states: Path,
-    out: Path,
+    item_table: Output,
 ) -> None:
-    """Write the item table, whitened where whitening is on; without an adapter also whitening and frozen states."""
-    loaded = Policy.load(model, policy, adapter)
+    """Write the item table, whitened where whitening is on; without an adapter also whitening and frozen states.
+
+    With an adapter the frozen states are read, and the whitening is the adapter's.
+    """
+    if adapter is None and whitening is None:
+        raise InputError("without --adapter the whitening is fitted; name the file to write by --whitening")
+    loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     provenance = Provenance("embed", policy.model_dump() | embed.model_dump(), inputs)
     texts = splits.catalogue_texts(catalogue)
@@ -50,8 +58,8 @@ def run(
     if adapter is None:
         FrozenItemStates.write(items.make_frozen_states() if keep_frozen_states else None, frozen_states, provenance)
     states = items.embed(what="items").cpu()
-    if adapter is not None:
-        whiten = Whitening.read(whitening, adapter)
+    if whitening is None:
+        whiten = Whitening.read(None, adapter)
     else:
         whiten = Whitening.identity()
         if dim and train:
@@ -59,4 +67,4 @@ def run(
             whiten = Whitening.fit(users.numpy(), states.numpy(), dim, policy.whiten_power)
         whiten.write(whitening, provenance)
     rows = np.arange(len(states), dtype=np.int64)
-    tensors.write({"items": whiten.item(states).numpy(), "row": rows}, out, provenance)
+    tensors.write({"items": whiten.item(states).numpy(), "row": rows}, item_table, provenance)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from minirec.model.rollouts import Shards, shards_provenance
 from minirec.storage import tables, tensors
+from minirec.storage.files import Output
 
 
-def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Path, hidden: Path) -> None:
+def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Output, hidden: Output) -> None:
     """Write the joined rollouts.parquet and hidden.safetensors, with the metadata of an unsharded rollout.
 
     Holds a window of samples at a time, as the rollout does.

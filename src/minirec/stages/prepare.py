@@ -4,28 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minirec.data import samples
-from minirec.data.interactions import catalogue
+from minirec.data.interactions import catalogue as catalogue_tables
+from minirec.data.samples import prepare as prepare_samples
 from minirec.experiment import config
-from minirec.experiment.config import Filter, Prepare
+from minirec.experiment.config import Filter
+from minirec.experiment.sections import Prepare, Queries
 from minirec.progress import log, progress
 from minirec.storage import artefact, database, tables
 from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 
-def run(*, prepare: Prepare, interactions: Path, items: Path, filter: str, out: Path) -> None:
-    """Write samples.parquet, catalogue.parquet and prepare.json."""
+def run(
+    *,
+    prepare: Prepare,
+    queries: Queries,
+    interactions: Path,
+    item_metadata: Path,
+    filter: str = "{}",
+    samples: Output,
+    catalogue: Output,
+    dropped: Output,
+) -> None:
+    """Write samples.parquet, catalogue.parquet and, with what was dropped and why, prepare.json."""
     rules = config.parse(Filter, filter, "--filter")
     settings = prepare.model_dump() | {"filter": rules.model_dump()}
-    provenance = Provenance("prepare", settings, {"interactions": interactions, "items": items})
-    with database.connect(prepare.memory, out) as engine:
-        prepared = samples.prepare(engine, interactions, items, rules, prepare)
-        with tables.writer("catalogue", out / "catalogue.parquet", provenance) as append:
-            for part in catalogue(engine, items, prepared.item_codes, prepared.popularity, prepare):
+    provenance = Provenance("prepare", settings, {"interactions": interactions, "items": item_metadata})
+    with database.connect(queries.memory, samples.parent) as engine:
+        prepared = prepare_samples(engine, interactions, item_metadata, rules, prepare)
+        with tables.writer("catalogue", catalogue, provenance) as append:
+            for part in catalogue_tables(engine, item_metadata, prepared.item_codes, prepared.popularity, prepare):
                 append(part)
     count = sum(len(split.sample_id) for split in prepared.splits.values())
     with (
-        tables.writer("samples", out / "samples.parquet", provenance) as append,
+        tables.writer("samples", samples, provenance) as append,
         progress("samples", count, "samples") as bar,
     ):
         for part in prepared.tables():
@@ -34,4 +46,4 @@ def run(*, prepare: Prepare, interactions: Path, items: Path, filter: str, out: 
     for name, value in prepared.report.items():
         counts = ", ".join(f"{reason} {n}" for reason, n in value.items()) if isinstance(value, dict) else value
         log.info("%s: %s", name.replace("_", " "), counts)
-    artefact.write_json(prepared.report, out / "prepare.json", provenance)
+    artefact.write_json(prepared.report, dropped, provenance)

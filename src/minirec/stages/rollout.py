@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from minirec.data import splits
-from minirec.experiment import config
+from minirec.experiment import sections
 from minirec.experiment.validation import require_shard
 from minirec.model import engines
 from minirec.model.items import read_table
@@ -19,7 +19,7 @@ from minirec.model.rollouts import UNFINISHED, RolloutCheckpoint, records, shard
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
 from minirec.storage.artefact import Provenance
-from minirec.storage.files import locked_stage
+from minirec.storage.files import Output, locked_stage
 from minirec.training import judge
 
 
@@ -27,34 +27,35 @@ from minirec.training import judge
 @torch.no_grad()
 def run(
     *,
-    policy: config.Policy,
-    sampling: config.Sampling,
-    reward: config.Reward,
-    rollout: config.Rollout,
+    policy: sections.Policy,
+    sampling: sections.Sampling,
+    reward: sections.Reward,
+    rollout: sections.Rollout,
+    passes: sections.Passes,
+    engine: sections.Engine,
     samples: Path,
     catalogue: Path,
-    items: Path,
-    whitening: Path,
+    item_table: Path,
     model: Path,
-    adapter: Path | None,
-    shard: int | None,
-    rollouts: Path,
-    hidden: Path,
+    adapter: Path | None = None,
+    whitening: Path | None = None,
+    shard: int | None = None,
+    rollouts: Output,
+    hidden: Output,
 ) -> None:
     """Write rollouts.parquet and hidden.safetensors of all training samples, or of one shard."""
     require_shard("rollout", shard, rollout.shards)
     engines.require(rollout.engine)
     settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()}
-    del settings["vllm_memory"]  # of the machine
     if shard is None:
         del settings["shards"]
-    inputs = {"samples": samples, "catalogue": catalogue, "items": items, "model": model}
+    inputs = {"samples": samples, "catalogue": catalogue, "items": item_table, "model": model}
     provenance = Provenance("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
-    item_vectors = read_table(items, catalogue)
+    item_vectors = read_table(item_table, catalogue)
     whiten = Whitening.read(whitening, adapter)
-    loaded = Policy.load(model, policy, adapter)
+    loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     item_vectors = item_vectors.to(loaded.device)
-    engine = engines.load(loaded, sampling, rollout, model, adapter)
+    writer = engines.load(loaded, sampling, rollout, engine, model, adapter)
     checkpoint = RolloutCheckpoint(rollouts.with_name(UNFINISHED), provenance, shard)
     total = splits.count(samples, "train")
     batches = shard_batches(
@@ -64,14 +65,14 @@ def run(
         extra=sampling.completions * (sampling.max_new_tokens + len(loaded.marker_ids)),
         shard=shard,
         shards=rollout.shards,
-        batches_per_call=engine.batches_per_call,
+        batches_per_call=writer.batches_per_call,
     )
     with progress("rollout", total if shard is None else total // rollout.shards, "samples") as bar:
         for batch in batches:
             if checkpoint.holds(batch):
                 bar.skip(len(batch.samples))
                 continue
-            completions = engine.generate(batch.prompts, batch.samples.sample_id.tolist())
+            completions = writer.generate(batch.prompts, batch.samples.sample_id.tolist())
             scored = judge.score_completions(
                 completions.hidden, item_vectors, batch.samples, whiten, policy.tau, reward
             )
