@@ -16,11 +16,13 @@ import torch
 import yaml
 
 from minirec.experiment import config
+from minirec.experiment.sections import Passes
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+PASSES = Passes(batch_tokens=512)
 
 
 def snakemake(folder: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -160,16 +162,16 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
             torch.nn.init.normal_(weight, std=0.01)
     proxy.model.save_pretrained(folder / "adapter")
     artefact.write_manifest(folder / "adapter", Provenance("train"))
-    files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "items")}
+    files |= {"whitening": folder / "whitening.safetensors", "item_table": folder / "items.safetensors"}
     embed.run(
         policy=defaults.policy,
         embed=defaults.embed,
+        passes=PASSES,
         samples=files["samples"],
         catalogue=files["catalogue"],
         model=tiny_model,
-        adapter=None,
         whitening=files["whitening"],
         frozen_states=folder / "frozen_states.safetensors",
-        out=files["items"],
+        item_table=files["item_table"],
     )
     return files | {"model": tiny_model, "adapter": folder / "adapter"}

@@ -247,7 +247,7 @@ def source(server, **changes):
 
 def test_amazons_own_format_becomes_two_tables_with_nothing_filtered(server, tmp_path):
     server.files = dict(AMAZON)
-    fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+    fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
     interactions = pq.read_table(tmp_path / "toys/interactions.parquet").to_pylist()
     assert interactions[1] == {"user_id": "U1", "item_id": "B2", "timestamp": 1640000001000, "rating": 3.0}
     items = pq.read_table(tmp_path / "toys/items.parquet").to_pylist()
@@ -264,10 +264,10 @@ def test_a_damaged_file_stops_with_one_sentence_and_leaves_nothing_behind(server
     name = "/benchmark/5core/rating_only/Toys.csv.gz"
     server.files = AMAZON | {name: AMAZON[name][:60] if damage is None else gzip.compress(damage)}
     with pytest.raises(InputError, match=r"Toys\.csv\.gz is not what Amazon Reviews 2023 looks like"):
-        fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+        fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
     assert not list((tmp_path / "toys").glob("*"))
     server.files = dict(AMAZON)
-    fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+    fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
     assert (tmp_path / "toys" / "interactions.parquet").is_file()
 
 
@@ -277,9 +277,9 @@ def test_a_damaged_file_stops_with_one_sentence_and_leaves_nothing_behind(server
 def test_an_answer_that_is_no_file_of_amazons_is_not_kept(server, tmp_path, damage):
     server.files = AMAZON | {"/raw/meta_categories/meta_Toys.jsonl.gz": damage}
     with pytest.raises(InputError, match=r"meta_Toys\.jsonl\.gz is not what .*; fetch it again"):
-        fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+        fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
     server.files = dict(AMAZON)
-    fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+    fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
     assert (tmp_path / "toys" / "items.parquet").is_file()
 
 
@@ -298,7 +298,7 @@ def test_conversion_gives_the_same_bytes_every_time(tmp_path):
 def test_without_a_network_the_error_says_which_files_to_put_where(server, tmp_path):
     settings = source(server, url="http://127.0.0.1:1/")
     with pytest.raises(InputError, match=r"put .*toys/interactions\.parquet and .*toys/items\.parquet there yourself"):
-        fetch.run(dataset="toys", model=None, source=settings, items=None, out=tmp_path / "toys")
+        fetch.run(source=settings, interactions=tmp_path / "toys" / "interactions.parquet")
 
 
 def movielens_archive():
@@ -329,7 +329,7 @@ def test_movielens_from_its_archive_and_from_the_package_give_the_same_tables(se
     monkeypatch.setattr("minirec.data.movielens.wheel_member", lambda _, member, sha: tmp_path / Path(member).name)
     for folder, settings in (("a", {"url": server.url + "/ml.zip"}), ("b", {"wheel": "recbole==1.2.1"})):
         text = json.dumps({"source": "movielens", **settings})
-        fetch.run(dataset="movielens", model=None, source=text, items=None, out=tmp_path / folder)
+        fetch.run(source=text, interactions=tmp_path / folder / "interactions.parquet")
     for name in ("interactions.parquet", "items.parquet"):
         tables = [pq.read_table(tmp_path / folder / name) for folder in "ab"]
         assert tables[0].equals(tables[1])
@@ -357,24 +357,24 @@ def test_a_wrong_answer_about_movielens_is_not_kept(server, tmp_path, answers, s
     settings = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
     server.files = right | answers
     with pytest.raises(InputError, match=sentence):
-        fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
+        fetch.run(source=settings, interactions=tmp_path / "out" / "interactions.parquet")
     server.files = right
-    fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
+    fetch.run(source=settings, interactions=tmp_path / "out" / "interactions.parquet")
     assert pq.read_table(tmp_path / "out/items.parquet")["title"].to_pylist() == ["Délice (1995)"]
     server.files = {}  # what was right is kept
-    fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "again")
+    fetch.run(source=settings, interactions=tmp_path / "again" / "interactions.parquet")
 
 
 def test_a_checksum_that_was_damaged_in_the_cache_is_asked_for_again(server, tmp_path):
     archive = movielens_archive()
     server.files = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
     settings = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
-    fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
+    fetch.run(source=settings, interactions=tmp_path / "out" / "interactions.parquet")
     (kept,) = download.cache().rglob("*.md5")
     kept.write_text("0" * 32)
     with pytest.raises(InputError, match="other bytes than expected"):
-        fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
-    fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
+        fetch.run(source=settings, interactions=tmp_path / "out" / "interactions.parquet")
+    fetch.run(source=settings, interactions=tmp_path / "out" / "interactions.parquet")
 
 
 def test_a_folder_with_a_model_is_taken_without_anything_executable(tiny_model, tmp_path):
@@ -385,19 +385,19 @@ def test_a_folder_with_a_model_is_taken_without_anything_executable(tiny_model, 
     for name in ("pytorch_model.bin", "modeling_evil.py"):
         (folder / name).write_text("x")
     settings = json.dumps({"source": "folder", "path": str(folder)})
-    fetch.run(dataset=None, model="mine", source=settings, items=None, out=tmp_path / "out")
+    fetch.run(source=settings, model=tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {"pytorch_model.bin", "modeling_evil.py"}
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="has no weights in safetensors"):
-        fetch.run(dataset=None, model="mine", source=settings, items=None, out=tmp_path / "again")
+        fetch.run(source=settings, model=tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
 def test_a_tiny_model_is_the_same_every_time(server, tmp_path):
     server.files = dict(AMAZON)
-    fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
+    fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
     settings = config.Model(source="tiny", dataset="toys", hidden_size=32, layers=1, vocabulary=300)
     for name in ("a", "b"):
         models.fetch(settings, tmp_path / "toys/items.parquet", tmp_path / name)

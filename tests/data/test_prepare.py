@@ -16,6 +16,7 @@ from minirec.data.interactions import Interactions
 from minirec.data.samples import core, months_before, window
 from minirec.errors import InputError
 from minirec.experiment.config import Filter
+from minirec.experiment.sections import Queries
 from minirec.stages import prepare
 
 
@@ -27,16 +28,23 @@ def write(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame | None =
     if items is None:
         ids = sorted(set(interactions["item_id"].dropna().astype(str)))
         items = pd.DataFrame({"item_id": ids, "title": [f"Title of {i}" for i in ids]})
-    paths = {"interactions": folder / "interactions.parquet", "items": folder / "items.parquet"}
+    paths = {"interactions": folder / "interactions.parquet", "item_metadata": folder / "items.parquet"}
     interactions.to_parquet(paths["interactions"], index=False)
-    items.to_parquet(paths["items"], index=False)
+    items.to_parquet(paths["item_metadata"], index=False)
     return paths
+
+
+def outputs(folder: Path) -> dict[str, Path]:
+    files = {"samples": "samples.parquet", "catalogue": "catalogue.parquet", "dropped": "prepare.json"}
+    return {name: folder / file for name, file in files.items()}
 
 
 def run(folder: Path, defaults, interactions, items=None, filter=None, **changes):
     paths = write(folder, interactions, items)
     rules = json.dumps(filter or {}, default=str)
-    prepare.run(prepare=settings(defaults, **changes), **paths, filter=rules, out=folder / "out")
+    prepare.run(
+        prepare=settings(defaults, **changes), queries=Queries(), **paths, filter=rules, **outputs(folder / "out")
+    )
     read = {name: pq.read_table(folder / "out" / f"{name}.parquet").to_pylist() for name in ("samples", "catalogue")}
     return read["samples"], read["catalogue"], json.loads((folder / "out" / "prepare.json").read_text())
 
@@ -237,11 +245,13 @@ def test_wrong_items_stop_with_one_sentence(tmp_path, defaults):
 
 def test_damaged_files_stop_with_one_sentence(tmp_path, defaults):
     paths = write(tmp_path, frame())
-    broken = {"truncated": paths["items"].read_bytes()[:-20], "empty": b"", "text": b"user_id,item_id\n"}
+    broken = {"truncated": paths["item_metadata"].read_bytes()[:-20], "empty": b"", "text": b"user_id,item_id\n"}
     for content in broken.values():
-        paths["items"].write_bytes(content)
+        paths["item_metadata"].write_bytes(content)
         with pytest.raises(InputError, match="is not a readable Parquet file"):
-            prepare.run(prepare=settings(defaults), **paths, filter="{}", out=tmp_path / "out")
+            prepare.run(
+                prepare=settings(defaults), queries=Queries(), **paths, filter="{}", **outputs(tmp_path / "out")
+            )
 
 
 def test_titles_that_are_not_utf_8_stop_with_one_sentence(tmp_path, defaults):
@@ -249,9 +259,9 @@ def test_titles_that_are_not_utf_8_stop_with_one_sentence(tmp_path, defaults):
     ids = sorted(set(frame()["item_id"]))
     raw = pa.array([b"caf\xe9"] * len(ids), pa.binary())
     title = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
-    pq.write_table(pa.table({"item_id": ids, "title": title}), paths["items"])
+    pq.write_table(pa.table({"item_id": ids, "title": title}), paths["item_metadata"])
     with pytest.raises(InputError, match="UTF-8"):
-        prepare.run(prepare=settings(defaults), **paths, filter="{}", out=tmp_path / "out")
+        prepare.run(prepare=settings(defaults), queries=Queries(), **paths, filter="{}", **outputs(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["amazon_cds_2018", "amazon_toys_2014", "amazon2023_sample"])
@@ -261,10 +271,11 @@ def test_real_data_passes_and_every_interaction_is_accounted_for(tmp_path, defau
         pytest.skip("the real data sets are not on this machine")
     prepare.run(
         prepare=defaults.prepare,
+        queries=Queries(),
         interactions=folder / "interactions.parquet",
-        items=folder / "items.parquet",
+        item_metadata=folder / "items.parquet",
         filter="{}",
-        out=tmp_path,
+        **outputs(tmp_path),
     )
     report = json.loads((tmp_path / "prepare.json").read_text())
     assert report["interactions"] == pq.read_metadata(folder / "interactions.parquet").num_rows

@@ -71,7 +71,9 @@ def ranks(tmp_path):
             "catalogue", catalogue.take(order or list(range(len(texts)))), tmp_path / "c.parquet", Provenance("prepare")
         )
         tables.write("samples", table(rows), tmp_path / "s.parquet", Provenance("prepare"))
-        stage.run(samples=tmp_path / "s.parquet", catalogue=tmp_path / "c.parquet", out=tmp_path / "baselines.parquet")
+        stage.run(
+            samples=tmp_path / "s.parquet", catalogue=tmp_path / "c.parquet", baselines=tmp_path / "baselines.parquet"
+        )
         rows = tables.read("baselines", tmp_path / "baselines.parquet").to_pylist()
         return {(row["baseline"], row["sample_id"]): row["rank"] for row in rows}
 

@@ -9,11 +9,13 @@ import pytest
 
 from minirec.errors import InputError
 from minirec.evaluation import comparison
+from minirec.experiment.paths import Run
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
 
 
-def a_run(folder, run, ndcg, seconds):
+def a_run(top, name, ndcg, seconds):
+    folder, run = top / "runs", name
     (folder / run).mkdir(parents=True)
     metrics = {"metrics": {"ndcg@10": {"mean": ndcg, "low": ndcg - 0.01, "high": ndcg + 0.01}}}
     artefact.write_json(metrics, folder / run / "metrics.json", Provenance("evaluate"))
@@ -25,7 +27,7 @@ def a_run(folder, run, ndcg, seconds):
 
 def test_a_run_becomes_a_row_with_the_names_of_its_path_and_the_seconds_of_its_steps(tmp_path):
     a_run(tmp_path, "gemma/none/random-64/seed3", 0.2, [1.5, 2.5])
-    (row,) = comparison.run_rows(tmp_path, "gemma/none/random-64/seed3")
+    (row,) = comparison.run_rows(tmp_path, Run.parse("gemma/none/random-64/seed3"))
     assert row == {
         "model": "gemma",
         "selector": "none",
@@ -45,7 +47,11 @@ def test_seeds_are_averaged_within_a_configuration_only(tmp_path):
         a_run(tmp_path, f"gemma/gemma/minirec-64/seed{seed}", ndcg, [seed + 1.0])
     a_run(tmp_path, "gemma/gemma/minirec-128/seed0", 0.9, [9.0])
     table = pd.DataFrame(
-        [row for run in tmp_path.glob("*/*/*/*") for row in comparison.run_rows(tmp_path, "/".join(run.parts[-4:]))]
+        [
+            row
+            for run in tmp_path.glob("runs/*/*/*/*")
+            for row in comparison.run_rows(tmp_path, Run.parse("/".join(run.parts[-4:])))
+        ]
     )
     cells = comparison.over_seeds(table, "ndcg@10").set_index("budget")
     assert cells.loc["64", "mean"] == pytest.approx(0.2)
@@ -68,8 +74,8 @@ def test_the_main_experiment_is_compared_with_every_configuration_sample_by_samp
     better, worse, other = [1] * 20, [3] * 20, [1, 3] * 10
     runs = {"m/s/minirec-8/seed0": better, "m/s/minirec-8/seed1": worse}  # on average .75 of each sample
     runs |= {"m/none/random-8/seed0": worse, "m/none/random-8/seed5": worse, "m/none/full-all/seed0": other}
-    with_ranks(tmp_path, runs)
-    found = comparison.main_against_others(tmp_path, list(runs), defaults.measure)
+    with_ranks(tmp_path / "runs", runs)
+    found = comparison.main_against_others(tmp_path, [Run.parse(name) for name in runs], defaults.measure)
     assert found["main"] == "m/s/minirec-8"
     assert list(found["paired_tests"]) == ["m/none/random-8", "m/none/full-all"]
     random, full = found["paired_tests"].values()
@@ -77,6 +83,6 @@ def test_the_main_experiment_is_compared_with_every_configuration_sample_by_samp
     assert full["mean"] == pytest.approx(0)
     assert full["low"] < 0 < full["high"]
     assert not full["significant"]
-    with_ranks(tmp_path, {"m/none/full-all/seed0": other[:-1]})
+    with_ranks(tmp_path / "runs", {"m/none/full-all/seed0": other[:-1]})
     with pytest.raises(InputError, match=r"full-all/seed0/ranks.parquet is of other test samples"):
-        comparison.main_against_others(tmp_path, list(runs), defaults.measure)
+        comparison.main_against_others(tmp_path, [Run.parse(name) for name in runs], defaults.measure)

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from conftest import PASSES
 
 from minirec.data import splits
 from minirec.errors import InputError
@@ -36,12 +37,13 @@ def sides(tmp_path):
 
 def evaluated(judged, defaults, policy, whitening, folder, **more):
     given = {"samples": judged["samples"], "catalogue": judged["catalogue"], "model": judged["model"]}
-    given |= {"adapter": judged["adapter"], "items": None, "frozen_states": None}
+    given |= {"adapter": judged["adapter"], "frozen_states": None}
     evaluate.run(
         policy=policy,
         sampling=defaults.sampling.model_copy(update={"max_new_tokens": WORDS}),
+        passes=PASSES,
         whitening=whitening,
-        out=folder / "ranks.parquet",
+        ranks=folder / "ranks.parquet",
         **(given | more),
     )
     return tables.read("ranks", folder / "ranks.parquet").sort_by("sample_id")
@@ -119,4 +121,4 @@ def test_an_item_table_of_another_catalogue_is_refused(judged, defaults, policy,
     table = np.resize(tensors.read(judged["items"], "items")["items"], (count, 32))
     tensors.write({"items": table, "row": np.arange(count)}, tmp_path / "items.safetensors", Provenance("embed"))
     with pytest.raises(InputError, match=f"items.safetensors has {count} items, but .*catalogue.parquet has 30"):
-        evaluated(judged, defaults, policy, judged["whitening"], tmp_path, items=tmp_path / "items.safetensors")
+        evaluated(judged, defaults, policy, judged["whitening"], tmp_path, item_table=tmp_path / "items.safetensors")

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conftest import PASSES
 
 from minirec.data import splits
 from minirec.model.policy import Policy
@@ -28,14 +29,14 @@ def fitted(tmp_path, judged, defaults):
         tables.write("samples", table, tmp_path / "s", Provenance("prepare"))
         embed.run(
             policy=defaults.policy.model_copy(update={"whiten_dim": 3}),
+            passes=PASSES,
             embed=defaults.embed.model_copy(update={"whiten_prompts": whiten_prompts}),
             samples=tmp_path / "s",
             catalogue=judged["catalogue"],
             model=judged["model"],
-            adapter=None,
             whitening=tmp_path / "whitening",
             frozen_states=tmp_path / "frozen_states",
-            out=tmp_path / "items",
+            item_table=tmp_path / "items",
         )
         return tensors.read(tmp_path / "whitening")
 

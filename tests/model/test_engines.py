@@ -9,10 +9,12 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import PASSES
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from minirec.errors import InputError
 from minirec.experiment import config
+from minirec.experiment.sections import Engine
 from minirec.model import engines, generate
 from minirec.model.policy import Policy
 from minirec.stages import rollout
@@ -81,9 +83,11 @@ def folders(tiny_model, defaults, tmp_path_factory):
 
 
 def load(name, folders, defaults, **changes):
-    policy = Policy.load(folders[0], defaults.policy.model_copy(update={"marker": "a"}), folders[1])
-    settings = defaults.rollout.model_copy(update={"engine": name, "vllm_memory": 0.2})
-    return engines.load(policy, defaults.sampling.model_copy(update=changes), settings, *folders)
+    policy = Policy.load(
+        folders[0], defaults.policy.model_copy(update={"marker": "a"}), folders[1], PASSES.batch_tokens
+    )
+    settings, engine = defaults.rollout.model_copy(update={"engine": name}), Engine(vllm_memory=0.2)
+    return engines.load(policy, defaults.sampling.model_copy(update=changes), settings, engine, *folders)
 
 
 @pytest.fixture(scope="module", params=["builtin", "pretended", *REAL[1:]])

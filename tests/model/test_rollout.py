@@ -13,25 +13,25 @@ import pytest
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import commands, config
+from minirec.experiment.sections import Engine, Passes
 from minirec.model import generate
 from minirec.stages import gather, rollout
 from minirec.storage import tables, tensors
 
-SMALL = {"batch_tokens": 60}  # batches of one or two prompts
+SMALL = Passes(batch_tokens=60)  # batches of one or two prompts
 
 
 def settings(defaults, **changes):
-    return config.validate(
-        config.overlay(json.loads(defaults.model_dump_json()), {"policy": SMALL, "rollout": changes})
-    )
+    return config.validate(config.overlay(json.loads(defaults.model_dump_json()), {"rollout": changes}))
 
 
-def run(judged, given, folder, shard=None):
+def run(judged, given, folder, shard=None, vllm_memory=0.6):
     """Run the stage; returns the bytes of its two files."""
     out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
-    rollout.run(**sections, **judged, shard=shard, **out)
+    engine = Engine(vllm_memory=vllm_memory)
+    rollout.run(**sections, passes=SMALL, engine=engine, **judged, shard=shard, **out)
     assert sorted(path.name for path in folder.iterdir()) == ["hidden.safetensors", "rollouts.parquet"]
     return [path.read_bytes() for path in out.values()]
 
@@ -71,7 +71,7 @@ def rows(folder):
 def test_shards_joined_are_what_one_job_writes(judged, defaults, tmp_path, monkeypatch, window, count):
     monkeypatch.setattr(splits, "WINDOW", window)
     (tmp_path / "one").mkdir()
-    one = run(judged, settings(defaults, vllm_memory=0.9), tmp_path / "one")
+    one = run(judged, settings(defaults), tmp_path / "one", vllm_memory=0.9)
     shards = []
     for shard in range(count):  # of whole windows in the last case, else of batches
         shards.append(tmp_path / f"shard{shard}")
@@ -156,9 +156,10 @@ def test_parts_of_other_settings_are_not_used(judged, defaults, tmp_path, whole,
 def start(judged, given, folder):
     """The stage in a process of its own."""
     out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
-    command = [sys.executable, "-m", "minirec", "rollout", *shlex.split(config.flags(given, "rollout"))]
+    command = [sys.executable, "-m", "minirec", "rollout", *shlex.split(" ".join(commands.flags(given, "rollout")))]
+    command += ["--batch-tokens", str(SMALL.batch_tokens)]
     for name, path in {**judged, **out}.items():
-        command += [f"--{name}", str(path)]
+        command += [commands.flag(name), str(path)]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
 
 

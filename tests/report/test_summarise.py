@@ -11,7 +11,8 @@ import pytest
 
 from minirec.errors import InputError
 from minirec.evaluation.ranks import PolicyRanks, Ranks, write_baselines, write_ranks
-from minirec.experiment import config, rules
+from minirec.experiment import config, paths
+from minirec.experiment.rules import Rules
 from minirec.stages import measure, summarise
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
@@ -36,7 +37,7 @@ def measured(top: Path, folder: Path, settings, before: Path | None = None) -> d
     """What `measure` writes beside the ranks of a policy."""
     files = {"samples": top / "samples.parquet", "catalogue": top / "catalogue.parquet"}
     files |= {"ranks": folder / "ranks.parquet", "baselines": top / "baselines.parquet", "before": before}
-    measure.run(measure=settings, **files, out=folder / "metrics.json")
+    measure.run(measure=settings, **files, metrics=folder / "metrics.json")
     return artefact.read_json(folder / "metrics.json")
 
 
@@ -113,12 +114,14 @@ def project(tmp_path, monkeypatch, defaults):
             tables.write("rollouts", pa.table(one), top / "signals/gemma/rollouts.parquet", Provenance("rollout"))
             tables.write("scores", pa.table(scores), top / "signals/gemma/scores.parquet", Provenance("score"))
         trained = f"gemma/{selector}/{method}-{budget}"
-        spent = {"rollout/gemma": 12.5, f"train/{trained}/seed0": 30, f"train/{trained}/seed1": 12}
-        spent |= {"train/gemma/none/random-9/seed0": 5, f"train/{trained}/seed7": 6, "rollout/other": 7}  # of others
+        spent = {"signals/gemma/rollout": 12.5, f"runs/{trained}/seed0/train": 30, f"runs/{trained}/seed1/train": 12}
+        spent |= {"runs/gemma/none/random-9/seed0/train": 5, f"runs/{trained}/seed7/train": 6}  # of others
+        spent |= {"signals/other/rollout": 7}
         for job, seconds in spent.items():
-            file = Path("results/benchmarks/movielens") / f"{job}.tsv"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0\t100.5\n")
+            folder, rule = (top / job).parent, Path(job).name
+            (folder / "logs").mkdir(parents=True, exist_ok=True)
+            end = {"event": "end", "reason": "done", "seconds": seconds, "cpu_seconds": 1.0, "peak_mib": 100.5}
+            (folder / "logs" / f"{rule}.log").write_text(f'{{"event": "start"}}\n12:00 line\n{json.dumps(end)}\n')
         if not write_only:
             summarise_it(given)
         return given
@@ -128,13 +131,14 @@ def project(tmp_path, monkeypatch, defaults):
 
 def summarise_it(given) -> None:
     top = Path("results/movielens")
+    scores = top / "signals/gemma/scores.parquet"
     summarise.run(
         measure=given.measure,
-        results=top,
-        main=given.main.model_dump_json(),
-        run=rules.main_runs(given),
-        job=rules.jobs(given),
-        out=top / "metrics.json",
+        runs=[str(run) for run in paths.main_runs(given)],
+        folders=paths.folders(given, paths.main_runs(given)),
+        scores=scores if scores.is_file() else None,
+        metrics=top / "metrics.json",
+        summary=top / "summary.txt",
     )
 
 
@@ -180,10 +184,11 @@ def test_the_summary_has_the_metrics_of_every_part(project):
 def test_the_cost_is_that_of_the_jobs_of_this_experiment_and_is_said_by_stage(project):
     project([BASE, BASE])
     summary, text = written()
-    assert summary["cost"]["rollout/gemma"] == {"seconds": 12.5, "max_rss_mib": 100.5}
-    runs = {f"train/gemma/gemma/minirec-{PICKED}/seed{seed}" for seed in (0, 1)}
-    assert set(summary["cost"]) == {"rollout/gemma"} | runs
-    assert "seconds by stage: rollout 12, train 42\n" in text
+    rollout = "signals/gemma/logs/rollout.log"
+    assert summary["cost"][rollout] == {"seconds": 12.5, "cpu_seconds": 1.0, "max_rss_mib": 100.5}
+    runs = {f"runs/gemma/gemma/minirec-{PICKED}/seed{seed}/logs/train.log" for seed in (0, 1)}
+    assert set(summary["cost"]) == {rollout} | runs
+    assert "seconds by rule: rollout 12, train 42\n" in text
 
 
 def test_a_run_is_compared_with_the_policy_before_rl_and_every_baseline_sample_by_sample(project):
@@ -280,9 +285,9 @@ def test_the_interval_of_several_seeds_is_that_of_their_mean_on_each_sample(proj
 def test_the_pictures_are_made_as_png_and_svg(project):
     given = project([BASE])
     figures = Path("results/movielens/figures")
-    names = rules.pictures(rules.main_runs(given))  # those that the rule declares
-    assert names == ["rewards", "scores", "curriculum"]
-    assert {file.name for file in figures.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    declared = {Path(file).name for kind in ("png", "svg") for file in Rules(given).pictures(kind)}
+    assert declared == {f"{name}.{kind}" for name in ("rewards", "scores", "curriculum") for kind in ("png", "svg")}
+    assert {file.name for file in figures.iterdir()} == declared
     for file in figures.iterdir():
         assert file.read_bytes().startswith(PNG if file.suffix == ".png" else SVG)
         assert str(figures / f"{file.stem}.png") in written()[1]
@@ -309,7 +314,7 @@ def test_the_same_artefacts_give_the_same_bytes(project):
 def test_a_method_without_signals_is_summarised_without_them(project, method):
     given = project([np.maximum(BASE - 8, 1)], method=method)
     assert not Path("results/movielens/figures").exists()
-    assert rules.pictures(rules.main_runs(given)) == []
+    assert Rules(given).pictures("png") == []
     summary, text = written()
     assert "zero_hit_share" not in summary
     assert f"{method} kept" in text

@@ -71,12 +71,12 @@ def transitions(samples: pa.Table, items: int) -> csr_array:
     """How often item b follows item a in the training samples, [m, m]; a step that several samples hold counts once."""
     train = samples.filter(pc.equal(samples["split"], "train"))
     user = pc.dictionary_encode(train["user_id"].combine_chunks()).indices.to_numpy()
-    history, age = (padded(train[name].combine_chunks()) for name in ("history", "history_age"))
+    history, age = (padded(train[name].combine_chunks()) for name in ("history_rows", "history_age_ms"))
     time = tables.numpy(train, "timestamp")[:, None] - age
     chain = np.concatenate([history, np.full((len(history), 1), -1)], 1)  # the history, then the target
     times = np.concatenate([time, np.zeros((len(history), 1), dtype=np.int64)], 1)
     length = (history >= 0).sum(1)
-    chain[np.arange(len(chain)), length] = tables.numpy(train, "target")
+    chain[np.arange(len(chain)), length] = tables.numpy(train, "target_row")
     times[np.arange(len(chain)), length] = tables.numpy(train, "timestamp")
     row, slot = np.nonzero(chain[:, 1:] >= 0)
     steps = np.stack([user[row], times[row, slot + 1], chain[row, slot], chain[row, slot + 1]], 1)
