@@ -34,6 +34,7 @@ from minirec.model.items import Items
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.stages import train
+from minirec.training import rewards
 from minirec.training.trainer import RecommenderTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,7 +152,7 @@ def stock(given: argparse.Namespace, folder: str) -> Stock:
         target = torch.as_tensor(split.target[row])
         rank = scoring.ranks(scores, target, torch.full((len(row), 1), -1))
         pi = scoring.log_pi(scores, target, torch.full((len(row), 1), -1)).exp()
-        return scoring.ndcg_and_reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
+        return rewards.ndcg_and_reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
 
     batch = given.prompts * given.groups
     arguments = GRPOConfig(

@@ -114,7 +114,7 @@ if os.environ.get("RANK") == "1":
     ("module", "function", "call", "said"),
     [
         # of the third step's one prompt it has none
-        ("training.judge", "score_completions", 3, "score of an item is nan at step 4"),
+        ("training.rewards", "score_completions", 3, "score of an item is nan at step 4"),
         ("evaluation.ranking", "rank", 2, "NDCG on valid is nan at step 6"),
     ],
 )

@@ -7,6 +7,7 @@ from minirec.model import scoring
 from minirec.model.whitening import Whitening
 from minirec.stages import score
 from minirec.stages.gradient import gradient_and_hvp, whitening_jacobian
+from minirec.training import rewards
 
 
 def loss(x, items, target, tau, advantage, allowed):
@@ -177,13 +178,13 @@ def test_a_state_that_is_not_finite_has_no_rank(broken):
 
 @pytest.mark.parametrize(("rank", "ndcg"), [(1, 1.0), (3, 0.5), (1000, 1 / np.log2(1001)), (1001, 0.0)])
 def test_reward_at_the_edges_of_the_cutoff(rank, ndcg):
-    found, reward = scoring.ndcg_and_reward(torch.tensor([rank]), torch.tensor([0.25]).double(), beta=0.05, cutoff=1000)
+    found, reward = rewards.ndcg_and_reward(torch.tensor([rank]), torch.tensor([0.25]).double(), beta=0.05, cutoff=1000)
     assert found.item() == pytest.approx(ndcg)
     assert reward.item() == pytest.approx(0.95 * ndcg + 0.05 * 0.25)
 
 
 def test_advantages_are_standardised_within_the_group_and_zero_for_equal_rewards():
-    found = scoring.advantages(torch.tensor([[0.1, 0.3, 0.2], [0.1, 0.1, 0.1]]).double())
+    found = rewards.advantages(torch.tensor([[0.1, 0.3, 0.2], [0.1, 0.1, 0.1]]).double())
     assert found[0].tolist() == pytest.approx([-1, 1, 0], abs=1e-6)
     assert found[1].tolist() == [0, 0, 0]
-    assert scoring.advantages(torch.tensor([[0.7]])).tolist() == [[1.0]]
+    assert rewards.advantages(torch.tensor([[0.7]])).tolist() == [[1.0]]

@@ -20,7 +20,7 @@ from minirec.model.whitening import COMPONENTS, Whitening
 from minirec.stages import embed, train
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
-from minirec.training import judge, losses
+from minirec.training import losses, rewards
 from minirec.training.trainer import RecommenderTrainer
 
 ITEMS, SAMPLES = 30, 34
@@ -520,7 +520,7 @@ def test_head_and_adapter_have_rates_of_their_own_and_no_weight_decays(project, 
 
 
 def test_training_pays_rewards_by_the_head_as_trained_so_far(project, tiny_model, defaults, tmp_path, monkeypatch):
-    whole_step, whole_judge, trainers, apart = RecommenderTrainer.training_step, judge.score_completions, [], []
+    whole_step, whole_judge, trainers, apart = RecommenderTrainer.training_step, rewards.score_completions, [], []
 
     def step(self, *given, **named):
         trainers[:] = [self]
@@ -533,7 +533,7 @@ def test_training_pays_rewards_by_the_head_as_trained_so_far(project, tiny_model
         return whole_judge(hidden, items, split, whitening, *rest)
 
     monkeypatch.setattr(RecommenderTrainer, "training_step", step)
-    monkeypatch.setattr(judge, "score_completions", judged)
+    monkeypatch.setattr(rewards, "score_completions", judged)
     run(project, tiny_model, defaults, tmp_path, head_learning_rate=0.1)
     assert apart[0] == 0
     assert min(apart[1:]) > 0.01

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from minirec.model import generate
 from minirec.stages import train
-from minirec.training import judge
+from minirec.training import rewards
 from minirec.training.trainer import RecommenderTrainer
 
 __all__ = ["project"]  # a fixture
@@ -152,7 +152,7 @@ def test_a_step_has_the_loss_and_gradients_of_a_plain_loop(
 def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of_the_batch(
     project, tiny_model, defaults, tmp_path, monkeypatch
 ):
-    kept, seen, whole = scored(monkeypatch), [], judge.score_completions
+    kept, seen, whole = scored(monkeypatch), [], rewards.score_completions
     trainers = []
 
     def step(self, *given):
@@ -168,7 +168,7 @@ def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of
 
     trained = RecommenderTrainer.training_step
     monkeypatch.setattr(RecommenderTrainer, "training_step", step)
-    monkeypatch.setattr(judge, "score_completions", judged)
+    monkeypatch.setattr(rewards, "score_completions", judged)
     changes = {"item_refresh_steps": 2, "evaluations_per_epoch": 0, "learning_rate": 0.01, "head_learning_rate": 0.05}
     run(project, tiny_model, defaults, tmp_path, **changes)
     everything = set(range(30))
@@ -229,7 +229,7 @@ def test_evaluations_are_spread_evenly_over_an_epoch(steps, times, expected):
 def test_completions_with_the_same_tokens_have_the_same_reward(
     project, tiny_model, defaults, tmp_path, monkeypatch, dtype
 ):
-    draws, whole, seen = generate.noise, judge.score_completions, []
+    draws, whole, seen = generate.noise, rewards.score_completions, []
 
     def alike(seed, samples, completions, count, epoch=0):
         return draws(seed, samples, 1, count, epoch).expand(-1, completions, -1).contiguous()
@@ -239,7 +239,7 @@ def test_completions_with_the_same_tokens_have_the_same_reward(
         return seen[-1]
 
     monkeypatch.setattr(generate, "noise", alike)
-    monkeypatch.setattr(judge, "score_completions", judged)
+    monkeypatch.setattr(rewards, "score_completions", judged)
     more = {"completions": 4, "max_new_tokens": 8}
     run(project, tiny_model, defaults, tmp_path, of_policy={"dtype": dtype}, of_sampling=more, epochs=1)
     assert len(seen) == 3

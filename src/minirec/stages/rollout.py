@@ -29,7 +29,7 @@ from minirec.progress import progress
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
 from minirec.storage.provenance import code_digest
-from minirec.training import judge
+from minirec.training import rewards
 
 
 @artefact.locked_stage("rollouts", "rollouts.unfinished")
@@ -81,7 +81,7 @@ def run(
                 bar.skip(len(part))
                 continue
             written = engine.write(prompts, part.sample_id.tolist())
-            judged = judge.score_completions(written.hidden, table, part, whiten, policy.tau, reward)
+            judged = rewards.score_completions(written.hidden, table, part, whiten, policy.tau, reward)
             parts.write(path, _records(part, written, judged, loaded), part.sample_id, written.hidden.cpu().numpy())
             bar.add(len(part))
     parts.join(list(done.values()), (count, sampling.completions, loaded.width), rollouts, hidden)

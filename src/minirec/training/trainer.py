@@ -32,7 +32,7 @@ from minirec.model.items import Items
 from minirec.model.policy import Policy
 from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
-from minirec.training import judge, losses
+from minirec.training import losses, rewards
 
 ITEMS, HEAD = "items.safetensors", "head.safetensors"  # in a checkpoint, beside the adapter
 
@@ -153,7 +153,7 @@ class RecommenderTrainer(GRPOTrainer):
                 written = self._write(prompts, part.sample_id)
             tau = self.policy.settings.tau
             try:
-                judged = judge.score_completions(
+                judged = rewards.score_completions(
                     written.hidden, self.vectors(), part, self.head.merged_whitening(), tau, self.reward
                 )
                 spread = judged["reward"].std(1).sum().item() if judged["reward"].shape[1] > 1 else 0.0
@@ -343,4 +343,4 @@ class _Timer:
 
 
 def _rewarded_inside(**_: Any) -> list[float | None]:
-    raise AssertionError("rewards come from the item table, see judge.py")
+    raise AssertionError("rewards come from the item table, see rewards.py")
