@@ -6,8 +6,8 @@ from minirec.errors import InputError
 from minirec.model import scoring
 from minirec.model.whitening import Whitening
 from minirec.stages import score
-from minirec.stages.gradient import gradient_and_hvp, whitening_jacobian
 from minirec.training import rewards
+from minirec.training.derivatives import gradient_and_hvp, whitening_jacobian
 
 
 def loss(x, items, target, tau, advantage, allowed):
@@ -137,7 +137,7 @@ def test_a_zero_hidden_state_has_zero_derivatives():
 def test_chunks_do_not_change_the_derivatives(case, monkeypatch):
     h, items, target, exclude = case
     whole = gradient_and_hvp(h, items, target, temperature=0.3, exclude=exclude)
-    monkeypatch.setattr("minirec.stages.gradient.CHUNK_SCORES", 1)
+    monkeypatch.setattr("minirec.training.derivatives.CHUNK_SCORES", 1)
     parts = gradient_and_hvp(h, items, target, temperature=0.3, exclude=exclude)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(whole, parts, strict=True))
 
