@@ -33,8 +33,8 @@ from minirec.model.head import Head
 from minirec.model.items import Items
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
-from minirec.stages import train
 from minirec.training import rewards
+from minirec.training.callbacks import grpo_arguments
 from minirec.training.trainer import RecommenderTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,11 +107,9 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> Ours:
         reward=chosen.reward,
         validate=None,
         seed=0,
-        args=train.arguments(chosen.train, given.groups, 0, Path(folder), validated=False),
-        train_dataset=Dataset.from_dict({"prompt": [""] * len(split)}),
+        args=grpo_arguments(chosen.train, given.groups, 0, Path(folder), validated=False),
     )
     trainer._save_checkpoint = lambda *_: None
-    trainer.remove_callback(PrinterCallback)
     return trainer
 
 

@@ -13,8 +13,8 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig, get_peft_model
-from test_train import policy, project, trained  # noqa: F401 (a fixture)
 from torch import distributed
+from training_runs import policy, project, trained  # noqa: F401 (a fixture)
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from minirec.cli import launch

@@ -4,16 +4,15 @@ import math
 
 import pytest
 import torch
-from test_train import gradients, project, run
 from torch.nn.functional import cosine_similarity
+from training_runs import gradients, run
 from transformers import AutoTokenizer
 
 from minirec.model import generate
-from minirec.stages import train
-from minirec.training import rewards
+from minirec.training import callbacks, rewards
+from minirec.training.item_table import ItemTable
 from minirec.training.trainer import RecommenderTrainer
 
-__all__ = ["project"]  # a fixture
 ALL_AT_ONCE = {"batch_prompts": 11, "micro_batch_prompts": 3, "epochs": 2, "evaluations_per_epoch": 0}
 BETA = 0.5  # rank and probability weigh alike
 
@@ -26,7 +25,7 @@ def states(policy, start, text):
 
 def item_vector(trainer, row):
     prompts = trainer.policy.item_prompts
-    return trainer.head.item(states(trainer.policy, prompts.prefix, trainer.items.bodies[row])[0].mean(0))
+    return trainer.head.item(states(trainer.policy, prompts.prefix, trainer.items.encoder.bodies[row])[0].mean(0))
 
 
 def plain_loss(trainer, inputs, written, rows, settings):
@@ -72,18 +71,18 @@ def plain_loss(trainer, inputs, written, rows, settings):
 
 def scored(monkeypatch):
     """What the trainer wrote and judged last."""
-    kept, write, embed = {}, RecommenderTrainer._write, RecommenderTrainer._embed
+    kept, write, embed = {}, RecommenderTrainer._write_completions, ItemTable.refresh_batch
 
     def writes(self, *given):
         kept["written"] = write(self, *given)
         return kept["written"]
 
-    def embeds(self, rows):
+    def embeds(self, rows, learned):
         kept["rows"] = rows.tolist()
-        return embed(self, rows)
+        return embed(self, rows, learned)
 
-    monkeypatch.setattr(RecommenderTrainer, "_write", writes)
-    monkeypatch.setattr(RecommenderTrainer, "_embed", embeds)
+    monkeypatch.setattr(RecommenderTrainer, "_write_completions", writes)
+    monkeypatch.setattr(ItemTable, "refresh_batch", embeds)
     return kept
 
 
@@ -179,7 +178,7 @@ def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of
 
 def written_in(project, tiny_model, defaults, folder, monkeypatch, sampling, **changes):
     """The completions of every step [steps][n][G], by a policy that does not move."""
-    found, whole = [], RecommenderTrainer._write
+    found, whole = [], RecommenderTrainer._write_completions
 
     def write(*arguments):
         written = whole(*arguments)
@@ -187,7 +186,7 @@ def written_in(project, tiny_model, defaults, folder, monkeypatch, sampling, **c
         return written
 
     with monkeypatch.context() as patched:
-        patched.setattr(RecommenderTrainer, "_write", write)
+        patched.setattr(RecommenderTrainer, "_write_completions", write)
         still = {"learning_rate": 1e-12, "head": "none"}
         run(project, tiny_model, defaults, folder, of_sampling=sampling, **(ALL_AT_ONCE | still | changes))
     return found
@@ -214,7 +213,7 @@ def test_completions_are_sampled_at_the_temperature_among_the_likeliest_tokens(
 @pytest.mark.parametrize("name", ["warmup_steps", "max_grad_norm", "learning_rate"])
 def test_the_trainer_gets_the_setting(defaults, tmp_path, name):
     changed = defaults.train.model_copy(update={name: 7})
-    assert getattr(train.arguments(changed, 4, 0, tmp_path, validated=True), name) == 7
+    assert getattr(callbacks.grpo_arguments(changed, 4, 0, tmp_path, validated=True), name) == 7
 
 
 @pytest.mark.parametrize(
@@ -222,7 +221,7 @@ def test_the_trainer_gets_the_setting(defaults, tmp_path, name):
     [(6, 4, {2, 3, 5, 6}), (8, 4, {2, 4, 6, 8}), (250, 2, {125, 250}), (3, 1, {3}), (2, 4, {1, 2}), (1, 4, {1})],
 )
 def test_evaluations_are_spread_evenly_over_an_epoch(steps, times, expected):
-    assert train.evaluated_after(steps, times) == expected
+    assert callbacks.evaluated_after(steps, times) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
