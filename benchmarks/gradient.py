@@ -28,6 +28,7 @@ from minirec.model.whitening import Whitening
 from minirec.stages import gradient
 from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
+from minirec.training import gradient_and_hvp
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -72,7 +73,7 @@ def double_backward(hidden: Tensor, items: Tensor, target: Tensor, history: Tens
 
 
 def closed_form(hidden: Tensor, items: Tensor, target: Tensor, history: Tensor) -> Pair:
-    return gradient.gradient_and_hvp(hidden, items, target, temperature=TAU, exclude=history)
+    return gradient_and_hvp(hidden, items, target, temperature=TAU, exclude=history)
 
 
 def timed(call: Callable[[], Pair]) -> tuple[float, Pair]:
@@ -192,7 +193,7 @@ def main() -> None:
     for count in CANDIDATES:
         drawn = torch.randint(0, ITEMS, (CHECKED, count), generator=generator)
         seconds, found = timed(
-            lambda drawn=drawn: gradient.gradient_and_hvp(
+            lambda drawn=drawn: gradient_and_hvp(
                 hidden, items, target, temperature=TAU, exclude=history, candidates=drawn
             )
         )

@@ -32,7 +32,8 @@ from minirec.model import scoring
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Head, Whitening
-from minirec.stages import train
+from minirec.training import rewards
+from minirec.training.callbacks import grpo_arguments
 from minirec.training.trainer import RecommenderTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,11 +106,9 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> Ours:
         reward=chosen.reward,
         validate=None,
         seed=0,
-        args=train.arguments(chosen.train, given.groups, 0, Path(folder), validated=False),
-        train_dataset=Dataset.from_dict({"prompt": [""] * len(split)}),
+        args=grpo_arguments(chosen.train, given.groups, 0, Path(folder), validated=False),
     )
     trainer._save_checkpoint = lambda *_: None
-    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -150,7 +149,7 @@ def stock(given: argparse.Namespace, folder: str) -> Stock:
         target = torch.as_tensor(split.target[row])
         rank = scoring.ranks(scores, target, torch.full((len(row), 1), -1))
         pi = scoring.log_pi(scores, target, torch.full((len(row), 1), -1)).exp()
-        return scoring.ndcg_and_reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
+        return rewards.ndcg_and_reward(rank, pi, chosen.reward.beta, chosen.reward.cutoff)[1].tolist()
 
     batch = given.prompts * given.groups
     arguments = GRPOConfig(

@@ -13,8 +13,8 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig, get_peft_model
-from test_train import policy, project, trained  # noqa: F401 (a fixture)
 from torch import distributed
+from training_runs import policy, project, trained  # noqa: F401 (a fixture)
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from minirec.cli import launch
@@ -113,7 +113,7 @@ if os.environ.get("RANK") == "1":
     ("module", "function", "call", "said"),
     [
         # of the third step's one prompt it has none
-        ("training.judge", "score_completions", 3, "score of an item is nan at step 4"),
+        ("training.rewards", "score_completions", 3, "score of an item is nan at step 4"),
         ("evaluation.ranking", "rank", 2, "NDCG on valid is nan at step 6"),
     ],
 )

@@ -5,8 +5,9 @@ import torch
 from minirec.errors import InputError
 from minirec.model import scoring
 from minirec.model.whitening import Whitening
-from minirec.selection.signals import learnability, representativeness
-from minirec.stages.gradient import gradient_and_hvp, whitening_jacobian
+from minirec.stages import score
+from minirec.training import rewards
+from minirec.training.derivatives import gradient_and_hvp, whitening_jacobian
 
 
 def loss(x, items, target, tau, advantage, allowed):
@@ -136,22 +137,22 @@ def test_a_zero_hidden_state_has_zero_derivatives():
 def test_chunks_do_not_change_the_derivatives(case, monkeypatch):
     h, items, target, exclude = case
     whole = gradient_and_hvp(h, items, target, temperature=0.3, exclude=exclude)
-    monkeypatch.setattr("minirec.stages.gradient.CHUNK_SCORES", 1)
+    monkeypatch.setattr("minirec.training.derivatives.CHUNK_SCORES", 1)
     parts = gradient_and_hvp(h, items, target, temperature=0.3, exclude=exclude)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(whole, parts, strict=True))
 
 
 def test_representativeness_is_one_along_the_mean_and_zero_against_it():
-    found = representativeness(np.array([[2.0, 0.0], [3.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]))
+    found = score.representativeness(np.array([[2.0, 0.0], [3.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]))
     assert found.tolist() == [1.0, 1.0, 0.0, 0.5]
 
 
 def test_learnability_peaks_at_mu_and_is_one_without_spread():
-    found = learnability(np.array([0.1, 0.5, 0.9, 0.3]), mu=0.5, sigma=0.2)
+    found = score.learnability(np.array([0.1, 0.5, 0.9, 0.3]), mu=0.5, sigma=0.2)
     assert found[1] == 1
     assert found[0] == pytest.approx(0, abs=1e-12)
     assert found[2] == pytest.approx(found[0], abs=1e-12)
-    assert learnability(np.full(3, 0.2), mu=0.5).tolist() == [1, 1, 1]
+    assert score.learnability(np.full(3, 0.2), mu=0.5).tolist() == [1, 1, 1]
 
 
 def test_ranks_by_counting_equal_a_full_sort_with_ties_to_the_lower_row():
@@ -177,13 +178,13 @@ def test_a_state_that_is_not_finite_has_no_rank(broken):
 
 @pytest.mark.parametrize(("rank", "ndcg"), [(1, 1.0), (3, 0.5), (1000, 1 / np.log2(1001)), (1001, 0.0)])
 def test_reward_at_the_edges_of_the_cutoff(rank, ndcg):
-    found, reward = scoring.ndcg_and_reward(torch.tensor([rank]), torch.tensor([0.25]).double(), beta=0.05, cutoff=1000)
+    found, reward = rewards.ndcg_and_reward(torch.tensor([rank]), torch.tensor([0.25]).double(), beta=0.05, cutoff=1000)
     assert found.item() == pytest.approx(ndcg)
     assert reward.item() == pytest.approx(0.95 * ndcg + 0.05 * 0.25)
 
 
 def test_advantages_are_standardised_within_the_group_and_zero_for_equal_rewards():
-    found = scoring.advantages(torch.tensor([[0.1, 0.3, 0.2], [0.1, 0.1, 0.1]]).double())
+    found = rewards.advantages(torch.tensor([[0.1, 0.3, 0.2], [0.1, 0.1, 0.1]]).double())
     assert found[0].tolist() == pytest.approx([-1, 1, 0], abs=1e-6)
     assert found[1].tolist() == [0, 0, 0]
-    assert scoring.advantages(torch.tensor([[0.7]])).tolist() == [[1.0]]
+    assert rewards.advantages(torch.tensor([[0.7]])).tolist() == [[1.0]]

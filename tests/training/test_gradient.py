@@ -10,6 +10,7 @@ from minirec.model.whitening import Whitening
 from minirec.stages import gradient
 from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
+from minirec.training import derivatives
 
 N, G, D, K, M = 23, 3, 8, 5, 30
 
@@ -64,11 +65,11 @@ def test_g_hv_and_z_are_the_means_over_the_completions_of_each_sample(case, defa
     (found, embedded), _ = run(folder, defaults, advantage="group", candidates=candidates)
     assert found["sample_id"].tolist() == embedded["sample_id"].tolist() == ids.tolist()
     components = torch.from_numpy(whiten.arrays["user_components"])
-    drawn = gradient.sampled_candidates(ids, M, candidates, 0)
+    drawn = derivatives.sampled_candidates(ids, M, candidates, 0)
     for i, sample in enumerate(ids):
         row = samples.slice(int(sample), 1).to_pylist()[0]
         x = whiten.user(torch.from_numpy(states[i]))
-        g, hv = gradient.gradient_and_hvp(
+        g, hv = derivatives.gradient_and_hvp(
             x,
             torch.from_numpy(items),
             torch.tensor([row["target_row"]] * G),
@@ -86,10 +87,10 @@ def test_g_hv_and_z_are_the_means_over_the_completions_of_each_sample(case, defa
 @pytest.mark.parametrize("candidates", [None, 6])
 def test_the_size_of_the_chunks_does_not_change_a_byte(case, defaults, monkeypatch, candidates):
     width = M if candidates is None else (candidates + 1) * K
-    monkeypatch.setattr(gradient, "CHUNK_SCORES", 9 * max(width, G * D))  # blocks of nine samples
+    monkeypatch.setattr(derivatives, "CHUNK_SCORES", 9 * max(width, G * D))  # blocks of nine samples
     found = []
     for samples in (1, 7, N, 2 * N):
-        monkeypatch.setattr(gradient, "CHUNK_STATES", samples * G * D)
+        monkeypatch.setattr(derivatives, "CHUNK_STATES", samples * G * D)
         found.append(run(case[0], defaults, candidates=candidates)[1])
     assert all(one == found[0] for one in found[1:])
 

@@ -15,7 +15,7 @@ from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.stages import gradient, rollout
 from minirec.storage import tables, tensors
-from minirec.training import lora_derivatives
+from minirec.training import derivatives, lora_derivatives
 
 TAU = 0.5
 
@@ -74,9 +74,9 @@ def test_g_and_hv_equal_the_full_hessian_of_a_plain_forward_pass(policy):
     items = torch.randn(12, policy.width, generator=torch.Generator().manual_seed(0)).double()
     loss = lora_derivatives.ItemLoss(policy, items, Whitening.identity())
     weights = {name: p.detach() for name, p in loss.named_parameters() if "lora_" in name}
-    reading = lora_derivatives.Reading(policy, policy.user_prompts.encode(PROMPT), TEXTS)
+    reading = lora_derivatives.PackedSample(policy, policy.user_prompts.encode(PROMPT), TEXTS)
     given = (torch.tensor(4), torch.tensor([1, 7, 4, -1]), torch.arange(12), ADVANTAGE)
-    g, hv = lora_derivatives.derivatives(loss, weights, reading, *given)
+    g, hv = lora_derivatives.gradient_and_hvp(loss, weights, reading, *given)
     trained = {f"policy_model.{name}": p for name, p in policy.model.named_parameters() if "lora_" in name}
     for weight in trained.values():
         weight.requires_grad_(True)
@@ -138,7 +138,7 @@ def test_a_reading_pools_the_states_that_the_rollout_kept(judged, defaults, trie
     tokens = tables.read("rollouts", files["rollouts"])["tokens"].to_pylist()
     kept = tensors.read(files["hidden"])["hidden"]
     for i, prompt in enumerate(policy.user_bodies(split.bodies)):
-        found = lora_derivatives.Reading(policy, prompt, tokens[3 * i : 3 * i + 3]).pooled()
+        found = lora_derivatives.PackedSample(policy, prompt, tokens[3 * i : 3 * i + 3]).pooled()
         assert np.allclose(found.detach().numpy(), kept[i], atol=1e-4)
 
 
@@ -148,7 +148,7 @@ def test_a_reading_sees_what_a_plain_pass_of_each_completion_sees(tiny_model, ti
     policy = Policy.load(tiny_gemmas.get(name, tiny_model), settings)
     policy.model.set_attn_implementation("eager")
     prompt = policy.user_prompts.encode(PROMPT)
-    found = lora_derivatives.Reading(policy, prompt, TEXTS).pooled()
+    found = lora_derivatives.PackedSample(policy, prompt, TEXTS).pooled()
     for state, text in zip(found, TEXTS, strict=True):
         ids = torch.tensor([[*policy.user_prompts.prefix, *prompt, *text, *policy.marker_ids]])
         assert torch.allclose(state, policy.decoder(input_ids=ids).last_hidden_state[0, -1], atol=1e-5)
@@ -166,12 +166,12 @@ def test_the_stage_writes_projected_derivatives_of_every_sample(judged, tried, t
     goods = torch.from_numpy(tensors.read(judged["items"])["items"])
     split = splits.load(judged["samples"], judged["catalogue"], "train", given.policy.prompt_history)
     table = tables.read("rollouts", files["rollouts"])
-    drawn = gradient.sampled_candidates(split.sample_id, 30, candidates, given.gradient.seed)
+    drawn = derivatives.sampled_candidates(split.sample_id, 30, candidates, given.gradient.seed)
     trained = [p.requires_grad_() for name, p in sorted(policy.model.named_parameters()) if "lora_" in name]
     project = lora_derivatives.Projection(sum(p.numel() for p in trained), 64, given.gradient.seed)
     for i in (0, 9, 21):
         rows = table.slice(3 * i, 3).to_pylist()
-        reading = lora_derivatives.Reading(
+        reading = lora_derivatives.PackedSample(
             policy, policy.user_prompts.encode(split.bodies[i]), [row["tokens"] for row in rows]
         )
         scores = torch.nn.functional.normalize(reading.pooled(), dim=1) @ torch.nn.functional.normalize(goods, dim=1).T

@@ -8,7 +8,7 @@ from minirec.data.splits import Split
 from minirec.experiment import sections
 from minirec.model import scoring
 from minirec.model.whitening import Whitening
-from minirec.training import judge
+from minirec.training import rewards
 
 SCORES = torch.tensor([[0.3, 1.2, -0.4, 2.0, 0.1], [1.0, 1.0, 0.5, 1.0, -2.0], [0.0, 3.0, 1.0, 2.0, 1.5]]).double()
 HISTORY = torch.tensor([[3, 0], [1, -1], [1, 4]])  # the last row holds its own target
@@ -36,7 +36,7 @@ def test_a_target_at_the_cutoff_is_a_hit_and_one_beyond_it_earns_only_its_probab
     sample = Split(np.array([0]), np.array([rank - 1]), np.array([[-1]]), [""])
     user = torch.tensor([[[1.0, 0.0]]]).double()
     reward = sections.Reward(beta=0.05, cutoff=1000)
-    found = judge.score_completions(user, items, sample, Whitening.identity(), 0.5, reward)
+    found = rewards.score_completions(user, items, sample, Whitening.identity(), 0.5, reward)
     assert (found["rank"].item(), found["hit"].item(), found["ndcg"].item() > 0) == (rank, hit, hit)
     ndcg = 1 / math.log2(1001) if hit else 0
     assert found["reward"].item() == pytest.approx(0.95 * ndcg + 0.05 * found["pi"].item())

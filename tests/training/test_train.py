@@ -5,142 +5,27 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import load_file
+from training_runs import gradients, policy, run, same, trained
 from transformers.trainer_utils import get_last_checkpoint
 
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation import metrics, ranking
-from minirec.model.items import ItemEncoder
+from minirec.model.items import Items
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, Whitening
-from minirec.stages import embed, train
-from minirec.storage import artefact, tables
+from minirec.stages import train
+from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
-from minirec.training import judge, losses
+from minirec.training import checkpoints, losses, rewards
 from minirec.training.trainer import RecommenderTrainer
-
-ITEMS, SAMPLES = 30, 34
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
-    """Samples, a catalogue and what embed makes of them."""
-    folder = tmp_path_factory.mktemp("project")
-    words = ["Blue", "Train", "Kind", "Abbey", "Road", "Red", "Clay"]
-    titles = [f"{words[i % 7]} {words[i // 7]} {i}" for i in range(ITEMS)]
-    catalogue = {
-        "row": pa.array(range(ITEMS), pa.int32()),
-        "item_id": [f"i{i:02d}" for i in range(ITEMS)],
-        "title": titles,
-        "text": [f"Title: {t}" for t in titles],
-        "popularity": pa.array([1] * ITEMS, pa.int64()),
-    }
-    tables.write("catalogue", pa.table(catalogue), folder / "catalogue.parquet", Provenance("prepare"))
-    generator = np.random.default_rng(0)
-    rows = []
-    for i in range(SAMPLES):
-        items = generator.choice(ITEMS, 4, replace=False).tolist()
-        split = "train" if i < 22 else "valid" if i < 28 else "test"
-        rows.append(
-            {
-                "sample_id": i,
-                "split": split,
-                "user_id": f"u{i}",
-                "target_row": items[3],
-                "history_rows": items[:3],
-                "history_rating": [4.0, None, 5.0],
-                "history_age_ms": [3000, 2000, 1000],
-                "timestamp": 10**12 + i,
-            }
-        )
-    table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
-    tables.write("samples", table, folder / "samples.parquet", Provenance("prepare"))
-    order = [3, 1, 4, 15, 9, 2, 6, 5, 12, 8, 7]
-    curriculum = {
-        "position": pa.array(range(len(order)), pa.int32()),
-        "sample_id": pa.array(order, pa.int64()),
-        "group": pa.array([0] * len(order), pa.int32()),
-        "mean_reward": pa.nulls(len(order), pa.float64()),
-    }
-    tables.write("curriculum", pa.table(curriculum), folder / "curriculum.parquet", Provenance("curriculum"))
-    files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue", "curriculum")}
-    files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "frozen_states", "items")}
-    embed.run(
-        policy=policy(defaults),
-        embed=defaults.embed.model_copy(update={"keep_frozen_states": True}),
-        samples=files["samples"],
-        catalogue=files["catalogue"],
-        model=tiny_model,
-        adapter=None,
-        whitening=files["whitening"],
-        frozen_states=files["frozen_states"],
-        out=files["items"],
-    )
-    return files
-
-
-def policy(defaults, **changes):
-    usual = {"pooling": "mean", "whiten_dim": 8, "lora_layers": 1, "lora_alpha": 8}
-    return defaults.policy.model_copy(update=usual | changes)
-
-
-def run(
-    project, tiny_model, defaults, out: Path, beta=0.05, of_policy=None, of_sampling=None, **changes
-) -> tuple[dict, dict]:
-    """Train; returns the weights of adapter and head, and the history's columns."""
-    usual = {
-        "batch_prompts": 4,
-        "micro_batch_prompts": 4,
-        "epochs": 2,
-        "evaluations_per_epoch": 1,
-        "learning_rate": 1e-3,
-        "warmup_steps": 0,
-        "head": "separate",
-        "extra_negatives": 5,
-        "proxy_size": 6,
-    }
-    sampling = defaults.sampling.model_copy(update={"max_new_tokens": 3, "completions": 2} | (of_sampling or {}))
-    given = {name: path for name, path in project.items() if name != "curriculum"}
-    train.run(
-        policy=policy(defaults, **(of_policy or {})),
-        sampling=sampling,
-        reward=defaults.reward.model_copy(update={"beta": beta}),
-        train=defaults.train.model_copy(update=usual | changes),
-        **given,
-        curriculum=None if "proxy_size" in changes else project["curriculum"],
-        model=tiny_model,
-        seed=0,
-        history=out / "history.parquet",
-        out=out / "adapter",
-    )
-    table = tables.read("history", out / "history.parquet")
-    return trained(out / "adapter"), table.to_pydict()
-
-
-def trained(adapter: Path) -> dict[str, torch.Tensor]:
-    """The weights of an adapter, and the maps of its whitening with the head after it."""
-    kept = Whitening.read(adapter / "whitening.safetensors").arrays
-    maps = {name: torch.from_numpy(kept[name]) for name in COMPONENTS}
-    return load_file(adapter / "adapter_model.safetensors") | maps
-
-
-def gradients(trainer):
-    """Of everything that is trained, by name."""
-    return {name: p.grad.clone() for name, p in trainer.policy.model.named_parameters() if p.grad is not None}
 
 
 @pytest.fixture(scope="module")
 def usual(project, tiny_model, defaults, tmp_path_factory):
     return run(project, tiny_model, defaults, tmp_path_factory.mktemp("usual"))
-
-
-def same(a, b, tolerance=0.0):
-    assert a.keys() == b.keys()
-    return all((a[name] - b[name]).abs().max() <= tolerance for name in a)
 
 
 def test_every_epoch_visits_the_curriculum_in_order_and_drops_no_sample(usual):
@@ -160,7 +45,7 @@ def test_valid_is_evaluated_as_often_as_asked_in_every_epoch(
 
 @pytest.mark.parametrize("head", ["none", "shared", "separate"])
 def test_what_is_kept_is_the_policy_of_the_best_evaluation(project, tiny_model, defaults, tmp_path, monkeypatch, head):
-    real, script, seen = train._validator, iter([0.3, 0.5, 0.4]), []
+    real, script, seen = train.validator, iter([0.3, 0.5, 0.4]), []
 
     def validator(loaded, trained_head, *given):
         measured = real(loaded, trained_head, *given)
@@ -171,13 +56,13 @@ def test_what_is_kept_is_the_policy_of_the_best_evaluation(project, tiny_model, 
 
         return validate
 
-    monkeypatch.setattr(train, "_validator", validator)
+    monkeypatch.setattr(train, "validator", validator)
     changes = {"epochs": 3, "head": head, "head_learning_rate": 0.1, "learning_rate": 0.01}
     run(project, tiny_model, defaults, tmp_path, **changes)
     kept = Policy.load(tiny_model, policy(defaults), tmp_path / "adapter")
     whiten = Whitening.read(tmp_path / "adapter" / "whitening.safetensors")
     valid = splits.load(project["samples"], project["catalogue"], "valid", kept.settings.prompt_history)
-    items = whiten.item(ItemEncoder(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
+    items = whiten.item(Items(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
     ranked = ranking.rank(kept, whiten, items, valid, 3, 0, "valid")
     (first, *_), (best, maps, value), (last, *_) = seen
     assert (items - best).norm() < 1e-4 * best.norm()
@@ -204,7 +89,7 @@ def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, ti
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
-        "provenance.json",
+        "made.json",
         "whitening.safetensors",
     ]
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
@@ -224,10 +109,8 @@ def test_the_micro_batch_changes_memory_and_not_the_result(usual, project, tiny_
 
 
 def test_items_in_several_passes_give_the_gradients_of_one(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
-    whole = ItemEncoder.length_batches
-    monkeypatch.setattr(
-        ItemEncoder, "length_batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part]
-    )
+    whole = Items.batches
+    monkeypatch.setattr(Items, "batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part])
     assert alike(usual, run(project, tiny_model, defaults, tmp_path))
 
 
@@ -255,9 +138,9 @@ def dying(step, monkeypatch, project, tiny_model, defaults, folder, **changes):
 
 
 def dying_in(function, monkeypatch, project, tiny_model, defaults, folder, **changes):
-    """A run that ends where it calls a function of train."""
+    """A run that ends where it calls a function of checkpoints."""
     with monkeypatch.context() as patched:
-        patched.setattr(train, function, killed)
+        patched.setattr(checkpoints, function, killed)
         with pytest.raises(Killed):
             run(project, tiny_model, defaults, folder, **changes)
 
@@ -348,12 +231,12 @@ def test_checkpoints_of_other_settings_are_not_resumed(usual, project, tiny_mode
 
 
 def test_checkpoints_of_other_code_are_not_resumed(tmp_path, monkeypatch):
-    train.resumable(tmp_path, Provenance("train"))
+    checkpoints.remove_unusable(tmp_path, Provenance("train"))
     (tmp_path / "kept").touch()
-    train.resumable(tmp_path, Provenance("train"))
+    checkpoints.remove_unusable(tmp_path, Provenance("train"))
     assert (tmp_path / "kept").exists()
-    monkeypatch.setattr(train, "code_digest", lambda stage: f"another {stage}")
-    train.resumable(tmp_path, Provenance("train"))
+    monkeypatch.setattr(checkpoints, "code_digest", lambda stage: f"another {stage}")
+    checkpoints.remove_unusable(tmp_path, Provenance("train"))
     assert not (tmp_path / "kept").exists()
 
 
@@ -403,7 +286,7 @@ def test_what_is_not_finite_from_the_start_is_not_blamed_on_the_rate(
 def test_a_run_that_diverges_leaves_its_best_policy_so_far(project, tiny_model, defaults, tmp_path, monkeypatch):
     values = iter([0.5, 0.1])
     with monkeypatch.context() as patched:
-        patched.setattr(train, "_validator", lambda *_: lambda items: next(values))
+        patched.setattr(train, "validator", lambda *_: lambda items: next(values))
         nan_from(7, patched)
         with pytest.raises(InputError, match=r"at step 7; .*policy of checkpoint-3 is kept"):
             run(project, tiny_model, defaults, tmp_path, epochs=3, scheduler="constant")
@@ -455,7 +338,7 @@ def test_a_kill_between_two_checkpoints_leaves_the_one_before(project, tiny_mode
             raise Killed
         return seal(folder, made)
 
-    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: next(values))
+    monkeypatch.setattr(train, "validator", lambda *_: lambda items: next(values))
     values = iter([0.5, 0.4, 0.6, 0.1])
     whole = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
     values = iter([0.5, 0.4, 0.6, 0.1])
@@ -470,7 +353,7 @@ def test_a_kill_between_two_checkpoints_leaves_the_one_before(project, tiny_mode
 
 def test_the_last_checkpoint_and_the_best_are_kept(project, tiny_model, defaults, tmp_path, monkeypatch):
     values = iter([0.1, 0.5, 0.4, 0.3])
-    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: next(values))
+    monkeypatch.setattr(train, "validator", lambda *_: lambda items: next(values))
     dying_in("save_adapter", monkeypatch, project, tiny_model, defaults, tmp_path, epochs=4, patience=9)
     assert {folder.name for folder in tmp_path.glob("checkpoints/*-*")} == {"checkpoint-6", "checkpoint-12"}
 
@@ -478,7 +361,7 @@ def test_the_last_checkpoint_and_the_best_are_kept(project, tiny_model, defaults
 def test_early_stopping_waits_for_as_many_evaluations_as_its_patience(
     project, tiny_model, defaults, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: 0.5)
+    monkeypatch.setattr(train, "validator", lambda *_: lambda items: 0.5)
     _, history = run(project, tiny_model, defaults, tmp_path, epochs=9, patience=2)
     assert len(history["step"]) == 3 * 3  # the first is the best, two more are not better
 
@@ -487,7 +370,7 @@ def test_early_stopping_waits_for_as_many_evaluations_as_its_patience(
 def test_an_interrupted_run_stops_as_early_as_an_undisturbed_one(
     project, tiny_model, defaults, tmp_path, monkeypatch, step
 ):
-    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: 0.5)
+    monkeypatch.setattr(train, "validator", lambda *_: lambda items: 0.5)
     changes = {"epochs": 9, "patience": 2}
     weights, history = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
     if step is None:
@@ -522,7 +405,7 @@ def test_head_and_adapter_have_rates_of_their_own_and_no_weight_decays(project, 
 
 
 def test_training_pays_rewards_by_the_head_as_trained_so_far(project, tiny_model, defaults, tmp_path, monkeypatch):
-    whole_step, whole_judge, trainers, apart = RecommenderTrainer.training_step, judge.score_completions, [], []
+    whole_step, whole_judge, trainers, apart = RecommenderTrainer.training_step, rewards.score_completions, [], []
 
     def step(self, *given, **named):
         trainers[:] = [self]
@@ -535,7 +418,7 @@ def test_training_pays_rewards_by_the_head_as_trained_so_far(project, tiny_model
         return whole_judge(hidden, items, split, whitening, *rest)
 
     monkeypatch.setattr(RecommenderTrainer, "training_step", step)
-    monkeypatch.setattr(judge, "score_completions", judged)
+    monkeypatch.setattr(rewards, "score_completions", judged)
     run(project, tiny_model, defaults, tmp_path, head_learning_rate=0.1)
     assert apart[0] == 0
     assert min(apart[1:]) > 0.01
@@ -555,17 +438,17 @@ def test_with_advantage_one_no_completion_is_picked_by_its_reward(
 
 def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
     folder = tmp_path / "checkpoints"
-    train.resumable(folder, Provenance("train"))
+    checkpoints.remove_unusable(folder, Provenance("train"))
     (folder / "checkpoint-3").mkdir()
-    train.resumable(folder, Provenance("train"))
+    checkpoints.remove_unusable(folder, Provenance("train"))
     assert not (folder / "checkpoint-3").exists()
     shutil.rmtree(folder)
-    train.resumable(folder, Provenance("train"))
-    assert [file.name for file in folder.iterdir()] == ["provenance.json"]
+    checkpoints.remove_unusable(folder, Provenance("train"))
+    assert [file.name for file in folder.iterdir()] == ["made.json"]
 
 
 def test_a_checkpoint_whose_best_is_damaged_is_left_out(project, tiny_model, defaults, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_validator", lambda *_: lambda items: next(values))
+    monkeypatch.setattr(train, "validator", lambda *_: lambda items: next(values))
     values = iter([0.1, 0.5, 0.4])
     changes = {"epochs": 3, "patience": 2}
     weights, _ = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)

@@ -4,16 +4,15 @@ import math
 
 import pytest
 import torch
-from test_train import gradients, project, run
 from torch.nn.functional import cosine_similarity
+from training_runs import gradients, run
 from transformers import AutoTokenizer
 
 from minirec.model import generate
-from minirec.stages import train
-from minirec.training import judge
+from minirec.training import callbacks, rewards
+from minirec.training.item_table import ItemTable
 from minirec.training.trainer import RecommenderTrainer
 
-__all__ = ["project"]  # a fixture
 ALL_AT_ONCE = {"batch_prompts": 11, "micro_batch_prompts": 3, "epochs": 2, "evaluations_per_epoch": 0}
 BETA = 0.5  # rank and probability weigh alike
 
@@ -26,7 +25,7 @@ def states(policy, start, text):
 
 def item_vector(trainer, row):
     prompts = trainer.policy.item_prompts
-    return trainer.head.item(states(trainer.policy, prompts.prefix, trainer.items.bodies[row])[0].mean(0))
+    return trainer.head.item(states(trainer.policy, prompts.prefix, trainer.items.encoder.bodies[row])[0].mean(0))
 
 
 def plain_loss(trainer, inputs, written, rows, settings):
@@ -72,24 +71,24 @@ def plain_loss(trainer, inputs, written, rows, settings):
 
 def scored(monkeypatch):
     """What the trainer wrote and judged last."""
-    kept, write, embed = {}, RecommenderTrainer._write, RecommenderTrainer._embed
+    kept, write, embed = {}, RecommenderTrainer._write_completions, ItemTable.refresh_batch
 
     def writes(self, *given):
         kept["written"] = write(self, *given)
         return kept["written"]
 
-    def embeds(self, rows):
+    def embeds(self, rows, learned):
         kept["rows"] = rows.tolist()
-        return embed(self, rows)
+        return embed(self, rows, learned)
 
-    monkeypatch.setattr(RecommenderTrainer, "_write", writes)
-    monkeypatch.setattr(RecommenderTrainer, "_embed", embeds)
+    monkeypatch.setattr(RecommenderTrainer, "_write_completions", writes)
+    monkeypatch.setattr(ItemTable, "refresh_batch", embeds)
     return kept
 
 
 def of_unequal_lengths(monkeypatch, tokenizer, marker):
     """Every second sample's first completion ends its turn, every third one's second writes the marker itself."""
-    draws, sample, marker_ids = generate.sampling_uniforms, generate._sample, torch.tensor(tokenizer.encode(marker))
+    draws, sample, marker_ids = generate.noise, generate._sample, torch.tensor(tokenizer.encode(marker))
 
     def noise(seed, samples, *given):
         drawn = draws(seed, samples, *given)
@@ -103,7 +102,7 @@ def of_unequal_lengths(monkeypatch, tokenizer, marker):
     def scripted(logits, noise, *given):
         return torch.where(noise < 0, -noise.long(), sample(logits, noise.clamp(min=0), *given))
 
-    monkeypatch.setattr(generate, "sampling_uniforms", noise)
+    monkeypatch.setattr(generate, "noise", noise)
     monkeypatch.setattr(generate, "_sample", scripted)
 
 
@@ -152,7 +151,7 @@ def test_a_step_has_the_loss_and_gradients_of_a_plain_loop(
 def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of_the_batch(
     project, tiny_model, defaults, tmp_path, monkeypatch
 ):
-    kept, seen, whole = scored(monkeypatch), [], judge.score_completions
+    kept, seen, whole = scored(monkeypatch), [], rewards.score_completions
     trainers = []
 
     def step(self, *given):
@@ -168,7 +167,7 @@ def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of
 
     trained = RecommenderTrainer.training_step
     monkeypatch.setattr(RecommenderTrainer, "training_step", step)
-    monkeypatch.setattr(judge, "score_completions", judged)
+    monkeypatch.setattr(rewards, "score_completions", judged)
     changes = {"item_refresh_steps": 2, "evaluations_per_epoch": 0, "learning_rate": 0.01, "head_learning_rate": 0.05}
     run(project, tiny_model, defaults, tmp_path, **changes)
     everything = set(range(30))
@@ -179,7 +178,7 @@ def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of
 
 def written_in(project, tiny_model, defaults, folder, monkeypatch, sampling, **changes):
     """The completions of every step [steps][n][G], by a policy that does not move."""
-    found, whole = [], RecommenderTrainer._write
+    found, whole = [], RecommenderTrainer._write_completions
 
     def write(*arguments):
         written = whole(*arguments)
@@ -187,7 +186,7 @@ def written_in(project, tiny_model, defaults, folder, monkeypatch, sampling, **c
         return written
 
     with monkeypatch.context() as patched:
-        patched.setattr(RecommenderTrainer, "_write", write)
+        patched.setattr(RecommenderTrainer, "_write_completions", write)
         still = {"learning_rate": 1e-12, "head": "none"}
         run(project, tiny_model, defaults, folder, of_sampling=sampling, **(ALL_AT_ONCE | still | changes))
     return found
@@ -214,7 +213,7 @@ def test_completions_are_sampled_at_the_temperature_among_the_likeliest_tokens(
 @pytest.mark.parametrize("name", ["warmup_steps", "max_grad_norm", "learning_rate"])
 def test_the_trainer_gets_the_setting(defaults, tmp_path, name):
     changed = defaults.train.model_copy(update={name: 7})
-    assert getattr(train.arguments(changed, 4, 0, tmp_path, validated=True), name) == 7
+    assert getattr(callbacks.grpo_arguments(changed, 4, 0, tmp_path, validated=True), name) == 7
 
 
 @pytest.mark.parametrize(
@@ -222,14 +221,14 @@ def test_the_trainer_gets_the_setting(defaults, tmp_path, name):
     [(6, 4, {2, 3, 5, 6}), (8, 4, {2, 4, 6, 8}), (250, 2, {125, 250}), (3, 1, {3}), (2, 4, {1, 2}), (1, 4, {1})],
 )
 def test_evaluations_are_spread_evenly_over_an_epoch(steps, times, expected):
-    assert train.evaluated_after(steps, times) == expected
+    assert callbacks.evaluated_after(steps, times) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_completions_with_the_same_tokens_have_the_same_reward(
     project, tiny_model, defaults, tmp_path, monkeypatch, dtype
 ):
-    draws, whole, seen = generate.sampling_uniforms, judge.score_completions, []
+    draws, whole, seen = generate.noise, rewards.score_completions, []
 
     def alike(seed, samples, completions, count, epoch=0):
         return draws(seed, samples, 1, count, epoch).expand(-1, completions, -1).contiguous()
@@ -238,8 +237,8 @@ def test_completions_with_the_same_tokens_have_the_same_reward(
         seen.append(whole(*given))
         return seen[-1]
 
-    monkeypatch.setattr(generate, "sampling_uniforms", alike)
-    monkeypatch.setattr(judge, "score_completions", judged)
+    monkeypatch.setattr(generate, "noise", alike)
+    monkeypatch.setattr(rewards, "score_completions", judged)
     more = {"completions": 4, "max_new_tokens": 8}
     run(project, tiny_model, defaults, tmp_path, of_policy={"dtype": dtype}, of_sampling=more, epochs=1)
     assert len(seen) == 3

@@ -6,7 +6,6 @@ the number of shards changes nothing but the wall time.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from minirec.model.generate import Completions
 from minirec.model.policy import Policy
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
-from minirec.storage.provenance import code_digest
 from minirec.storage.stream import Stream
 
 UNFINISHED = "rollouts.unfinished"  # folder of the finished batches, beside the rollouts
@@ -97,12 +95,7 @@ class RolloutCheckpoint:
         self.folder, self.provenance = folder, provenance
         self.samples = 0  # in the batches of `paths`
         self.paths: dict[int, list[Path]] = {}  # finished batches of each window
-        origin = {"made": json.loads(provenance.json()), "shard": shard, "code": code_digest("rollout")}
-        record, note = json.dumps(origin), folder / "made.json"
-        if folder.is_dir() and not (note.is_file() and note.read_text(encoding="utf-8") == record):
-            shutil.rmtree(folder)
-        with artefact.atomic_write(note) as partial:
-            partial.write_text(record, encoding="utf-8")
+        artefact.keep_unfinished(folder, provenance, shard=shard)
 
     def holds(self, batch: Batch) -> bool:
         """Whether a batch was finished by an earlier job and is undamaged."""

@@ -20,7 +20,7 @@ from minirec.model.whitening import Whitening
 from minirec.progress import progress
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output, locked_stage
-from minirec.training import judge
+from minirec.training import rewards
 
 
 @locked_stage("rollouts", UNFINISHED)
@@ -73,7 +73,7 @@ def run(
                 bar.skip(len(batch.samples))
                 continue
             completions = writer.generate(batch.prompts, batch.samples.sample_id.tolist())
-            scored = judge.score_completions(
+            scored = rewards.score_completions(
                 completions.hidden, item_vectors, batch.samples, whiten, policy.tau, reward
             )
             checkpoint.write(batch, records(batch.samples, completions, scored, loaded), completions.hidden)

@@ -20,6 +20,7 @@ from typing import Any
 from minirec import __version__
 from minirec.errors import InputError
 from minirec.storage.files import atomic_write, temporary
+from minirec.storage.provenance import code_digest
 
 FOLDER_RECORD = "provenance.json"
 BLOCK = 1 << 20  # bytes hashed at a time
@@ -103,6 +104,19 @@ def has_lost_record(path: Path) -> bool:
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - BLOCK))
         return RECORD_START in stream.read()
+
+
+def keep_unfinished(folder: Path, provenance: Provenance, **more: Any) -> None:
+    """Keep the unfinished work in a folder where the same inputs, settings and code made it, and `more`; else empty it.
+
+    What made it is noted in the folder.
+    """
+    origin = {"provenance": json.loads(provenance.json()), "code": code_digest(provenance.stage), **more}
+    record, note = json.dumps(origin), folder / FOLDER_RECORD
+    if folder.is_dir() and not (note.is_file() and note.read_text(encoding="utf-8") == record):
+        shutil.rmtree(folder)
+    with atomic_write(note) as partial:
+        partial.write_text(record, encoding="utf-8")
 
 
 def write_json(content: Mapping[str, Any], path: Path, provenance: Provenance) -> None:

@@ -1,7 +1,7 @@
-"""Derivatives of the item loss by the LoRA weights, a sample at a time, projected to a few dimensions (METHOD 4.4).
+"""Gradient and Hessian-vector product of the item loss by the LoRA weights, randomly projected (METHOD 4.4).
 
-A sample's loss is the mean over its completions, and so one function of the weights: g is its gradient, Hv its Hessian
-times g. The item vectors are held fixed, as they are where one differentiates by the hidden state.
+A sample's loss is the mean over its completions, and so one function of the weights: g is its gradient, Hg its Hessian
+times g. The item vectors are held fixed, as in the derivatives by the hidden state.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.experiment import config
 from minirec.model import generate, scoring
 from minirec.model.cache import PROMPT, BranchingCache, LayerSlice
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
-from minirec.storage import tables, tensors
-from minirec.storage.stream import Stream
+from minirec.training.derivatives import Chunk, HiddenStateDerivatives, sampled_candidates
 
 Weights = dict[str, Tensor]
 
 
 class ItemLoss(torch.nn.Module):
-    """The mean over the completions of -A rho, rho = pi / stopgrad(pi), as a function of the policy's weights."""
+    """The mean over the completions of -A pi / stopgrad(pi), as a function of the policy's weights."""
 
     def __init__(self, policy: Policy, items: Tensor, whitening: Whitening) -> None:
         super().__init__()
         self.policy, self.model, self.items, self.whitening = policy, policy.model, items, whitening
 
-    def forward(self, read: Reading, target: Tensor, masked: Tensor, rows: Tensor, advantage: Tensor) -> Tensor:
-        """target: place of the target among the catalogue rows that make up pi; masked [w]: places that are out."""
+    def forward(self, sample: PackedSample, target: Tensor, masked: Tensor, rows: Tensor, advantage: Tensor) -> Tensor:
+        """The loss of one sample whose completions have the advantages [G].
+
+        rows [m]: the catalogue rows that make up pi; target and masked [w]: positions in `rows`, padded with -1.
+        """
         groups = len(advantage)
-        states = self.whitening.user(read.pooled())
+        states = self.whitening.user(sample.pooled())
         scores = scoring.scores(states, self.items[rows], self.policy.settings.tau)
         log_pi = scoring.log_pi(scores, target.expand(groups), masked.expand(groups, -1))
         return -(advantage * (log_pi - log_pi.detach()).exp()).mean()
 
 
-class Reading:
-    """A prompt and its completions as one row of tokens; what the frozen layers make of it is computed once."""
+class PackedSample:
+    """A prompt and its G completions in one row of tokens; the states after the frozen layers are computed once."""
 
     def __init__(self, policy: Policy, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
         self.policy, self.depth = policy, policy.frozen_layers
@@ -58,10 +59,10 @@ class Reading:
         self.branch, self.positions = (torch.tensor([row], device=policy.device) for row in (branch, positions))
         self.lengths = torch.tensor([len(text) for text in texts], device=policy.device)
         self.prompt = slice(len(prefix), before)
-        self.given = torch.tensor([ids], device=policy.device)
+        self.inputs = torch.tensor([ids], device=policy.device)  # token ids, or states where layers are frozen
         if self.depth:
             with torch.no_grad():
-                self.given = self._extend(LayerSlice(policy.decoder, slice(0, self.depth)))
+                self.inputs = self._extend(LayerSlice(policy.decoder, slice(0, self.depth)))
 
     def pooled(self) -> Tensor:
         """The state of each completion by the policy's pooling [G, d]."""
@@ -81,14 +82,14 @@ class Reading:
 
     def _extend(self, decoder: object) -> Tensor:
         valid = torch.ones_like(self.branch, dtype=torch.bool)
-        return BranchingCache(decoder, [], 1).extend(self.given, valid, self.branch, self.positions)
+        return BranchingCache(decoder, [], 1).extend(self.inputs, valid, self.branch, self.positions)
 
 
-def derivatives(loss: ItemLoss, weights: Weights, *given: object) -> tuple[Weights, Weights]:
-    """Gradient and Hessian times gradient by the weights: forward mode over reverse mode."""
+def gradient_and_hvp(loss: ItemLoss, weights: Weights, *inputs: object) -> tuple[Weights, Weights]:
+    """Gradient of loss(*inputs) by the weights, and Hessian times gradient: forward mode over reverse mode."""
 
-    def value(at: Weights) -> Tensor:
-        return functional_call(loss, at, given)
+    def value(weights: Weights) -> Tensor:
+        return functional_call(loss, weights, inputs)
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         g = grad(value)(weights)
@@ -100,6 +101,10 @@ class Projection:
     """A seeded sparse random projection: every coordinate is added to one of `dimensions` sums, with a random sign.
 
     Inner products are kept on average, with an error of about 1 / sqrt(dimensions) of the lengths.
+
+    >>> project = Projection(width=6, dimensions=2, seed=0)
+    >>> project({"a": torch.ones(4), "b": torch.ones(2)}).shape
+    torch.Size([2])
     """
 
     def __init__(self, width: int, dimensions: int, seed: int, device: torch.device | str = "cpu") -> None:
@@ -109,60 +114,57 @@ class Projection:
         self.sign = torch.from_numpy(generator.integers(0, 2, width, dtype=np.int8) * 2 - 1).to(device)
 
     def __call__(self, weights: Weights) -> Tensor:
-        """A vector [dimensions] of tensors that together have `width` numbers, in the order of their names."""
+        """Project tensors that together have `width` numbers, taken in the order of their names, to [dimensions]."""
         flat = torch.cat([weights[name].flatten() for name in sorted(weights)])
         return flat.new_zeros(self.dimensions).index_add(0, self.place, self.sign * flat)
 
 
 class LoraDerivatives:
-    """Derivatives by the adapter's weights for samples asked in their order."""
+    """Gradient and HVP of each sample by the adapter's weights, projected to `gradient.dimensions`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        items: Tensor,
-        whitening: Whitening,
-        settings: config.Gradient,
-        samples: Path,
-        catalogue: Path,
-        rollouts: Path,
-    ) -> None:
-        self.policy, self.samples, self.catalogue = policy, samples, catalogue
-        self.loss = ItemLoss(policy, items.to(policy.device), whitening)
+    chunk = 64  # samples to read at a time
+
+    def __init__(self, policy: Policy, by_state: HiddenStateDerivatives, samples: Path, catalogue: Path) -> None:
+        """by_state: of the same samples; it holds items, whitening and settings, and makes the embeddings."""
+        self.policy, self.by_state, self.settings = policy, by_state, by_state.settings
+        self.samples, self.catalogue = samples, catalogue
+        self.loss = ItemLoss(policy, by_state.items.to(policy.device), by_state.whitening)
         self.weights = {name: p.detach() for name, p in self.loss.named_parameters() if "lora_" in name}
         if not self.weights:
             raise InputError("the adapter has no LoRA weights; train the proxy again")
-        width = sum(p.numel() for p in self.weights.values())
-        self.project = Projection(width, settings.dimensions, settings.seed, policy.device)
+        self.width = self.settings.dimensions
+        count = sum(p.numel() for p in self.weights.values())
+        self.project = Projection(count, self.width, self.settings.seed, policy.device)
         self.titles = splits.titles(catalogue)
-        self.facts = Stream("samples", samples, list(tables.TABLES["samples"].columns))
-        self.tried = Stream("rollouts", rollouts, ["sample_id", "completion", "tokens"])
 
-    def __call__(self, sample_id: np.ndarray, advantage: Tensor, candidates: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(g [k, dimensions], Hv [k, dimensions]) of samples whose advantages are [k, G]."""
-        table = self.facts.until(int(sample_id[-1]))
-        table = table.take(tensors.rows_of(tables.numpy(table, "sample_id"), sample_id, self.samples))
-        split = splits.of_table(table, self.titles, self.policy.settings.prompt_history, self.samples, self.catalogue)
-        tokens = self.tried.take(advantage.numel())["tokens"].to_pylist()
-        groups, device = advantage.shape[1], self.policy.device
-        found = []
+    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+        """(g [k, dimensions], Hg [k, dimensions], z [k, d']) of samples read with their texts."""
+        history = self.policy.settings.prompt_history
+        split = splits.of_table(chunk.samples, self.titles, history, self.samples, self.catalogue)
+        tokens = chunk.rollouts["tokens"].to_pylist()
+        count, groups, device = len(self.loss.items), chunk.advantage.shape[1], self.policy.device
+        candidates = sampled_candidates(split.sample_id, count, self.settings.candidates, self.settings.seed)
+        projected = []
         for i, prompt in enumerate(self.policy.user_bodies(split.bodies)):
-            reading = Reading(self.policy, prompt, tokens[i * groups : (i + 1) * groups])
-            rows, target, masked = _choice(
+            sample = PackedSample(self.policy, prompt, tokens[i * groups : (i + 1) * groups])
+            target, masked, rows = _softmax_rows(
                 torch.tensor(split.target[i]),
                 torch.from_numpy(split.history[i]),
-                len(self.loss.items),
+                count,
                 None if candidates is None else candidates[i],
             )
-            given = (target.to(device), masked.to(device), rows.to(device), advantage[i].to(device))
-            found.append([self.project(part).cpu() for part in derivatives(self.loss, self.weights, reading, *given)])
-        g, hv = (torch.stack(part).float() for part in zip(*found, strict=True))
-        return g, hv
+            inputs = (sample, target.to(device), masked.to(device), rows.to(device), chunk.advantage[i].to(device))
+            g_and_hv = gradient_and_hvp(self.loss, self.weights, *inputs)
+            projected.append([self.project(by_weights).cpu() for by_weights in g_and_hv])
+        g, hv = (torch.stack(part).float() for part in zip(*projected, strict=True))
+        return g, hv, self.by_state.embedding(chunk)
 
 
-def _choice(target: Tensor, history: Tensor, items: int, candidates: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Catalogue rows that make up pi [m], the target's place among them, and the places that are masked, -1 padded."""
+def _softmax_rows(
+    target: Tensor, history: Tensor, items: int, candidates: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(target, masked, rows) for `ItemLoss`: all items, history masked, or the target and the allowed candidates."""
     if candidates is None:
-        return torch.arange(items), target, history
+        return target, history, torch.arange(items)
     rows = torch.cat([target[None], candidates[(candidates != target) & ~torch.isin(candidates, history)].unique()])
-    return rows, torch.tensor(0), torch.tensor([-1])
+    return torch.tensor(0), torch.tensor([-1]), rows

@@ -1,0 +1,294 @@
+"""Gradient g and Hessian-vector product Hg of each sample's item loss by the hidden state (METHOD 4.4).
+
+A closed form: it needs the kept hidden states and a few matrix products, and no pass through the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from minirec.data import splits
+from minirec.errors import InputError
+from minirec.experiment import sections
+from minirec.model import scoring
+from minirec.model.whitening import Whitening
+from minirec.storage import tables, tensors
+from minirec.storage.stream import Stream
+
+CHUNK_SCORES = 4_000_000  # scores held at a time: bounds memory for any number of samples
+CHUNK_STATES = 8_000_000  # numbers of hidden states read at a time
+
+
+def gradient_and_hvp(
+    hidden: Tensor,
+    items: Tensor,
+    target: Tensor,
+    *,
+    temperature: float,
+    advantage: float | Tensor = 1.0,
+    exclude: Tensor | None = None,
+    candidates: Tensor | None = None,
+    metric: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradient g [n, d] and Hessian-vector product Hw [n, d] of the item loss -A pi / stopgrad(pi) by hidden h [n, d].
+
+    w is g, or g @ metric [d, d] where that is given. With ĥ = h / |h|, unit items e_j, c_j = ĥ·e_j, s_j = c_j / tau,
+    p = softmax(s), y the target and a = e_y - sum_j p_j e_j (METHOD 4.4, derivatives by the hidden state):
+
+        grad log pi = (a - (a·ĥ) ĥ) / (tau |h|), g = -A grad log pi, Hw = -A (Lw + (grad log pi · w) grad log pi)
+        Lw = -((a·w) ĥ + (ĥ·w) a + (a·ĥ) w - 3 (a·ĥ) (ĥ·w) ĥ) / (tau |h|^2) - sum_j q_j grad s_j    (L = hess log pi)
+        q_j = p_j (k_j - sum_i p_i k_i), k_j = grad s_j · w
+
+    items [m, d] are normalised here; target [n] holds rows of items; advantage A is a number or [n]; exclude [n, w]
+    holds rows to mask, padded with -1 (a target is never masked); candidates [n, s] holds the rows that make up pi
+    besides the target. Returns the type of hidden. A zero hidden state has zero derivatives.
+
+    >>> hidden, items = torch.tensor([[1.0, 0.0]]), torch.eye(2)
+    >>> g, hv = gradient_and_hvp(hidden, items, torch.tensor([1]), temperature=1.0)
+    >>> g  # (0, pi - 1), where pi of the target is 1 / (1 + e)
+    tensor([[-0.0000, -0.7311]])
+    """
+    n, m = len(hidden), len(items)
+    unit = normalize(items, dim=-1)
+    if exclude is None:
+        exclude = torch.full((n, 1), -1, dtype=torch.long, device=hidden.device)
+    advantage = torch.as_tensor(advantage, dtype=hidden.dtype, device=hidden.device).expand(n)
+    g, hv = torch.empty_like(hidden), torch.empty_like(hidden)
+    width = m if candidates is None else (candidates.shape[1] + 1) * hidden.shape[1]
+    for rows in torch.arange(n).split(max(1, CHUNK_SCORES // width)):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        if candidates is None:
+            e, y, masked = unit, target[part], exclude[part]
+        else:
+            chosen = torch.cat([target[part, None], candidates[part]], 1)
+            e, y = unit[chosen], torch.zeros(len(chosen), dtype=torch.long, device=hidden.device)
+            out = (chosen[:, :, None] == exclude[part][:, None, :]).any(-1) | _repeated(chosen)
+            masked = torch.where(out, torch.arange(chosen.shape[1], device=hidden.device), -1)
+        g[part], hv[part] = _derivatives(hidden[part], e, y, masked, temperature, advantage[part, None], metric)
+    return g, hv
+
+
+def _derivatives(
+    h: Tensor, e: Tensor, y: Tensor, masked: Tensor, tau: float, advantage: Tensor, metric: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The formulas of `gradient_and_hvp`; unit items e [m, d], or [n, m, d] if every state has its own; y [n] < m."""
+    length = h.norm(dim=-1, keepdim=True)
+    h_unit = h / length.clamp(min=torch.finfo(h.dtype).tiny)
+    c = _dot(e, h_unit)
+    p = scoring.mask(c / tau, masked, y).softmax(1).scatter(1, y[:, None], 0)
+    e_y = e[y] if e.dim() == 2 else e[torch.arange(len(h)), y]
+    scale = 1 / (tau * length)
+    # e_y's weight in a, 1 - p_y, is the sum of the other p: computed so, no digits cancel where p_y is close to 1
+    a = p.sum(1, keepdim=True) * e_y - _mean(p, e)
+    a_h = (a * h_unit).sum(-1, keepdim=True)
+    grad_log_pi = scale * (a - a_h * h_unit)
+    g = -advantage * grad_log_pi
+    w = g if metric is None else g @ metric
+    h_w = (h_unit * w).sum(-1, keepdim=True)
+    a_w = (a * w).sum(-1, keepdim=True)
+    hess_fixed_p = -scale / length * (h_unit * a_w + a * h_w + a_h * w - 3 * a_h * h_w * h_unit)
+    # as in a, everything is relative to the target, so that its own p, close to 1, takes no part
+    k = _minus_target(scale * (_dot(e, w) - c * h_w), y)
+    q = p * (k - (p * k).sum(1, keepdim=True))
+    q_c = (q * _minus_target(c, y)).sum(1, keepdim=True)
+    covariance = scale * (_mean(q, e) - q.sum(1, keepdim=True) * e_y - q_c * h_unit)
+    hv = -advantage * (hess_fixed_p - covariance + grad_log_pi * (grad_log_pi * w).sum(-1, keepdim=True))
+    zero = length == 0
+    return g.masked_fill(zero, 0), hv.masked_fill(zero, 0)
+
+
+def _minus_target(values: Tensor, y: Tensor) -> Tensor:
+    """Values [n, m] minus the value of the row's target y [n]."""
+    return values - values.gather(1, y[:, None])
+
+
+def _dot(e: Tensor, x: Tensor) -> Tensor:
+    """Inner products [n, m] of x [n, d] with the items."""
+    return x @ e.T if e.dim() == 2 else (e @ x[:, :, None]).squeeze(2)
+
+
+def _mean(weight: Tensor, e: Tensor) -> Tensor:
+    """Sum of the items [n, d], weighted by [n, m]."""
+    return weight @ e if e.dim() == 2 else (weight[:, None, :] @ e).squeeze(1)
+
+
+def _repeated(rows: Tensor) -> Tensor:
+    """Which entries [n, s] stand further left in their row, too."""
+    order = rows.sort(dim=1, stable=True)
+    again = torch.zeros_like(rows, dtype=torch.bool)
+    again[:, 1:] = order.values[:, 1:] == order.values[:, :-1]
+    return torch.zeros_like(again).scatter(1, order.indices, again)
+
+
+def whitening_jacobian(whitening: Whitening, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
+    """Components C [d, d'] of the user-side whitening x -> (x - mean) C, and the metric C^T C [d', d'].
+
+    By the chain rule (METHOD 4.4, derivatives before whitening) the derivatives by x are those by (x - mean) C, with
+    that metric, times C^T. (None, None) without whitening.
+    """
+    if not whitening.arrays:
+        return None, None
+    components = torch.from_numpy(whitening.arrays["user_components"]).to(device)
+    return components, components.T @ components
+
+
+def sampled_candidates(sample_id: np.ndarray, items: int, count: int | None, seed: int) -> Tensor | None:
+    """Uniformly sampled catalogue rows [n, count], a function of (seed, sample); None where all items are used."""
+    if count is None or count >= items:
+        return None
+    rows = [np.random.default_rng([seed, int(sample)]).choice(items, count, replace=False) for sample in sample_id]
+    return torch.from_numpy(np.array(rows))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """k consecutive samples of a rollout, the first of which is number `begin` of all."""
+
+    begin: int
+    hidden: Tensor  # [k, G, d], before whitening
+    samples: pa.Table  # k rows
+    rollouts: pa.Table  # k G rows
+    advantage: Tensor  # [k, G]
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def sample_id(self) -> np.ndarray:
+        """[k] int64."""
+        return tables.numpy(self.samples, "sample_id")
+
+    @property
+    def target(self) -> Tensor:
+        """Catalogue rows [k]."""
+        return torch.from_numpy(tables.numpy(self.samples, "target").astype(np.int64))
+
+    @property
+    def history(self) -> Tensor:
+        """Catalogue rows [k, w], padded with -1."""
+        return torch.from_numpy(splits.padded(self.samples["history"].combine_chunks()))
+
+
+SAMPLES, ROLLOUTS = ["sample_id", "target", "history"], ["sample_id", "completion", "advantage"]  # columns of a chunk
+PROMPTS, COMPLETIONS = ["history_rating", "history_age"], ["tokens"]  # further ones, for passes through the model
+
+
+def chunks(
+    samples: Path, rollouts: Path, hidden: Path, count: int, size: int, advantage: str, texts: bool = False
+) -> Iterator[Chunk]:
+    """The `count` samples of a rollout, `size` at a time; with `texts` also what prompts and completions say.
+
+    advantage: `one`, or `group` for the rollout's. Raises InputError where the files hold different samples.
+    """
+    mismatch = InputError(f"{rollouts} and {hidden} hold different samples; run rollout again")
+    sample_rows = Stream("samples", samples, SAMPLES + (PROMPTS if texts else []))
+    rollout_rows = Stream("rollouts", rollouts, ROLLOUTS + (COMPLETIONS if texts else []))
+    for begin in range(0, count, size):
+        end = min(begin + size, count)
+        sample_id = tensors.read_rows(hidden, "sample_id", begin, end)
+        states = torch.from_numpy(tensors.read_rows(hidden, "hidden", begin, end))
+        groups = states.shape[1]
+        table = sample_rows.until(int(sample_id[-1]))
+        table = table.take(tensors.rows_of(tables.numpy(table, "sample_id"), sample_id, samples))
+        completions = rollout_rows.take(groups * len(sample_id))
+        if not np.array_equal(tables.numpy(completions, "sample_id"), np.repeat(sample_id, groups)):
+            raise mismatch
+        shaped = torch.ones(len(sample_id), groups)
+        if advantage == "group":
+            shaped = torch.from_numpy(tables.numpy(completions, "advantage").copy()).view(-1, groups)
+        yield Chunk(begin, states, table, completions, shaped)
+    if rollout_rows.take(1).num_rows:
+        raise mismatch
+
+
+@dataclass(frozen=True)
+class HiddenStateDerivatives:
+    """Gradient and HVP by the hidden state before whitening, averaged over a sample's G completions.
+
+    Rows are computed in blocks that begin at the multiples of `block`, whatever chunk they come in: the last bits of a
+    matrix product depend on its shape, those of a sample on nothing but its place among all.
+    """
+
+    items: Tensor  # [m, d'], whitened
+    whitening: Whitening
+    temperature: float
+    settings: sections.Gradient
+    shape: tuple[int, ...]  # [n, G, d], of the hidden states of all samples
+
+    @property
+    def width(self) -> int:
+        """Size of a sample's gradient, d."""
+        return self.shape[-1]
+
+    @property
+    def block(self) -> int:
+        """Samples of a block."""
+        n, groups, width = self.shape
+        candidates = self.settings.candidates
+        scores = len(self.items) if candidates is None else (candidates + 1) * self.items.shape[1]
+        return max(1, min(n, CHUNK_SCORES // max(scores, groups * width)))
+
+    @property
+    def chunk(self) -> int:
+        """Samples to read at a time: whole blocks where they fit."""
+        size = max(1, CHUNK_STATES // (self.shape[1] * self.shape[2]))
+        return size - size % min(self.block, size)
+
+    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+        """(g [k, d], Hg [k, d], z [k, d']), each averaged over the completions."""
+        components, metric = whitening_jacobian(self.whitening, self.items.device)
+        candidates = sampled_candidates(chunk.sample_id, len(self.items), self.settings.candidates, self.settings.seed)
+        target, history = chunk.target, chunk.history
+        results = []
+        for own, padded, states in self._blocks(chunk):
+            by_completion = [
+                gradient_and_hvp(
+                    h,
+                    self.items,
+                    padded(target),
+                    temperature=self.temperature,
+                    advantage=padded(chunk.advantage[:, completion]),
+                    exclude=padded(history, fill=-1),
+                    candidates=None if candidates is None else padded(candidates),
+                    metric=metric,
+                )
+                for completion, h in enumerate(states)
+            ]
+            g, hv = (torch.stack(part).mean(0) for part in zip(*by_completion, strict=True))
+            if components is not None:
+                g, hv = g @ components.T, hv @ components.T
+            results.append([value[own].cpu() for value in (g, hv, states.mean(0))])
+        g, hv, z = (torch.cat(part) for part in zip(*results, strict=True))
+        return g, hv, z
+
+    def embedding(self, chunk: Chunk) -> Tensor:
+        """z [k, d'] alone: the mean whitened state over the completions (METHOD 4.5, diversity)."""
+        return torch.cat([states.mean(0)[own].cpu() for own, _, states in self._blocks(chunk)])
+
+    def _blocks(self, chunk: Chunk) -> Iterator[tuple[slice, Callable[..., Tensor], Tensor]]:
+        """Of each block: its rows that are the chunk's, a function that pads the chunk's values to the block, and the
+        whitened states [G, block, d'].
+        """
+        for first in range(chunk.begin // self.block * self.block, chunk.begin + len(chunk), self.block):
+            rows = slice(max(first - chunk.begin, 0), min(first + self.block - chunk.begin, len(chunk)))
+            before = chunk.begin + rows.start - first
+            length = min(self.block, self.shape[0] - first)
+            padded = partial(_padded, rows=rows, before=before, length=length, device=self.items.device)
+            states = torch.stack([self.whitening.user(padded(h)) for h in chunk.hidden.unbind(1)])
+            yield slice(before, before + rows.stop - rows.start), padded, states
+
+
+def _padded(values: Tensor, rows: slice, before: int, length: int, device: torch.device, fill: float = 0) -> Tensor:
+    """Rows of values in a block [length, ...], after `before` rows of the fill value; the rest is filled, too."""
+    block = torch.full((length, *values.shape[1:]), fill, dtype=values.dtype, device=device)
+    block[before : before + rows.stop - rows.start] = values[rows].to(device)
+    return block
