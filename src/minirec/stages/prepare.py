@@ -23,7 +23,7 @@ def run(*, prepare: Prepare, interactions: Path, items: Path, filter: str, out: 
         with tables.writer("catalogue", out / "catalogue.parquet", provenance) as append:
             for part in catalogue(engine, items, prepared.item_codes, prepared.popularity, prepare):
                 append(part)
-    count = sum(len(split.sample_id) for split in prepared.splits.values())
+    count = sum(map(len, prepared.splits.values()))
     with (
         tables.writer("samples", out / "samples.parquet", provenance) as append,
         progress("samples", count, "samples") as bar,
