@@ -99,11 +99,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interactions", type=int, default=10_000_000)
     parser.add_argument("--items", type=int, default=1_000_000)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         maker = multiprocessing.get_context("spawn").Process(
-            target=make, args=(arguments.interactions, arguments.items, folder)
+            target=make, args=(options.interactions, options.items, folder)
         )
         started = time.perf_counter()
         maker.start()
@@ -112,30 +112,17 @@ def main() -> None:
             sys.exit("the files could not be made")
         files = [folder / "interactions.csv.gz", folder / "items.jsonl.gz"]
         size = [f"{file.stat().st_size / 1e6:.0f} MB" for file in files]
-        print(
-            f"made {arguments.interactions:,} interactions ({size[0]}) and {arguments.items:,} items ({size[1]})",
-            end=" ",
-        )
+        print(f"made {options.interactions:,} interactions ({size[0]}) and {options.items:,} items ({size[1]})")
         print(f"in {time.perf_counter() - started:.0f} s; {os.cpu_count()} cores\n")
         raw, out = folder / "raw", folder / "out"
-        tables = ["--interactions", str(raw / "interactions.parquet"), "--items", str(raw / "items.parquet")]
-        settings = shlex.split(config.flags(config.load(CONFIG), "prepare"))
+        flags = [*shlex.split(config.flags(config.load(CONFIG), "prepare")), "--filter", "{}", "--out", str(out)]
+        for table in ("interactions", "items"):
+            flags += [f"--{table}", str(raw / f"{table}.parquet")]
         commands = {
             "fetch (conversion)": [sys.executable, "-c", CONVERT, *map(str, files), str(raw)],
-            "prepare": [
-                sys.executable,
-                "-m",
-                "minirec",
-                "prepare",
-                *settings,
-                *tables,
-                "--filter",
-                "{}",
-                "--out",
-                str(out),
-            ],
+            "prepare": [sys.executable, "-m", "minirec", "prepare", *flags],
         }
-        rows = arguments.interactions + arguments.items
+        rows = options.interactions + options.items
         print(f"| {'stage':18} | {'seconds':>7} | {'rows/s':>9} | {'peak GB':>7} |")
         print(f"|{'-' * 20}|{'-' * 8}:|{'-' * 10}:|{'-' * 8}:|")
         for stage, command in commands.items():

@@ -26,15 +26,10 @@ from minirec.progress import log
 
 @dataclass(frozen=True)
 class Samples:
-    """One row a sample; `target` and `start` are rows of the interactions, sorted by (user, time)."""
+    """Samples [k] by sample_id, their position here; values are rows of the interactions, sorted by (user, time)."""
 
-    sample_id: np.ndarray  # [k] int64, ascending
     target: np.ndarray  # [k] int32
     start: np.ndarray  # [k] int32; the history is start..target-1
-
-    def take(self, sample_id: np.ndarray) -> Samples:
-        """The samples with these ids, of samples of which none was left out before."""
-        return Samples(self.sample_id[sample_id], self.target[sample_id], self.start[sample_id])
 
 
 @dataclass(frozen=True)
@@ -45,15 +40,37 @@ class Prepared:
     users: pa.Array  # [u] user ids by code
     item_codes: np.ndarray  # [m] codes of the catalogue's items, ascending
     popularity: np.ndarray  # [m]
-    splits: dict[str, Samples]  # train, valid, test
+    samples: Samples
+    splits: dict[str, np.ndarray]  # sample ids of train, valid, test
     report: dict[str, Any]
 
     def tables(self) -> Iterator[pa.Table]:
         """samples.parquet in parts."""
-        for split, samples in self.splits.items():
-            for begin in range(0, len(samples.sample_id), CHUNK):
-                part = np.arange(begin, min(begin + CHUNK, len(samples.sample_id)))
-                yield _table(split, samples.take(part), self.interactions, self.users)
+        for split, ids in self.splits.items():
+            for begin in range(0, len(ids), CHUNK):
+                yield self._table(split, ids[begin : begin + CHUNK])
+
+    def _table(self, split: str, sample_id: np.ndarray) -> pa.Table:
+        target, start = self.samples.target[sample_id], self.samples.start[sample_id]
+        length = target - start
+        offsets = np.concatenate([[0], np.cumsum(length)])
+        rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1], length) + np.repeat(start, length)
+        lists = pa.array(offsets, pa.int32())
+        rating = self.interactions.rating[rows]
+        timestamp = self.interactions.timestamp[target]
+        age = np.repeat(timestamp, length) - self.interactions.timestamp[rows]
+        return pa.table(
+            {
+                "sample_id": sample_id,
+                "split": pa.repeat(split, len(sample_id)),
+                "user_id": self.users.take(pa.array(self.interactions.user[target])),
+                "target_row": self.interactions.item[target],
+                "history_rows": pa.ListArray.from_arrays(lists, pa.array(self.interactions.item[rows])),
+                "history_rating": pa.ListArray.from_arrays(lists, pa.array(rating, mask=np.isnan(rating))),
+                "history_age_ms": pa.ListArray.from_arrays(lists, pa.array(age)),
+                "timestamp": timestamp,
+            }
+        )
 
 
 def prepare(
@@ -82,17 +99,18 @@ def prepare(
     data = replace(data, item=row.astype(np.int32))
     report["dropped_items"]["without_interactions"] = len(rejected) - int(rejected.sum()) - len(item_codes)
     samples, repeated = cut(data, settings.history)
-    count = len(samples.sample_id)
+    count = len(samples.target)
     report |= {"kept_interactions": len(data), "kept_items": len(item_codes)}
     report |= {"kept_users": len(np.unique(data.user)), "dropped_samples": {"target_in_history": repeated}}
     if count == 0:
         raise InputError(f"{interactions}: no user has two different items, so there is nothing to predict; add data")
-    splits = {name: samples.take(ids) for name, ids in split(count, settings).items()}
-    report |= {"samples": count} | {name: len(part.sample_id) for name, part in splits.items()}
-    for name, part in splits.items():
-        if len(part.sample_id) == 0:
+    splits = split(count, settings)
+    report |= {"samples": count} | {name: len(ids) for name, ids in splits.items()}
+    for name, ids in splits.items():
+        if len(ids) == 0:
             raise InputError(f"{interactions}: {count} samples leave none for {name}; add data or relax the filter")
-    return Prepared(data, users, item_codes, popularity(data, splits["train"], len(item_codes)), splits, report)
+    counts = popularity(data, samples, splits["train"], len(item_codes))
+    return Prepared(data, users, item_codes, counts, samples, splits, report)
 
 
 def core(interactions: Interactions, k: int) -> np.ndarray:
@@ -169,7 +187,7 @@ def cut(interactions: Interactions, history: int) -> tuple[Samples, int]:
     target = rows[has_history & ~repeated]
     del rows, first, repeated, has_history  # ten million interactions must fit
     target = target[np.lexsort((item[target], user[target], timestamp[target]))]
-    return Samples(np.arange(len(target)), target, start[target]), dropped
+    return Samples(target, start[target]), dropped
 
 
 def split(count: int, settings: Prepare) -> dict[str, np.ndarray]:
@@ -186,35 +204,12 @@ def split(count: int, settings: Prepare) -> dict[str, np.ndarray]:
     return splits
 
 
-def popularity(interactions: Interactions, train: Samples, items: int) -> np.ndarray:
+def popularity(interactions: Interactions, samples: Samples, train: np.ndarray, items: int) -> np.ndarray:
     """Of each item [items], the interactions that are target or history of a training sample, each counted once."""
     steps = np.zeros(len(interactions) + 1, dtype=np.int32)  # their sum counts the samples that use an interaction
-    np.add.at(steps, train.start, 1)
-    np.add.at(steps, train.target + 1, -1)
+    np.add.at(steps, samples.start[train], 1)
+    np.add.at(steps, samples.target[train] + 1, -1)
     return np.bincount(interactions.item[np.cumsum(steps[:-1], dtype=np.int32) > 0], minlength=items)
-
-
-def _table(split: str, samples: Samples, interactions: Interactions, users: pa.Array) -> pa.Table:
-    """Rows of samples.parquet."""
-    length = samples.target - samples.start
-    offsets = np.concatenate([[0], np.cumsum(length)])
-    rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1], length) + np.repeat(samples.start, length)
-    lists = pa.array(offsets, pa.int32())
-    rating = interactions.rating[rows]
-    timestamp = interactions.timestamp[samples.target]
-    age = np.repeat(timestamp, length) - interactions.timestamp[rows]
-    return pa.table(
-        {
-            "sample_id": samples.sample_id,
-            "split": pa.repeat(split, len(samples.sample_id)),
-            "user_id": users.take(pa.array(interactions.user[samples.target])),
-            "target_row": interactions.item[samples.target],
-            "history_rows": pa.ListArray.from_arrays(lists, pa.array(interactions.item[rows])),
-            "history_rating": pa.ListArray.from_arrays(lists, pa.array(rating, mask=np.isnan(rating))),
-            "history_age_ms": pa.ListArray.from_arrays(lists, pa.array(age)),
-            "timestamp": timestamp,
-        }
-    )
 
 
 def _require_any(interactions: Interactions, path: Path, why: str) -> None:

@@ -35,7 +35,7 @@ def run(
         with tables.writer("catalogue", catalogue, provenance) as append:
             for part in catalogue_tables(engine, item_metadata, prepared.item_codes, prepared.popularity, prepare):
                 append(part)
-    count = sum(len(split.sample_id) for split in prepared.splits.values())
+    count = sum(map(len, prepared.splits.values()))
     with (
         tables.writer("samples", samples, provenance) as append,
         progress("samples", count, "samples") as bar,

@@ -17,6 +17,7 @@ from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
 
 BLOCK_BYTES = 2**25  # of an array that `take` holds at a time
+DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("int64"), "F32": np.dtype("float32")}  # that `writer` writes
 
 
 def write(tensors: Mapping[str, np.ndarray], path: Path, provenance: Provenance) -> None:
@@ -51,7 +52,7 @@ def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, provenance: Proven
                     raise ValueError(f"{name} has rows of {list(part.shape[1:])}, not {entries[name]['shape'][1:]}")
                 begin, end = entries[name]["data_offsets"]
                 file.seek(start + begin + done * ((end - begin) // max(count, 1)))
-                file.write(np.ascontiguousarray(part, dtype=_dtype(name)).data)
+                file.write(np.ascontiguousarray(part, dtype=DTYPES[entries[name]["dtype"]]).data)
             done += len(rows["sample_id"])
 
         yield append
@@ -143,15 +144,11 @@ def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray
     return rows
 
 
-def _dtype(name: str) -> str:
-    return "int64" if name == "sample_id" else "float32"
-
-
 def _header_entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     """What the header of a safetensors file says of each array; the int64 array comes first, as in the library."""
     entries, end = {}, 0
     for name, shape in shapes.items():
-        begin, end = end, end + int(np.prod(shape)) * np.dtype(_dtype(name)).itemsize
         kind = "I64" if name == "sample_id" else "F32"
+        begin, end = end, end + int(np.prod(shape)) * DTYPES[kind].itemsize
         entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     return entries
