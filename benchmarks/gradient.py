@@ -107,7 +107,7 @@ def files(n: int, folder: Path) -> dict[str, Path]:
     generator = np.random.default_rng(0)
     names = ("samples.parquet", "rollouts.parquet", "items.safetensors", "whitening.safetensors", "hidden.safetensors")
     paths = {name.split(".")[0]: folder / name for name in names}
-    none = {"history_rating": [[None]], "history_age": [[1]], "user_id": ["u"], "split": ["train"], "timestamp": [1]}
+    none = {"history_rating": [[None]], "history_age_ms": [[1]], "user_id": ["u"], "split": ["train"], "timestamp": [1]}
     judged = {"reward": 0.5, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 1.0, "text": "a"}
     with (
         tables.writer("samples", paths["samples"], Provenance("prepare")) as add_samples,
@@ -117,8 +117,8 @@ def files(n: int, folder: Path) -> dict[str, Path]:
         for ids in np.array_split(np.arange(n), n // 2_500):
             k = len(ids)
             table = {name: values * k for name, values in none.items()}
-            table |= {"sample_id": ids, "target": generator.integers(0, FEW, k)}
-            table["history"] = generator.integers(0, FEW, (k, HISTORY)).tolist()
+            table |= {"sample_id": ids, "target_row": generator.integers(0, FEW, k)}
+            table["history_rows"] = generator.integers(0, FEW, (k, HISTORY)).tolist()
             add_samples(pa.table(table, tables.TABLES["samples"].schema()))
             tried = {name: [value] * (k * GROUPS) for name, value in judged.items()} | {"tokens": [[1]] * (k * GROUPS)}
             tried |= {"sample_id": ids.repeat(GROUPS), "completion": np.tile(np.arange(GROUPS), k)}

@@ -26,11 +26,10 @@ CONVERT = """
 import sys
 from pathlib import Path
 from minirec.data import amazon
-from minirec.stages import fetch
 from minirec.storage.artefact import Provenance
 interactions, items, out = map(Path, sys.argv[1:])
 out.mkdir()
-amazon.convert(interactions, items, out, fetch.MEMORY, Provenance("fetch", {}))
+amazon.convert(interactions, items, out, amazon.MEMORY, Provenance("fetch", {}))
 """
 
 # five interactions for every user, the rest skewed; items follow a power law; times go through 20 years
@@ -97,14 +96,14 @@ def measured(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--interactions", type=int, default=10_000_000)
-    options.add_argument("--items", type=int, default=1_000_000)
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--interactions", type=int, default=10_000_000)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         maker = multiprocessing.get_context("spawn").Process(
-            target=make, args=(given.interactions, given.items, folder)
+            target=make, args=(arguments.interactions, arguments.items, folder)
         )
         started = time.perf_counter()
         maker.start()
@@ -113,7 +112,10 @@ def main() -> None:
             sys.exit("the files could not be made")
         files = [folder / "interactions.csv.gz", folder / "items.jsonl.gz"]
         size = [f"{file.stat().st_size / 1e6:.0f} MB" for file in files]
-        print(f"made {given.interactions:,} interactions ({size[0]}) and {given.items:,} items ({size[1]})", end=" ")
+        print(
+            f"made {arguments.interactions:,} interactions ({size[0]}) and {arguments.items:,} items ({size[1]})",
+            end=" ",
+        )
         print(f"in {time.perf_counter() - started:.0f} s; {os.cpu_count()} cores\n")
         raw, out = folder / "raw", folder / "out"
         tables = ["--interactions", str(raw / "interactions.parquet"), "--items", str(raw / "items.parquet")]
@@ -133,7 +135,7 @@ def main() -> None:
                 str(out),
             ],
         }
-        rows = given.interactions + given.items
+        rows = arguments.interactions + arguments.items
         print(f"| {'stage':18} | {'seconds':>7} | {'rows/s':>9} | {'peak GB':>7} |")
         print(f"|{'-' * 20}|{'-' * 8}:|{'-' * 10}:|{'-' * 8}:|")
         for stage, command in commands.items():

@@ -40,8 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def ours(policy: Policy, prompts: list[list[int]], groups: int, new: int) -> None:
-    noise = generate.noise(0, range(len(prompts)), groups, new)
-    generate.generate(policy, prompts, [new] * groups, noise, 1.5, 200)
+    uniforms = generate.sampling_uniforms(0, range(len(prompts)), groups, new)
+    generate.generate(policy, prompts, [new] * groups, uniforms, 1.5, 200)
 
 
 def plain(policy: Policy, prompts: list[list[int]], groups: int, new: int) -> None:
@@ -126,9 +126,9 @@ def users(n: int, file: Path) -> None:
         for ids in np.array_split(np.arange(n), -(-n // 10_000)):
             history = [generator.integers(0, ITEMS, count).tolist() for count in generator.integers(1, 6, len(ids))]
             columns = {"sample_id": ids, "split": ["train"] * len(ids), "user_id": ["u"] * len(ids)}
-            columns |= {"target": generator.integers(0, ITEMS, len(ids)), "history": history}
+            columns |= {"target_row": generator.integers(0, ITEMS, len(ids)), "history_rows": history}
             columns |= {"history_rating": [[5.0] * len(h) for h in history], "timestamp": ids}
-            columns |= {"history_age": [[86_400_000] * len(h) for h in history]}
+            columns |= {"history_age_ms": [[86_400_000] * len(h) for h in history]}
             append(pa.table(columns, tables.TABLES["samples"].schema()))
 
 

@@ -29,10 +29,9 @@ from trl import GRPOConfig, GRPOTrainer
 from minirec.data.splits import Split
 from minirec.experiment import config
 from minirec.model import scoring
-from minirec.model.head import Head
-from minirec.model.items import Items
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
-from minirec.model.whitening import Whitening
+from minirec.model.whitening import Head, Whitening
 from minirec.stages import train
 from minirec.training.trainer import RecommenderTrainer
 
@@ -99,7 +98,7 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> Ours:
         policy,
         Head(Whitening.identity(), policy.width, "none"),
         table,
-        Items(policy, texts),
+        ItemEncoder(policy, texts),
         split,
         train=chosen.train,
         sampling=chosen.sampling,

@@ -119,7 +119,7 @@ def tiny_gemmas(tiny_model, tmp_path_factory) -> dict[str, Path]:
 def defaults() -> config.Config:
     """config.yaml with a small policy in float32."""
     raw = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    raw["policy"] |= {"dtype": "float32", "batch_tokens": 512, "max_item_tokens": 32, "tau": 0.5}
+    raw["policy"] |= {"dtype": "float32", "max_item_tokens": 32, "tau": 0.5}
     raw["sampling"] |= {"max_new_tokens": 6, "completions": 3}
     return config.validate(raw)
 
@@ -147,9 +147,9 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
     for i in range(30):
         items = generator.choice(30, 5, replace=False).tolist()
         history = items[1 : 2 + i % 4]
-        facts = {"sample_id": 3 * i, "split": "train" if i < 22 else "test", "user_id": f"u{i}", "target": items[0]}
-        facts |= {"history": history, "history_rating": [4.0] * len(history), "timestamp": 10**12 + i}
-        rows.append(facts | {"history_age": list(range(1000, 1000 + len(history)))})
+        facts = {"sample_id": 3 * i, "split": "train" if i < 22 else "test", "user_id": f"u{i}", "target_row": items[0]}
+        facts |= {"history_rows": history, "history_rating": [4.0] * len(history), "timestamp": 10**12 + i}
+        rows.append(facts | {"history_age_ms": list(range(1000, 1000 + len(history)))})
     table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
     tables.write("samples", table, files["samples"], Provenance("prepare"))
     torch.manual_seed(1)

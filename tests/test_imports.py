@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from minirec.cli.options import STAGES
 
 from minirec.cli.main import OWN
-from minirec.cli.options import STAGES
 from minirec.storage.provenance import imports
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "minirec"
@@ -105,7 +105,8 @@ def test_the_probe_sees_a_heavy_library():
         "import minirec.stages.prepare, minirec.storage.tables, minirec.storage.tensors",
         "import minirec.stages.fetch",
         "import minirec.stages.select, minirec.stages.curriculum, minirec.stages.score",
-        "import minirec.cli.show, minirec.cli.plan, minirec.stages.summarise, minirec.stages.references",
+        "import minirec.cli.show, minirec.cli.plan, minirec.stages.summarise, minirec.stages.compare",
+        "import minirec.evaluation, minirec.stages.measure, minirec.stages.baselines",
         "from minirec.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: print()",
         "from minirec.cli.main import main\ntry: main(['train', '--help'])\nexcept SystemExit: print()",
     ],

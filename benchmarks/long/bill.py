@@ -21,7 +21,8 @@ import numpy as np
 import yaml
 
 from minirec.experiment import config, rules
-from minirec.storage import artefact, tables
+from minirec.storage import tables
+from minirec.storage.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "bill.csv"
@@ -127,7 +128,7 @@ def main() -> None:
     given = parser.parse_args()
     found = [row for model in given.models for row in {"tiny": measured, "smollm": extrapolated}[model](given)]
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    with artefact.atomic_write(given.out) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+    with atomic_write(given.out) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, NAMES, lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)

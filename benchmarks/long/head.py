@@ -2,7 +2,7 @@
 
     python benchmarks/long/head.py --model tiny --dataset toys --epochs 1 2 --history 1 2 5
 
-Tries every combination of the values given, after the references of METHOD 5. The states are computed once and kept
+Tries every combination of the values given, after the baselines of METHOD 5. The states are computed once and kept
 below the results of bench-learning. For more samples: a --configfile with `prepare: {max_train: null}` and `results:`
 of its own.
 """
@@ -24,14 +24,13 @@ from torch import Tensor
 
 from minirec.data import splits
 from minirec.data.splits import Split
-from minirec.evaluation import metrics
+from minirec.evaluation import baselines, metrics
 from minirec.experiment import config
 from minirec.model import scoring
-from minirec.model.head import Head
-from minirec.model.items import Items
+from minirec.model.generate import user_states
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
-from minirec.model.whitening import Whitening
-from minirec.stages import embed, references
+from minirec.model.whitening import Head, Whitening
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 from minirec.training import losses
@@ -63,9 +62,9 @@ class States:
         kept = top / "states" / f"{name}-{history}-{sha256(made.json().encode()).hexdigest()[:12]}.safetensors"
         if not kept.is_file():
             policy = Policy.load(model, settings.policy)
-            goods = Items(policy, splits.catalogue_texts(files[1]))
+            goods = ItemEncoder(policy, splits.catalogue_texts(files[1]))
             with torch.no_grad():
-                found = {part: embed.user_states(policy, list(of.bodies)).numpy() for part, of in self.parts.items()}
+                found = {part: user_states(policy, of.bodies).numpy() for part, of in self.parts.items()}
                 found["items"] = goods.embed(what="items").numpy()
             tensors.write(found, kept, made)
         self.states = {part: torch.from_numpy(values) for part, values in tensors.read(kept).items()}
@@ -76,7 +75,7 @@ class States:
             scores = scoring.scores(head.user(self.states["valid"]), head.item(self.states["items"]), 1.0)
         valid = self.parts["valid"]
         rank = scoring.ranks(scores, torch.from_numpy(valid.target), torch.from_numpy(valid.history))
-        return float(metrics.ndcg(rank.numpy(), 10).mean())
+        return float(metrics.ndcg(rank.numpy(), metrics.K).mean())
 
 
 def learnt(states: States, whitening: Whitening, trial: argparse.Namespace) -> Head:
@@ -123,8 +122,8 @@ def main() -> None:
     command = ["snakemake", "--cores", "1", "--quiet", "all", "--configfile", *map(str, files), "--", *wanted]
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
     tables = top / "samples.parquet", top / "catalogue.parquet"
-    for reference, rank, _ in references.ranked(*tables, splits.load(*tables, "valid", 1)):
-        sys.stdout.write(f"{dataset} {reference}: {metrics.ndcg(rank, 10).mean():.4f}\n")
+    for baseline, ranks in baselines.rank_split(*tables, splits.load(*tables, "valid", 1)):
+        sys.stdout.write(f"{dataset} {baseline}: {metrics.ndcg(ranks.rank, metrics.K).mean():.4f}\n")
     for values in itertools.product(*given.values()):
         trial, started = argparse.Namespace(**dict(zip(given, values, strict=True))), time.monotonic()
         states = States(settings, name, top, trial.history)

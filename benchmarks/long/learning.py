@@ -2,8 +2,8 @@
 
 Each finished run is a row of docs/results/learning.csv, with the tree and a digest of the settings that made it, and is
 not run again while these settings hold; a run that was interrupted goes on where it stopped. The tables of
-docs/results.md and docs/learning.md are made of these rows. MovieLens is fetched; `cds` and `toys` take part where data/NAME holds
-their two files.
+docs/results.md and docs/learning.md are made of these rows. MovieLens is fetched; `cds` and `toys` take part where
+data/NAME holds their two files.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ import numpy as np
 
 from minirec.experiment import config, rules
 from minirec.storage import artefact, tables
+from minirec.storage.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
 ARMS = ("full", "item_loss", "token_loss")
 ABLATIONS = ("no_head", "group_advantage")  # config/learning.yaml; of the tiny model
-STAGES = ("prepare", "embed", "curriculum", "train", "evaluate")  # whose settings decide what comes out
+STAGES = ("prepare", "embed", "curriculum", "train", "evaluate", "measure")  # whose settings decide what comes out
 NDCG = "ndcg@10"
 KEY = ("dataset", "model", "arm", "seed")
 NAMES = (*KEY, "settings", "commit", "samples", "steps", "train_seconds", "test_samples")
 VALUES = ("before", "after", "low", "high", "p", "before_without_reasoning", "after_without_reasoning")
-REFERENCES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
-AGAINST = tuple(f"p_{name}" for name in REFERENCES)  # paired, after against the reference
+BASELINES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
+P_VALUES = tuple(f"p_{name}" for name in BASELINES)  # of paired tests: after against the baseline
 RESULTS, DOCS = ROOT / "docs" / "results.md", ROOT / "docs" / "learning.md"
 BEGIN, END = "<!-- learning -->\n", "<!-- end learning -->"
 COLUMNS = ("NDCG@10 on test", "before", "after", "the same without reasoning", "item loss only", "token loss only")
@@ -59,9 +60,9 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
-def row(base: Path, run: Path) -> dict[str, object]:
-    """What one finished run and the policy before it say, NDCG@10 on test."""
-    start, found = (artefact.read_json(path / "metrics.json") for path in (base, run))
+def row(run: Path) -> dict[str, object]:
+    """What one finished run says of itself and of the policy before it, NDCG@10 on test."""
+    found = artefact.read_json(run / "metrics.json")
     history = tables.read("history", run / "history.parquet")
     after = found["metrics"][NDCG]
     return {
@@ -74,10 +75,10 @@ def row(base: Path, run: Path) -> dict[str, object]:
         "low": round(after["low"], 4),
         "high": round(after["high"], 4),
         "p": p_of(found["improvement"]),
-        "before_without_reasoning": mean_of(start["metrics_without_reasoning"]),
+        "before_without_reasoning": mean_of(found["before_without_reasoning"]),
         "after_without_reasoning": mean_of(found["metrics_without_reasoning"]),
-        **{name: mean_of(found["references"][name]) for name in REFERENCES},
-        **{f"p_{name}": p_of(found["against"][name]) for name in REFERENCES},
+        **{name: mean_of(found["baselines"][name]) for name in BASELINES},
+        **{f"p_{name}": p_of(found["paired_tests"][name]) for name in BASELINES},
     }
 
 
@@ -104,8 +105,8 @@ def keep(new: dict[str, object]) -> None:
     key = [str(new[name]) for name in KEY]
     rows = [r for r in read() if [r[name] for name in KEY] != key] + [{k: str(v) for k, v in new.items()}]
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    with artefact.atomic_write(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [*NAMES, *VALUES, *REFERENCES, *AGAINST], lineterminator="\n")
+    with atomic_write(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [*NAMES, *VALUES, *BASELINES, *P_VALUES], lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda r: [r[name] for name in KEY]))
 
@@ -161,7 +162,7 @@ def show() -> None:
     for file, made in ((RESULTS, table(read())), (DOCS, ablations(read()))):
         before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
-        with artefact.atomic_write(file) as partial:
+        with atomic_write(file) as partial:
             partial.write_text(f"{before}{BEGIN}{made}{END}{after}", encoding="utf-8")
 
 
@@ -196,12 +197,12 @@ def main() -> None:
             sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
             continue
         top = Path(settings.results) / dataset
-        base, run = top / "base" / name, top / "runs" / rules.run_path(settings, name, "none", arm, "all", seed)
+        run = top / "runs" / rules.run_path(settings, name, "none", arm, "all", seed)
         command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
-        command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json", f"{base}/metrics.json"]
+        command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json"]
         key["commit"] = commit()
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-        found = key | row(ROOT / base, ROOT / run)
+        found = key | row(ROOT / run)
         keep(found)
         show()
         sys.stdout.write(f"{found}\n")

@@ -1,4 +1,4 @@
-"""The exceptions that mean: the user can fix this."""
+"""Errors that the user can correct."""
 
 
 class InputError(Exception):
@@ -6,8 +6,17 @@ class InputError(Exception):
 
 
 class NotFinite(InputError):
-    """A policy computes numbers that are not finite: `what` says which, the message also what to do about it."""
+    """A policy computed NaN or infinity; `what` says in which numbers."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; fetch the model or train its adapter again")
         self.what = what
+
+
+def one_line(error: BaseException, length: int = 200) -> str:
+    """The message of another library's error, as one line of at most `length` characters.
+
+    >>> one_line(ValueError("bad\\n  value"))
+    'bad value'
+    """
+    return " ".join(str(error).split())[:length]

@@ -1,4 +1,4 @@
-"""Progress and logs: a bar with rate and ETA on a terminal, a line now and then elsewhere."""
+"""Logs and progress of a stage: a bar on a terminal, a log line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 log = logging.getLogger("minirec")
-LINE_SECONDS = 15.0  # between two lines where there is no terminal
-BEAT_SECONDS = 30.0  # between two signs of life of a job that logs nothing
-_counted: dict[str, tuple[int, float]] = {}  # units and seconds of every loop so far, by "what unit"
+LINE_SECONDS = 15.0  # between two lines of progress where there is no terminal
+BEAT_SECONDS = 30.0  # between two touches of a running job's log
+_counted: dict[str, tuple[int, float]] = {}  # units and seconds of each loop of this job, by "what unit"
 
 
 def start_log(stage: str, file: Path | None) -> None:
@@ -38,9 +38,9 @@ def start_log(stage: str, file: Path | None) -> None:
 
 
 class Job:
-    """The two structured lines of a job's log: one when it starts, one when it ends, each a JSON object on its own.
+    """Writes a JSON line to a job's log file when it starts, and one when it ends, with its time and memory.
 
-    They go to the file only. A log that has the first but not the second is of a job that runs, or that was killed.
+    A log with the first but not the second is that of a job that still runs or was killed.
     """
 
     def __init__(self, stage: str, file: Path | None, wildcards: Mapping[str, str]) -> None:
@@ -53,7 +53,7 @@ class Job:
             threading.Thread(target=self._beat, args=(file,), daemon=True).start()
 
     def end(self, reason: str) -> None:
-        """Note how the job ended: `done`, or why not."""
+        """Write the last line; `reason` is `done` or why the job failed."""
         self._ended.set()
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         peak = max(who.ru_maxrss for who in used)
@@ -68,7 +68,7 @@ class Job:
         )
 
     def _beat(self, file: Path) -> None:
-        """Touch the log now and then, so that other machines see that the job lives."""
+        """Touch the log now and then, so that other machines see that the job runs."""
         while not self._ended.wait(BEAT_SECONDS):
             with suppress(OSError):
                 os.utime(file)
@@ -80,7 +80,7 @@ class Job:
 
 
 class Progress:
-    """Counts units of work; made by `progress`."""
+    """Counts the units of a loop that are done; `progress` gives one."""
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
@@ -89,7 +89,7 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", disable=not live, leave=False)
 
     def add(self, count: int = 1) -> None:
-        """Note that `count` more units are done."""
+        """Count `count` more units as done."""
         self.done += count
         self.bar.update(count)
         now = time.monotonic()
@@ -100,13 +100,13 @@ class Progress:
             log.info("%s: %d of %d %s, %.3g/s, %.0f s left", self.what, self.done, self.total, self.unit, rate, left)
 
     def skip(self, count: int) -> None:
-        """Note that `count` more units had been done before; they do not count for the rate."""
+        """Count `count` more units as done earlier: they do not enter the rate."""
         self.first += count
         self.done += count
         self.bar.update(count)
 
     def close(self) -> None:
-        """End the bar and log the rate."""
+        """Remove the bar and log the rate."""
         self.bar.close()
         seconds = time.monotonic() - self.started
         count = self.done - self.first

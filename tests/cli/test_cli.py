@@ -12,7 +12,8 @@ import pytest
 
 from minirec import __version__
 from minirec.cli import main
-from minirec.experiment import config
+from minirec.experiment import commands
+from minirec.experiment.commands import STAGES, command, flag, scalar
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
 
@@ -40,24 +41,31 @@ def complaint(capsys) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("stage", main.STAGES)
-def test_every_command_has_help_that_names_each_setting_and_option(stage, capsys):
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_help_that_names_each_setting_its_default_and_each_file(stage, capsys):
     minirec(stage, "--help", code=0)
-    text = capsys.readouterr().out
-    words = set(text.replace("[", " ").replace("]", " ").split())
-    settings = [config.flag(name) for _, name, _ in config.fields(stage)] if stage in config.SECTIONS else []
-    options = [f"--{option.name}" for option in main.STAGES[stage][1]]
-    assert {*settings, *options} <= words
-    meanings = [meaning for _, _, meaning in config.fields(stage)] if stage in config.SECTIONS else []
-    for meaning in [*meanings, *[option.help for option in main.STAGES[stage][1]]]:
-        assert " ".join(meaning.split()) in " ".join(text.split())
-
-
-def test_help_names_every_command_with_its_sentence(capsys):
-    minirec("--help", code=0)
     text = " ".join(capsys.readouterr().out.split())
-    for stage, (sentence, _) in main.STAGES.items():
-        assert f"{stage} {sentence}" in text
+    words = set(text.replace("[", " ").replace("]", " ").replace(",", " ").split())
+    assert {flag(one.name) for one in command(stage).flags} <= words
+    for _, name, field in command(stage).settings():
+        assert flag(name) in words
+        default = scalar(field.get_default(call_default_factory=True))
+        assert f"{field.description} (default: {default})" in text
+
+
+def test_help_groups_what_people_type_and_what_the_workflow_runs(capsys):
+    minirec("--help", code=0)
+    typed, stages = " ".join(capsys.readouterr().out.split()).split("stages, which the workflow runs")
+    for name, sentence in main.TYPED.items():
+        assert f"{name} {sentence}" in typed
+    for stage in STAGES:
+        assert f"{stage} {command(stage).sentence}" in stages
+
+
+@pytest.mark.parametrize("name", main.TYPED)
+def test_every_command_that_people_type_has_help_with_an_example(name, capsys):
+    minirec(name, "--help", code=0)
+    assert f"example: minirec {name} " in capsys.readouterr().out
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -68,11 +76,12 @@ def test_the_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["selekt"], "selekt"),
-        ([], "STAGE"),
+        (["selekt"], "there is no command selekt; did you mean select?"),
+        (["quux"], "quux"),
+        ([], "COMMAND"),
         (["show", "x.json", "--row", "3"], "unrecognized arguments: --row"),
-        (["curriculum", "--selection", "a", "--out", "b", "--group-size", "1"], "--seed"),
-        (["curriculum", "--selection", "a", "--out", "b", "--group-size", "1", "--seed", "0", "--sed", "1"], "--sed"),
+        (["curriculum", "--selection", "a", "--group-size", "1"], "--out"),
+        (["curriculum", "--selection", "a", "--out", "b", "--sed", "1"], "--sed"),
         (["select", "--seed", "one"], "invalid int value: 'one'"),
     ],
 )
@@ -90,7 +99,10 @@ def curriculum(tmp_path, **flags) -> list:
 
 def write_selection(tmp_path) -> None:
     columns = {"position": pa.array([0, 1], pa.int32()), "sample_id": [5, 3]}
-    columns |= {n: pa.nulls(2, pa.float64()) for n in ("value", "learnability", "representativeness", "diversity")}
+    columns |= {
+        n: pa.nulls(2, pa.float64())
+        for n in ("value", "mean_reward", "learnability", "representativeness", "diversity")
+    }
     tables.write("selection", pa.table(columns), tmp_path / "selection.parquet", Provenance("select"))
 
 
@@ -167,10 +179,10 @@ def data(tmp_path_factory) -> Path:
             "sample_id": i,
             "split": ("train", "train", "valid", "test")[i % 4],
             "user_id": f"u{i}",
-            "target": i,
-            "history": [(i + 1) % ITEMS, (i + 2) % ITEMS],
+            "target_row": i,
+            "history_rows": [(i + 1) % ITEMS, (i + 2) % ITEMS],
             "history_rating": [None, 4.0],
-            "history_age": [2000, 1000],
+            "history_age_ms": [2000, 1000],
             "timestamp": 10**12 + i,
         }
         for i in range(ITEMS)
@@ -190,8 +202,12 @@ def embed(defaults, data, model, out, **policy) -> list:
     given = defaults.model_copy(update={"policy": defaults.policy.model_copy(update=policy)})
     paths = {"samples": data / "samples.parquet", "catalogue": data / "catalogue.parquet", "model": model}
     paths |= {"whitening": out / "whitening.safetensors", "frozen_states": out / "frozen_states.safetensors"}
-    paths["out"] = out / "items.safetensors"
-    return ["embed", *shlex.split(config.flags(given, "embed")), *[w for n, p in paths.items() for w in (f"--{n}", p)]]
+    paths["item-table"] = out / "items.safetensors"
+    return [
+        "embed",
+        *shlex.split(" ".join(commands.flags(given, "embed"))),
+        *[w for n, p in paths.items() for w in (commands.flag(n), p)],
+    ]
 
 
 def test_embed_runs_from_the_command_line_and_repeats_its_bytes(tmp_path, defaults, data, tiny_model):

@@ -151,10 +151,10 @@ def prepared(folder) -> None:
             "sample_id": i,
             "split": "train" if i < 12 else "valid" if i < 14 else "test",
             "user_id": "u",
-            "target": 0,
-            "history": [1],
+            "target_row": 0,
+            "history_rows": [1],
             "history_rating": [None],
-            "history_age": [1],
+            "history_age_ms": [1],
             "timestamp": i,
         }
         for i in range(16)

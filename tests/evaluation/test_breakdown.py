@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from minirec.evaluation.breakdown import Breakdown, by_group
+from minirec.evaluation.breakdown import EvaluationSet, by_group
+from minirec.evaluation.ranks import Ranks
 
 
 @pytest.fixture
-def tested() -> Breakdown:
+def tested() -> EvaluationSet:
     popularity = np.array([0, 4, 5, 30])
-    return Breakdown(np.array([1, 1, 4, 12]), np.array([0, 1, 3, 3]), popularity)
+    return EvaluationSet(np.arange(4), np.array([1, 1, 4, 12]), np.array([0, 1, 3, 3]), popularity)
 
 
 def test_every_sample_is_in_one_group_of_its_history_and_one_of_its_target(tested):
-    found = tested.describe(np.array([1, 11, 3, 1]), np.zeros((4, 1), int))
+    found = tested.breakdown(Ranks(tested.sample_id, np.array([1, 11, 3, 1]), np.zeros((4, 1), int)))
     assert found["by_history_length"] == {
         "1": {"samples": 2, "ndcg@10": 0.5},
         "2-4": {"samples": 1, "ndcg@10": 0.5},
@@ -38,8 +39,8 @@ def test_coverage_counts_items_once_and_popularity_every_recommendation(tested):
 
 
 def test_only_the_first_ten_recommendations_count():
-    tested = Breakdown(np.array([1]), np.array([0]), np.arange(12))
-    found = tested.describe(np.array([1]), np.arange(12)[None])
+    tested = EvaluationSet(np.array([0]), np.array([1]), np.array([0]), np.arange(12))
+    found = tested.breakdown(Ranks(tested.sample_id, np.array([1]), np.arange(12)[None]))
     assert found["recommended"]["coverage@10"] == 10 / 12
     assert found["recommended"]["popularity@10"] == 4.5
 

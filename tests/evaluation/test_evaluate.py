@@ -8,12 +8,13 @@ import torch
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.evaluation.breakdown import POPULARITY
+from minirec.evaluation.breakdown import POPULARITY, EvaluationSet
+from minirec.evaluation.ranks import read_ranks
 from minirec.model import generate
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, MEANS, Whitening
 from minirec.stages import evaluate
-from minirec.storage import artefact, tables, tensors
+from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
 
 WORDS = 6
@@ -35,14 +36,12 @@ def sides(tmp_path):
 
 def evaluated(judged, defaults, policy, whitening, folder, **more):
     given = {"samples": judged["samples"], "catalogue": judged["catalogue"], "model": judged["model"]}
-    given |= {"adapter": judged["adapter"], "items": None, "frozen_states": None, "before": None, "references": None}
+    given |= {"adapter": judged["adapter"], "items": None, "frozen_states": None}
     evaluate.run(
         policy=policy,
         sampling=defaults.sampling.model_copy(update={"max_new_tokens": WORDS}),
-        evaluate=defaults.evaluate.model_copy(update={"cutoffs": [5, 10]}),
         whitening=whitening,
-        ranks=folder / "ranks.parquet",
-        out=folder / "metrics.json",
+        out=folder / "ranks.parquet",
         **(given | more),
     )
     return tables.read("ranks", folder / "ranks.parquet").sort_by("sample_id")
@@ -59,7 +58,7 @@ def state(policy, prompts, body, text):
 def greedy(policy, body):
     """What the policy writes after a prompt, the marker included, one likeliest token at a time."""
     text = []
-    while (forced := generate.ending(policy, text, WORDS) if text else None) is None:
+    while (forced := generate.marker_missing(policy, text, WORDS) if text else None) is None:
         text.append(policy.logits(state(policy, policy.user_prompts, body, text)[1]).argmax().item())
     return text + (policy.marker_ids if forced else [])
 
@@ -81,11 +80,11 @@ def test_the_ranks_are_those_of_a_plain_loop(judged, defaults, policy, sides, tm
     assert [row["sample_id"] for row in found] == [sample["sample_id"] for sample in tested]
     for row, sample, body in zip(found, tested, loaded.user_bodies(bodies), strict=True):
         with_words, without = (
-            order_of(whiten.user(state(loaded, loaded.user_prompts, body, text)[0]), items, sample["history"])
+            order_of(whiten.user(state(loaded, loaded.user_prompts, body, text)[0]), items, sample["history_rows"])
             for text in (greedy(loaded, body), loaded.marker_ids)
         )
-        assert row["rank"] == with_words.index(sample["target"]) + 1
-        assert row["rank_without_reasoning"] == without.index(sample["target"]) + 1
+        assert row["rank"] == with_words.index(sample["target_row"]) + 1
+        assert row["rank_without_reasoning"] == without.index(sample["target_row"]) + 1
         assert row["top"] == with_words[:10]
     assert any(row["rank"] != row["rank_without_reasoning"] for row in found)
 
@@ -94,19 +93,22 @@ def test_the_history_is_not_recommended_even_where_nothing_else_is_left(judged, 
     few = tables.read("catalogue", judged["catalogue"])
     samples = tables.read("samples", judged["samples"])
     row = samples.filter(pc.equal(samples["split"], "test")).slice(0, 1).to_pylist()[0]
-    row |= {"history": list(range(8)), "history_rating": [None] * 8, "history_age": [1] * 8, "target": 11}
+    row |= {"history_rows": list(range(8)), "history_rating": [None] * 8, "history_age_ms": [1] * 8, "target_row": 11}
     tables.write("catalogue", few.slice(0, 12), tmp_path / "catalogue.parquet", Provenance("prepare"))
     one = pa.Table.from_pylist([row], tables.TABLES["samples"].schema())
     tables.write("samples", one, tmp_path / "samples.parquet", Provenance("prepare"))
     files = {name: tmp_path / f"{name}.parquet" for name in ("samples", "catalogue")}
     (found,) = evaluated(judged, defaults, policy, judged["whitening"], tmp_path, **files).to_pylist()
     assert sorted(found["top"]) == [8, 9, 10, 11]
-    assert artefact.read_json(tmp_path / "metrics.json")["breakdown"]["recommended"]["coverage@10"] == 4 / 12
+    test = EvaluationSet.load(files["samples"], files["catalogue"])
+    ranks = read_ranks(tmp_path / "ranks.parquet", test.sample_id)
+    assert test.breakdown(ranks)["recommended"]["coverage@10"] == 4 / 12
 
 
 def test_the_breakdown_is_of_the_ranks_with_reasoning(judged, defaults, policy, sides, tmp_path):
     found = evaluated(judged, defaults, policy, sides, tmp_path)
-    groups = artefact.read_json(tmp_path / "metrics.json")["breakdown"]["by_target_popularity"]
+    test = EvaluationSet.load(judged["samples"], judged["catalogue"])
+    groups = test.breakdown(read_ranks(tmp_path / "ranks.parquet"))["by_target_popularity"]
     rank = tables.numpy(found, "rank")
     assert groups == {"1-4": {"samples": 8, "ndcg@10": pytest.approx(np.mean((rank <= 10) / np.log2(1 + rank)))}}
     assert POPULARITY[:3] == (0, 1, 5)

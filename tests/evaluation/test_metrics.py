@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
-from scipy.stats import norm
 from sklearn.metrics import ndcg_score
 
-from minirec.evaluation import metrics
-from minirec.stages.references import rank
+from minirec import evaluation
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
@@ -12,64 +10,8 @@ def test_ndcg_equals_scikit_learn(k):
     for place in range(1, 13):
         relevance, scores = np.zeros((1, 12)), -np.arange(12.0)[None]
         relevance[0, place - 1] = 1
-        assert metrics.ndcg(np.array([place]), k)[0] == pytest.approx(ndcg_score(relevance, scores, k=k))
+        assert evaluation.ndcg(np.array([place]), k)[0] == pytest.approx(ndcg_score(relevance, scores, k=k))
 
 
 def test_hit_counts_ranks_up_to_k():
-    assert metrics.hit(np.array([1, 10, 11]), 10).tolist() == [1, 1, 0]
-
-
-def test_the_interval_covers_the_mean_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    covered = 0
-    for seed in range(200):
-        found = metrics.interval(generator.random(60), 400, 0.9, seed)
-        covered += found["low"] <= 0.5 <= found["high"]
-    assert 0.83 <= covered / 200 <= 0.96
-
-
-@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
-def test_the_interval_of_many_samples_is_as_wide_as_the_normal_one(confidence):
-    values = np.random.default_rng(0).exponential(size=2000)
-    found = metrics.interval(values, 2000, confidence, 0)
-    error, width = values.std() / np.sqrt(2000), norm.ppf((1 + confidence) / 2)
-    assert found["mean"] == values.mean()
-    assert (found["mean"] - found["low"]) / error == pytest.approx(width, abs=0.15)
-    assert (found["high"] - found["mean"]) / error == pytest.approx(width, abs=0.15)
-
-
-@pytest.mark.parametrize("resamples", [25, 100, 1000])
-def test_the_ends_of_the_interval_vary_over_seeds_as_quantiles_of_so_many_resamples_do(resamples):
-    values = np.random.default_rng(0).normal(size=200)
-    error = values.std() / np.sqrt(200)
-    low = [metrics.interval(values, resamples, 0.5, seed)["low"] / error for seed in range(150)]
-    expected = np.sqrt(0.25 * 0.75 / resamples) / norm.pdf(norm.ppf(0.25))
-    assert np.std(low) == pytest.approx(expected, rel=0.25)
-
-
-def test_a_summary_takes_its_resamples_confidence_and_seed_from_the_settings(defaults):
-    rank = np.random.default_rng(0).integers(1, 20, 50)
-    settings = defaults.evaluate.model_copy(update={"bootstrap": 7, "confidence": 0.6, "seed": 3})
-    found = metrics.summary(rank, settings)
-    assert found["ndcg@10"] == metrics.interval(metrics.ndcg(rank, 10), 7, 0.6, 3)
-    assert found["hr@5"] == metrics.interval(metrics.hit(rank, 5), 7, 0.6, 3)
-
-
-def test_the_paired_test_sees_a_shift_and_nothing_in_noise():
-    generator = np.random.default_rng(0)
-    a = generator.random(100)
-    assert metrics.paired_p(a + 0.05, a, 0) < 0.001
-    assert metrics.paired_p(a, a, 0) == 1
-    noise = [metrics.paired_p(generator.random(40), generator.random(40), s, 500) for s in range(40)]
-    assert np.mean(np.array(noise) < 0.05) <= 0.15
-
-
-def test_references_rank_like_a_full_sort():
-    generator = np.random.default_rng(0)
-    scores = generator.integers(0, 4, (50, 9)).astype(float)
-    target = generator.integers(0, 9, 50)
-    history = generator.integers(-1, 9, (50, 2))
-    history[history == target[:, None]] = -1
-    for row, found in enumerate(rank(scores, target, history)[0]):
-        left = [v for v in range(9) if v not in history[row]]
-        assert found == sorted(left, key=lambda v: (-scores[row, v], v)).index(target[row]) + 1
+    assert evaluation.hit(np.array([1, 10, 11]), 10).tolist() == [1, 1, 0]

@@ -46,7 +46,7 @@ def test_what_valid_and_test_users_read_does_not_change_the_whitening(fitted, sa
     before = fitted(samples)
     for split in ("valid", "test", "train"):
         other = [
-            row | {"history": [(v + 1) % 30 for v in row["history"]]} if row["split"] == split else row
+            row | {"history_rows": [(v + 1) % 30 for v in row["history_rows"]]} if row["split"] == split else row
             for row in samples
         ]
         after = fitted(other)

@@ -112,7 +112,7 @@ def changed(engine, seed=0, policy=None, **sampling):
 
 def write(engine, rows=range(4)):
     prompts = engine.policy.user_bodies(BODIES)
-    return engine.write([prompts[row] for row in rows], [IDS[row] for row in rows])
+    return engine.generate([prompts[row] for row in rows], [IDS[row] for row in rows])
 
 
 def texts(engine, written):
@@ -198,7 +198,7 @@ def test_completions_do_not_depend_on_the_batch_or_on_their_place_in_it(engine):
 
 def test_more_prompts_than_one_pass_holds_keep_their_order(engine):
     few = changed(engine, policy={"batch_tokens": 60})
-    assert len(list(few.policy.batches(few.policy.user_bodies(BODIES), 21))) > 1
+    assert len(list(few.policy.length_batches(few.policy.user_bodies(BODIES), 21))) > 1
     assert write(few).tokens == write(engine).tokens
     assert torch.allclose(write(few).hidden, write(engine).hidden, atol=1e-4)
 
@@ -221,7 +221,7 @@ def test_among_one_likeliest_token_an_engine_writes_what_the_policy_with_its_ada
 def test_tokens_are_drawn_from_the_softmax_over_the_k_likeliest(real):
     many = changed(real, completions=1, max_new_tokens=1, top_k=4, temperature=1.5)
     (prompt,) = many.policy.user_bodies(BODIES[:1])
-    drawn = [tokens for i in range(0, 1000, 8) for tokens in many.write([prompt] * 8, range(i, i + 8)).tokens]
+    drawn = [tokens for i in range(0, 1000, 8) for tokens in many.generate([prompt] * 8, range(i, i + 8)).tokens]
     best, ids = many.policy.logits(states(many.policy, prompt, [])[-1]).topk(4)
     expected = best.div(1.5).softmax(-1).cpu().numpy()
     found = np.array([sum(tokens[0][0] == token for tokens in drawn) for token in ids.tolist()]) / 1000
@@ -275,7 +275,7 @@ def test_the_stage_asks_the_engine_of_its_settings_and_notes_it(judged, defaults
     found = tables.read("rollouts", out["rollouts"]).to_pylist()
     assert len(found) == 22 * 3
     vocabulary = len(AutoTokenizer.from_pretrained(judged["model"]))
-    drawn = np.random.default_rng(int(generate.uniforms(0, 3, 2, 1)[0] * 2**53))
+    drawn = np.random.default_rng(int(generate.completion_uniforms(0, 3, 2, 1)[0] * 2**53))
     (tokens,) = [row["tokens"] for row in found if (row["sample_id"], row["completion"]) == (3, 2)]
     assert tokens == drawn.integers(0, vocabulary, 6)[: len(tokens)].tolist()
-    assert tables.read_made(out["rollouts"])["settings"]["engine"] == "vllm"
+    assert tables.read_provenance(out["rollouts"])["settings"]["engine"] == "vllm"

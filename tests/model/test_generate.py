@@ -8,7 +8,7 @@ from minirec.errors import InputError
 from minirec.model import generate
 from minirec.model import prompts as prompts_of
 from minirec.model.cache import BranchingCache
-from minirec.model.items import FrozenItemStates, Items
+from minirec.model.items import FrozenItemStates, ItemEncoder
 from minirec.model.policy import Policy
 from minirec.storage.artefact import Provenance
 
@@ -30,8 +30,8 @@ def prompts(policy) -> list[list[int]]:
     return policy.user_bodies(bodies)
 
 
-def noise(sample_ids, completions, count):
-    return generate.noise(7, sample_ids, completions, count)
+def uniforms(sample_ids, completions, count):
+    return generate.sampling_uniforms(7, sample_ids, completions, count)
 
 
 def plain(policy, ids):
@@ -49,7 +49,7 @@ def pooled(policy, prompt, completion):
 
 
 def test_a_branch_gets_the_states_that_a_plain_forward_pass_of_its_own_sequence_gives(policy, prompts):
-    written = generate.generate(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
+    written = generate.generate(policy, prompts, [6] * 3, uniforms([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     for i, prompt in enumerate(prompts):
         for g in range(3):
             text = written.tokens[i][g] + (policy.marker_ids if written.forced[i][g] else [])
@@ -57,7 +57,7 @@ def test_a_branch_gets_the_states_that_a_plain_forward_pass_of_its_own_sequence_
 
 
 def test_reading_again_gives_the_same_states_and_the_log_probabilities_of_a_plain_pass(policy, prompts):
-    written = generate.generate(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
+    written = generate.generate(policy, prompts, [6] * 3, uniforms([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     with torch.no_grad():
         log_p, real, hidden = generate.teacher_forced(policy, prompts, written)
     assert torch.allclose(hidden, written.hidden, atol=1e-5)
@@ -69,12 +69,14 @@ def test_reading_again_gives_the_same_states_and_the_log_probabilities_of_a_plai
             assert torch.allclose(log_p[i, g][real[i, g]], expected, atol=1e-5)
 
 
-def test_reading_again_from_the_states_below_the_trained_layers_gives_what_reading_the_tokens_gives(policy, prompts):
+def test_reading_again_from_the_states_after_the_frozen_layers_gives_what_reading_the_tokens_gives(policy, prompts):
     policy.settings = policy.settings.model_copy(update={"lora_layers": 1})
     policy.add_adapter(0)
-    given = {"limits": [6, 0, 3], "noise": noise([0, 1, 2], 3, 6), "temperature": 1.5}
-    parts = [generate.generate(policy, prompts[rows], **given, keep_below=True) for rows in (slice(2), slice(2, 3))]
-    kept = generate.Completions.together(parts).take([2, 0, 1])
+    given = {"limits": [6, 0, 3], "uniforms": uniforms([0, 1, 2], 3, 6), "temperature": 1.5}
+    parts = [
+        generate.generate(policy, prompts[rows], **given, keep_frozen_states=True) for rows in (slice(2), slice(2, 3))
+    ]
+    kept = generate.Completions.concatenate(parts).take([2, 0, 1])
     forgotten = generate.Completions(kept.tokens, kept.forced, kept.hidden, [])
     again = [prompts[2], prompts[0], prompts[1]]
     gradients = []
@@ -84,7 +86,7 @@ def test_reading_again_from_the_states_below_the_trained_layers_gives_what_readi
         gradients.append([w.grad.clone() for w in policy.model.parameters() if w.grad is not None])
         policy.model.zero_grad()
         gradients[-1] += [log_p, hidden]
-    assert len(kept.below) == (3 if policy.frozen_layers else 0)
+    assert len(kept.frozen_states) == (3 if policy.frozen_layers else 0)
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-5 * float(b.detach().abs().max()))
 
@@ -102,19 +104,19 @@ def test_layers_that_a_mask_cannot_limit_are_refused(policy):
 
 
 def test_completions_do_not_depend_on_the_batch_they_are_written_in(policy, prompts):
-    together = generate.generate(policy, prompts, [6] * 2, noise([4, 5, 6], 2, 6), temperature=1.5)
+    together = generate.generate(policy, prompts, [6] * 2, uniforms([4, 5, 6], 2, 6), temperature=1.5)
     alone = [
-        generate.generate(policy, [prompt], [6] * 2, noise([sample], 2, 6), temperature=1.5)
+        generate.generate(policy, [prompt], [6] * 2, uniforms([sample], 2, 6), temperature=1.5)
         for sample, prompt in zip([4, 5, 6], prompts, strict=True)
     ]
     assert together.tokens == [one.tokens[0] for one in alone]
 
 
 def test_the_random_stream_depends_on_seed_sample_completion_and_epoch_alone():
-    one = generate.uniforms(0, 3, 1, 4)
-    assert (one == generate.uniforms(0, 3, 1, 6)[:4]).all()
+    one = generate.completion_uniforms(0, 3, 1, 4)
+    assert (one == generate.completion_uniforms(0, 3, 1, 6)[:4]).all()
     for other in [(1, 3, 1, 4), (0, 4, 1, 4), (0, 3, 2, 4), (0, 3, 1, 4, 1)]:
-        assert (one != generate.uniforms(*other)).all()
+        assert (one != generate.completion_uniforms(*other)).all()
 
 
 def test_sampling_follows_the_softmax_over_the_k_likeliest_tokens():
@@ -178,9 +180,9 @@ def test_a_completion_that_ends_early_gets_the_marker_appended(policy, monkeypat
         ("<answer>", 0, "", True),
     ],
 )
-def test_tokens_are_cut_after_the_first_marker_or_end_of_turn_or_at_the_limit(policy, text, limit, kept, forced):
+def test_tokens_are_truncated_after_the_first_marker_or_end_of_turn_or_at_the_limit(policy, text, limit, kept, forced):
     tokens = policy.tokenizer(text)["input_ids"]
-    found = generate.cut(policy, tokens, limit)
+    found = generate.truncate(policy, tokens, limit)
     assert found == (tokens[: len(found[0])], forced)
     assert len(found[0]) <= limit
     assert kept is None or policy.tokenizer.decode(found[0]) == kept
@@ -188,11 +190,11 @@ def test_tokens_are_cut_after_the_first_marker_or_end_of_turn_or_at_the_limit(po
 
 def test_the_marker_is_found_letter_by_letter(policy):
     tokens = [policy.tokenizer.convert_tokens_to_ids(letter) for letter in "x<answer>y"]
-    assert generate.cut(policy, tokens, 99) == (tokens[:-1], False)
+    assert generate.truncate(policy, tokens, 99) == (tokens[:-1], False)
 
 
-def test_completions_another_engine_wrote_are_cut_and_read_as_if_written_here(policy, prompts):
-    written = generate.generate(policy, prompts, [6] * 3, noise([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
+def test_completions_another_engine_wrote_are_truncated_and_read_as_if_written_here(policy, prompts):
+    written = generate.generate(policy, prompts, [6] * 3, uniforms([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     longer = [[[*tokens, 5, 6, 7] for tokens in row] for row in written.tokens]
     read = generate.from_tokens(policy, prompts, longer, 6)
     assert (read.tokens, read.forced) == (written.tokens, written.forced)
@@ -279,28 +281,28 @@ def test_wrong_lora_targets_are_named(tiny_model, defaults, targets, complaint):
 
 
 def test_item_vectors_do_not_depend_on_the_batch(policy):
-    items = Items(policy, ["Title: Blue Train", "Title: Kind of Blue\nRating: 4.5", "x", "Title: Red Clay"] * 9)
+    items = ItemEncoder(policy, ["Title: Blue Train", "Title: Kind of Blue\nRating: 4.5", "x", "Title: Red Clay"] * 9)
     with torch.no_grad():
         vectors = items.embed()
         alone = torch.cat([items.embed([row]) for row in range(len(items))])
     assert torch.allclose(vectors, alone, atol=1e-5)
 
 
-def test_the_trunk_gives_the_vectors_of_the_whole_model_and_survives_the_disk(policy, tmp_path):
+def test_the_frozen_states_give_the_vectors_of_the_whole_model_and_survive_the_disk(policy, tmp_path):
     top = Policy(policy.model, policy.tokenizer, policy.settings.model_copy(update={"lora_layers": 1}))
     texts = ["Title: Blue Train", "Title: Kind of Blue\nRating: 4.5", "x"]
     with torch.no_grad():
-        expected = Items(top, texts).embed()
+        expected = ItemEncoder(top, texts).embed()
         FrozenItemStates.write(
-            Items(top, texts).make_frozen_states(), tmp_path / "frozen_states.safetensors", Provenance("embed")
+            ItemEncoder(top, texts).make_frozen_states(), tmp_path / "frozen_states.safetensors", Provenance("embed")
         )
         kept = FrozenItemStates.read(tmp_path / "frozen_states.safetensors")
-        assert torch.allclose(Items(top, texts, kept).embed(), expected, atol=1e-5)
-    assert Items(policy, texts).make_frozen_states() is None
+        assert torch.allclose(ItemEncoder(top, texts, kept).embed(), expected, atol=1e-5)
+    assert ItemEncoder(policy, texts).make_frozen_states() is None
 
 
-def test_a_tree_without_a_prefix_reads_prompts(policy, prompts):
-    tree = BranchingCache(policy.decoder, [], len(prompts))
+def test_a_cache_without_a_prefix_reads_prompts(policy, prompts):
+    cache = BranchingCache(policy.decoder, [], len(prompts))
     with torch.no_grad():
-        states = tree.read(prompts)
+        states = cache.read(prompts)
     assert torch.allclose(states[2], plain(policy, prompts[2])[-1], atol=1e-5)

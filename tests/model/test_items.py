@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirec.model.items import Items
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 
 TEXTS = ["Title: Red", "Title: Abbey Road\nRating: 4.5", "Title: Kind of Blue"]
@@ -42,7 +42,7 @@ def test_a_long_text_is_cut_and_the_marker_stays(policy):
 @torch.no_grad()
 def test_a_vector_is_the_state_at_the_marker_or_the_mean_over_what_follows_the_instruction(policy, pooling, rows):
     read = policy(pooling=pooling)
-    found = Items(read, TEXTS).embed(rows)
+    found = ItemEncoder(read, TEXTS).embed(rows)
     first = -1 if pooling == "last" else len(read.item_prompts.prefix)
     expected = []
     for row in rows or range(len(TEXTS)):

@@ -70,7 +70,6 @@ def rows(folder):
 @pytest.mark.parametrize(("window", "count"), [(splits.WINDOW, 3), (5, 3), (1, 3), (1, 2)])
 def test_shards_joined_are_what_one_job_writes(judged, defaults, tmp_path, monkeypatch, window, count):
     monkeypatch.setattr(splits, "WINDOW", window)
-    monkeypatch.setattr(gather, "WINDOW", window)
     (tmp_path / "one").mkdir()
     one = run(judged, settings(defaults, vllm_memory=0.9), tmp_path / "one")
     shards = []

@@ -1,10 +1,14 @@
+"""The whitening of both sides, and the trained map after it."""
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from minirec.errors import InputError
-from minirec.model.whitening import COMPONENTS, Whitening
+from minirec.model.whitening import COMPONENTS, Head, Whitening
 from minirec.storage.artefact import Provenance
+from minirec.training import losses
 
 
 @pytest.fixture
@@ -39,10 +43,7 @@ def test_an_item_is_nearest_to_the_user_state_that_deviates_as_it_does(sides):
     user, item = sides
     whiten = Whitening.fit(user, item, 4)
     deviating = torch.from_numpy(item - item.mean(0) + user.mean(0))  # the items' states on the user side
-    cosine = (
-        torch.nn.functional.normalize(whiten.user(deviating), dim=1)
-        @ torch.nn.functional.normalize(whiten.item(torch.from_numpy(item)), dim=1).T
-    )
+    cosine = normalize(whiten.user(deviating), dim=1) @ normalize(whiten.item(torch.from_numpy(item)), dim=1).T
     assert (cosine.argmax(1) == torch.arange(len(item))).all()
 
 
@@ -77,3 +78,56 @@ def test_a_whitening_beside_an_adapter_that_has_another_is_refused(tmp_path, sid
     assert np.array_equal(
         Whitening.read(own, tmp_path / "adapter").arrays[COMPONENTS[0]], trained.arrays[COMPONENTS[0]]
     )
+
+
+RNG = np.random.default_rng(0)
+USERS, ITEMS = RNG.normal(size=(40, 6)), RNG.normal(size=(50, 6))
+
+
+@pytest.fixture(params=[None, 4])
+def whitening(request) -> Whitening:
+    return Whitening.identity() if request.param is None else Whitening.fit(USERS, ITEMS, request.param)
+
+
+def moved(head: Head) -> Head:
+    for number, weight in enumerate(head.parameters()):
+        torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(number))
+    return head
+
+
+@pytest.mark.parametrize("kind", ["none", "shared", "separate"])
+def test_a_fresh_head_changes_nothing(whitening, kind):
+    x = torch.from_numpy(USERS).float()
+    head = Head(whitening, 6, kind)
+    assert torch.equal(head.user(x), whitening.user(x))
+    assert torch.equal(head.item(x), whitening.item(x))
+
+
+@pytest.mark.parametrize("kind", ["none", "shared", "separate"])
+def test_the_merged_whitening_is_the_whitening_and_then_the_map(whitening, kind):
+    head = moved(Head(whitening, 6, kind))
+    x = torch.from_numpy(USERS).float()
+    for side, name in (("user", "user"), ("item", "item" if kind == "separate" else "user")):
+        weight = dict(head.maps).get("both" if kind == "shared" else name)
+        expected = getattr(whitening, side)(x).detach().numpy()
+        expected = expected if weight is None else expected @ weight.detach().numpy()
+        assert np.allclose(getattr(head.merged_whitening(), side)(x), expected, atol=1e-4)
+        assert np.allclose(getattr(head, side)(x).detach(), expected, atol=1e-5)
+
+
+def test_the_gradient_of_the_item_loss_reaches_the_maps_as_a_plain_loop_says():
+    head = moved(Head(Whitening.identity(), 6, "separate").double())
+    h, items = torch.from_numpy(USERS[:3]), torch.from_numpy(ITEMS[:5])
+    column, advantage = torch.tensor([4, 0, 2]), torch.tensor([1.5, 0.7, -0.2], dtype=torch.float64)
+    masked = torch.zeros(3, 5, dtype=torch.bool)
+    masked[0, 1] = masked[2, 3] = True
+    losses.item_loss(head.user(h), head.item(items), column, masked, advantage, 0.3, 0.2, 0.28).backward()
+    user, item = (head.maps[side].detach().clone().requires_grad_() for side in ("user", "item"))
+    for i in range(3):
+        u = normalize(h[i] @ user, dim=0)
+        scores = torch.stack([u @ normalize(v @ item, dim=0) / 0.3 for v in items])
+        open_ = [j for j in range(5) if not masked[i, j]]
+        log_pi = scores[column[i]] - scores[open_].logsumexp(0)
+        (-advantage[i] * log_pi).backward()  # the gradient of -A rho at rho = 1
+    assert torch.allclose(head.maps["user"].grad, user.grad, atol=1e-12)
+    assert torch.allclose(head.maps["item"].grad, item.grad, atol=1e-12)

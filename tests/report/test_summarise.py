@@ -10,10 +10,9 @@ import pyarrow as pa
 import pytest
 
 from minirec.errors import InputError
-from minirec.evaluation import comparison
-from minirec.evaluation.breakdown import Breakdown
+from minirec.evaluation.ranks import PolicyRanks, Ranks, write_baselines, write_ranks
 from minirec.experiment import config, rules
-from minirec.stages import evaluate, summarise
+from minirec.stages import measure, summarise
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
 
@@ -23,23 +22,27 @@ TFIDF = np.maximum(BASE - 1, 1).astype(np.int32)
 PNG, SVG = b"\x89PNG\r\n\x1a\n", b"<?xml"
 
 
-def write_ranks(folder: Path, rank, settings, first_id: int = 0) -> None:
-    rank = np.asarray(rank, dtype=np.int32)
-    top = np.tile(np.arange(3, dtype=np.int32), (len(rank), 1))
-    files = folder / "ranks.parquet", folder / "metrics.json"
-    ids = np.arange(len(rank)) + first_id
-    tested = Breakdown(np.arange(len(rank)) % 3 + 1, np.zeros_like(ids), np.arange(ITEMS))
-    evaluate.write(rank, unreasoned(rank), top, ids, tested, settings, Provenance("evaluate"), *files)
+TOP = np.tile(np.arange(3), (TESTED, 1))
+FIRST = TRAINED + 3  # sample id of the test samples
+
+
+def write_policy(folder: Path, rank, first_id: int = FIRST) -> None:
+    """ranks.parquet of a policy."""
+    ids, rank = np.arange(TESTED) + first_id, np.asarray(rank, dtype=np.int32)
+    write_ranks(PolicyRanks(ids, rank, TOP, unreasoned(rank)), folder / "ranks.parquet", Provenance("evaluate"))
+
+
+def measured(top: Path, folder: Path, settings, before: Path | None = None) -> dict:
+    """What `measure` writes beside the ranks of a policy."""
+    files = {"samples": top / "samples.parquet", "catalogue": top / "catalogue.parquet"}
+    files |= {"ranks": folder / "ranks.parquet", "baselines": top / "baselines.parquet", "before": before}
+    measure.run(measure=settings, **files, out=folder / "metrics.json")
+    return artefact.read_json(folder / "metrics.json")
 
 
 def unreasoned(rank):
     """Ranks without reasoning that the tests give a policy."""
     return np.minimum(rank + 1, ITEMS).astype(np.int32)
-
-
-def write_references(file: Path) -> None:
-    rows = {"reference": ["tfidf_last"] * TESTED, "sample_id": np.arange(TESTED)[::-1], "rank": TFIDF[::-1]}
-    tables.write("references", pa.table(rows), file, Provenance("references"))
 
 
 def write_json(file: Path, content) -> None:
@@ -73,30 +76,31 @@ def project(tmp_path, monkeypatch, defaults):
                 "sample_id": i,
                 "split": "train" if i < TRAINED else "valid" if i < TRAINED + 3 else "test",
                 "user_id": "u",
-                "target": 0,
-                "history": [1],
-                "history_rating": [None],
-                "history_age": [1],
+                "target_row": 0,
+                "history_rows": list(range(1, length + 1)),
+                "history_rating": [None] * length,
+                "history_age_ms": [1] * length,
                 "timestamp": i,
             }
-            for i in range(TRAINED + 3 + TESTED)
+            for i in range(FIRST + TESTED)
+            for length in [1 + (i - FIRST) % 3]
         ]
         samples = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
         tables.write("samples", samples, top / "samples.parquet", Provenance("prepare"))
         names = [str(row) for row in range(ITEMS)]
         catalogue = {"row": pa.array(range(ITEMS), pa.int32()), "item_id": names, "title": names, "text": names}
-        catalogue["popularity"] = pa.array([1] * ITEMS, pa.int64())
+        catalogue["popularity"] = pa.array(range(ITEMS), pa.int64())
         tables.write("catalogue", pa.table(catalogue), top / "catalogue.parquet", Provenance("prepare"))
         write_json(top / "prepare.json", {"dropped": {"no title": 7}})
-        value = {"mean": 0.125, "low": 0.1, "high": 0.15}
-        references = {"tfidf_last": {"ndcg@10": value, "hr@10": value}}
-        write_json(top / "references.json", {"references": references, "breakdown": {"tfidf_last": {}}})
-        write_ranks(top / "base/gemma", BASE, given.evaluate)
-        write_references(top / "references.parquet")
+        tfidf = {"tfidf_last": Ranks(FIRST + np.arange(TESTED), TFIDF, TOP)}
+        write_baselines(tfidf, top / "baselines.parquet", Provenance("baselines"))
+        write_policy(top / "base/gemma", BASE)
+        measured(top, top / "base/gemma", given.measure)
         ids = [1, 3, 5, 7]
         for seed, rank in enumerate(after):
             run = f"{method}-{budget}/seed{seed}"
-            write_ranks(top / "runs/gemma" / selector / run, rank, given.evaluate)
+            write_policy(top / "runs/gemma" / selector / run, rank)
+            measured(top, top / "runs/gemma" / selector / run, given.measure, top / "base/gemma/ranks.parquet")
             write_selection(top / "selections" / selector / run, ids, signals=method == "minirec")
         if selector != "none":
             scores = {n: np.linspace(0, 1, TRAINED) for n in ("mean_reward", "learnability", "representativeness")}
@@ -125,7 +129,7 @@ def project(tmp_path, monkeypatch, defaults):
 def summarise_it(given) -> None:
     top = Path("results/movielens")
     summarise.run(
-        evaluate=given.evaluate,
+        measure=given.measure,
         results=top,
         main=given.main.model_dump_json(),
         run=rules.main_runs(given),
@@ -159,10 +163,14 @@ def test_the_summary_has_the_metrics_of_every_part(project):
     assert summary["prepare"]["dropped"] == {"no title": 7}
     assert summary["breakdown"]["after"]["recommended"]["popularity@10"] == 1.0  # the rows 0, 1 and 2
     assert summary["breakdown"]["before"]["by_history_length"]["1"]["samples"] == 14
-    assert "10% -> 10% of the catalogue, an item has 1.0 -> 1.0 training interactions (targets 0.0)" in text
-    assert summary["references"]["tfidf_last"]["ndcg@10"]["mean"] == 0.125
-    assert f"minirec kept {PICKED} of {TRAINED} training samples; {TESTED} test samples, {ITEMS} items" in text
-    shown = {"before RL": ndcg10(BASE), "after RL": ndcg10(after), "tfidf last": 0.125}
+    assert "10% -> 10% of the catalogue" in text
+    assert "an item has 1.0 -> 1.0 training interactions (targets 0.0)" in text
+    assert summary["baselines"]["tfidf_last"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(TFIDF))
+    assert summary["breakdown"]["tfidf_last"]["by_history_length"]["1"]["ndcg@10"] == pytest.approx(ndcg10(TFIDF[::3]))
+    assert f"minirec kept {PICKED} of {TRAINED} training samples" in text
+    assert f"{TESTED} test samples, {ITEMS} items" in text
+    assert max(map(len, text.splitlines())) <= 100
+    shown = {"before RL": ndcg10(BASE), "after RL": ndcg10(after), "tfidf last": ndcg10(TFIDF)}
     for name, value in (shown | {"after RL, no reasoning": ndcg10(unreasoned(after))}).items():
         assert any(line.strip().startswith(f"{name}  ") and f"{value:.4f} [" in line for line in text.splitlines()), (
             name
@@ -178,43 +186,32 @@ def test_the_cost_is_that_of_the_jobs_of_this_experiment_and_is_said_by_stage(pr
     assert "seconds by stage: rollout 12, train 42\n" in text
 
 
-def test_a_run_is_held_against_the_policy_before_rl_and_every_reference_sample_by_sample(tmp_path, defaults):
-    write_ranks(tmp_path / "base", BASE, defaults.evaluate)
-    write_references(tmp_path / "references.parquet")
-    after, shuffled = np.maximum(BASE - 1, 1).astype(np.int32), np.random.default_rng(0).permutation(TESTED)
-    tested = Breakdown(np.ones(TESTED), np.zeros(TESTED, int), np.arange(ITEMS))
-    top = np.tile(np.arange(3, dtype=np.int32), (TESTED, 1))
-    evaluate.write(
-        after[shuffled],
-        after[shuffled],
-        top,
-        shuffled,
-        tested,
-        defaults.evaluate,
-        Provenance("evaluate"),
-        tmp_path / "ranks.parquet",
-        tmp_path / "metrics.json",
-        tmp_path / "base/ranks.parquet",
-        tmp_path / "references.parquet",
-    )
-    found = json.loads((tmp_path / "metrics.json").read_text())
+def test_a_run_is_compared_with_the_policy_before_rl_and_every_baseline_sample_by_sample(project):
+    after = np.maximum(BASE - 1, 1)
+    given, top = project([after], write_only=True), Path("results/movielens")
+    run, base = top / f"runs/gemma/gemma/minirec-{PICKED}/seed0", top / "base/gemma"
+    shuffled = np.random.default_rng(0).permutation(TESTED)
+    ranks = Ranks(FIRST + shuffled, TFIDF[shuffled], TOP)
+    write_baselines({"tfidf_last": ranks}, top / "baselines.parquet", Provenance("baselines"))
+    found = measured(top, run, given.measure, base / "ranks.parquet")
     assert found["before"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(BASE))
     assert found["improvement"]["mean"] == pytest.approx(ndcg10(after) - ndcg10(BASE))
     assert found["improvement"]["low"] > 0  # no sample is worse; pairs of other samples would be
-    assert found["references"]["tfidf_last"]["hr@10"]["mean"] == np.mean(TFIDF <= 10)
-    assert found["against"]["tfidf_last"] == {"mean": 0, "low": 0, "high": 0, "p": 1, "significant": False}
-    write_ranks(tmp_path / "other", BASE, defaults.evaluate, first_id=1)
-    with pytest.raises(InputError, match="is of other test samples"):
-        comparison.policy(tmp_path / "other/ranks.parquet", shuffled)
+    assert found["baselines"]["tfidf_last"]["hr@10"]["mean"] == np.mean(TFIDF <= 10)
+    assert found["paired_tests"]["tfidf_last"] == {"mean": 0, "low": 0, "high": 0, "p": 1, "significant": False}
+    write_policy(run, BASE, first_id=1)
+    with pytest.raises(InputError, match=r"seed0/ranks\.parquet is of other test samples"):
+        measured(top, run, given.measure)
 
 
-def test_the_summary_holds_the_runs_against_every_reference(project):
+def test_the_summary_compares_the_runs_with_every_baseline(project):
     after = np.maximum(BASE - 3, 1)
     project([after])
     summary, text = written()
     gain = ndcg10(after) - ndcg10(TFIDF)
-    assert summary["against"]["tfidf_last"]["mean"] == pytest.approx(gain)
-    assert f"after RL against tfidf last {gain:+.4f} (p = {summary['against']['tfidf_last']['p']:.3g})" in text
+    assert summary["paired_tests"]["tfidf_last"]["mean"] == pytest.approx(gain)
+    (line,) = [line for line in text.splitlines() if "tfidf last" in line]
+    assert line.endswith(f" {gain:+.4f} (p = {summary['paired_tests']['tfidf_last']['p']:.3g})")
 
 
 def test_a_large_gain_is_called_significant(project):
@@ -327,7 +324,7 @@ def test_a_method_without_signals_is_summarised_without_them(project, method):
 )
 def test_ranks_on_other_test_samples_are_refused(project, place, named):
     given = project([BASE, BASE], write_only=True)
-    write_ranks(Path("results/movielens") / place, BASE, given.evaluate, first_id=1)
+    write_policy(Path("results/movielens") / place, BASE, first_id=1)
     with pytest.raises(InputError, match=named):
         summarise_it(given)
     assert not Path("results/movielens/metrics.json").exists()

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import SHARED
 
-from minirec.stages import curriculum, score
+from minirec.selection import curriculum_order, learnability
 
 PUBLISHED = SHARED / "published"
 pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the paper's published results are not on this machine")
@@ -15,7 +15,7 @@ def test_learnability_of_the_published_rollouts_equals_the_published_scores():
     rollouts = pd.read_parquet(PUBLISHED / "rollouts.parquet")
     scores = pd.read_parquet(PUBLISHED / "scores.parquet")
     merged = rollouts.merge(scores, on="sample_id", validate="1:1")
-    found = score.learnability(np.array([np.mean(r) for r in merged["rewards"]]), mu=0.5)
+    found = learnability(np.array([np.mean(r) for r in merged["rewards"]]), mu=0.5)
     assert len(merged) == 10_748
     assert np.abs(found - merged["learnability"].to_numpy()).max() < 1e-9
 
@@ -25,7 +25,7 @@ def test_the_published_training_order_is_reproduced_exactly():
     picks = pd.read_parquet(PUBLISHED / "selection_256.parquet")["sample_id"].to_numpy()
     published = pd.read_parquet(PUBLISHED / "curriculum_256_groups_4.parquet").sort_values("position")
     rewards = np.array([np.mean(rollouts.loc[i, "rewards"]) for i in picks])
-    found = curriculum.order(picks, rewards, group_size=64, seed=42)
+    found = curriculum_order(picks, rewards, group_size=64, seed=42)
     assert found.tolist() == published["sample_id"].tolist()
 
 

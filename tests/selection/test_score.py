@@ -38,7 +38,7 @@ def run(folder, defaults, **changes):
         score=defaults.score.model_copy(update=changes),
         rollouts=folder / "rollouts.parquet",
         gradients=folder / "gradients.safetensors",
-        out=folder / "scores.parquet",
+        scores=folder / "scores.parquet",
     )
     return tables.read("scores", folder / "scores.parquet")
 

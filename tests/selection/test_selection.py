@@ -12,6 +12,22 @@ from minirec.storage.artefact import Provenance
 N = 6
 
 
+def rollouts(ids, rewards) -> pa.Table:
+    """One completion of each sample with this reward."""
+    row = {
+        "completion": 0,
+        "ndcg": 0.5,
+        "pi": 0.1,
+        "hit": True,
+        "rank": 3,
+        "advantage": 0.0,
+        "tokens": [1],
+        "text": "a",
+    }
+    rows = [row | {"sample_id": int(i), "reward": float(reward)} for i, reward in zip(ids, rewards, strict=True)]
+    return pa.Table.from_pylist(rows, tables.TABLES["rollouts"].schema())
+
+
 @pytest.fixture
 def run(tmp_path, defaults):
     """Six training samples with ids 10 to 15, of which 12 is the most valuable; rows of the files in another order."""
@@ -20,10 +36,10 @@ def run(tmp_path, defaults):
         "sample_id": ids,
         "split": ["train"] * N,
         "user_id": ["u"] * N,
-        "target": [0] * N,
-        "history": [[0]] * N,
+        "target_row": [0] * N,
+        "history_rows": [[0]] * N,
         "history_rating": [[None]] * N,
-        "history_age": [[1]] * N,
+        "history_age_ms": [[1]] * N,
         "timestamp": [1] * N,
     }
     table = pa.table(columns, tables.TABLES["samples"].schema())
@@ -36,18 +52,21 @@ def run(tmp_path, defaults):
     stored = {"sample_id": turned, "embedding": np.eye(N, dtype=np.float32)[::-1].copy()}
     tensors.write(stored, tmp_path / "embeddings.safetensors", Provenance("gradient"))
 
-    def select_(budget, method="minirec", shard=None, winners=None, out="selection.parquet", **changes):
+    tables.write("rollouts", rollouts(turned, value[::-1]), tmp_path / "rollouts.parquet", Provenance("rollout"))
+
+    def select_(budget, method="minirec", shard=None, shard_selections=None, out="selection.parquet", **changes):
         select.run(
             select=defaults.select.model_copy(update=changes),
             samples=tmp_path / "samples.parquet",
             scores=tmp_path / "scores.parquet" if method == "minirec" else None,
+            rollouts=tmp_path / "rollouts.parquet" if method in ("hardest", "easiest", "learnable") else None,
             embeddings=tmp_path / "embeddings.safetensors" if method == "minirec" else None,
             method=method,
             budget=budget,
             seed=3,
             shard=shard,
-            winners=winners,
-            out=tmp_path / out,
+            shard_selections=shard_selections,
+            selection=tmp_path / out,
         )
         return tables.read("selection", tmp_path / out).sort_by("position")
 
@@ -74,6 +93,30 @@ def test_full_takes_every_sample_once_and_random_as_many_as_asked(run):
     assert len(set(run("3", "random")["sample_id"].to_pylist())) == 3
 
 
+def test_hardest_and_easiest_go_by_the_mean_reward_of_the_rollouts(run):
+    hardest, easiest = run("2", "hardest"), run("2", "easiest")
+    assert hardest["sample_id"].to_pylist() == [10, 11]
+    assert easiest["sample_id"].to_pylist() == [12, 15]
+    assert np.allclose(easiest["mean_reward"].to_pylist(), [0.9, 0.5])
+    assert easiest["value"].null_count == 2
+
+
+def test_a_method_without_what_it_needs_says_which_file(run, tmp_path, defaults):
+    with pytest.raises(InputError, match="select --method minirec needs --scores and --embeddings"):
+        select.run(
+            select=defaults.select,
+            samples=tmp_path / "samples.parquet",
+            rollouts=tmp_path / "rollouts.parquet",
+            budget="2",
+            selection=tmp_path / "s.parquet",
+        )
+
+
+def test_an_unknown_method_is_refused_with_those_there_are(run):
+    with pytest.raises(InputError, match="the method best is not among easiest, full, hardest"):
+        run("2", "best")
+
+
 def test_without_diversity_the_most_valuable_come_first(run):
     assert run("3", terms=["learnability"])["sample_id"].to_pylist() == [12, 15, 14]
 
@@ -82,11 +125,11 @@ def test_two_rounds_pick_in_each_shard_and_then_among_the_picks(run, tmp_path):
     names = ["first.parquet", "second.parquet"]
     picked = [run("2", shard=shard, shards=2, out=name) for shard, name in enumerate(names)]
     assert [table["sample_id"].to_pylist() for table in picked] == [[12, 11], [15, 14]]
-    found = run("2", shards=2, winners=[tmp_path / name for name in reversed(names)])
+    found = run("2", shards=2, shard_selections=[tmp_path / name for name in reversed(names)])
     assert found["sample_id"].to_pylist() == [12, 15]
     assert found["value"].to_pylist() == [0.9, 0.5]
     with pytest.raises(InputError, match="the budget is 5, but only 4"):
-        run("5", shards=2, winners=[tmp_path / name for name in names])
+        run("5", shards=2, shard_selections=[tmp_path / name for name in names])
 
 
 @pytest.mark.parametrize("budget", ["4", "all"])
@@ -103,7 +146,7 @@ def test_a_shard_that_is_not_there_is_refused(run):
 def test_one_shard_in_two_rounds_is_the_exact_choice(run, tmp_path):
     run("4", shard=0, out="only.parquet")
     exact = run("4").to_pylist()
-    assert run("4", winners=[tmp_path / "only.parquet"]).to_pylist() == exact
+    assert run("4", shard_selections=[tmp_path / "only.parquet"]).to_pylist() == exact
 
 
 def test_the_last_round_refuses_damaged_embeddings(run, tmp_path):
@@ -112,6 +155,6 @@ def test_the_last_round_refuses_damaged_embeddings(run, tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    for winners in (None, [tmp_path / "only.parquet"]):
+    for shard_selections in (None, [tmp_path / "only.parquet"]):
         with pytest.raises(InputError, match="do not match its digest"):
-            run("2", winners=winners)
+            run("2", shard_selections=shard_selections)

@@ -1,12 +1,6 @@
 """Every kind of artefact carries a digest of all its bytes: whatever changes afterwards is noticed by its reader."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -21,7 +15,7 @@ from minirec.errors import InputError
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
 
-MADE = Provenance("score", {"mu": 0.5, "system": 'a "quoted" \\ text, <answer>'}, {"rollouts": "12"})
+PROVENANCE = Provenance("score", {"mu": 0.5, "system": 'a "quoted" \\ text, <answer>'}, {"rollouts": "12"})
 ROWS = 40
 
 
@@ -30,13 +24,13 @@ def table(folder: Path) -> Path:
     columns = {name: generator.random(ROWS) for name in ("mean_reward", "reward_std", "learnability")}
     columns |= {name: generator.random(ROWS) for name in ("representativeness", "gradient_norm")}
     whole = pa.table({"sample_id": np.arange(ROWS), **columns, "hits": np.zeros(ROWS, np.int32)})
-    tables.write("scores", whole, folder / "scores.parquet", MADE)
+    tables.write("scores", whole, folder / "scores.parquet", PROVENANCE)
     return folder / "scores.parquet"
 
 
 def fetched(folder: Path) -> Path:
-    """A table that could be anybody's, but was made here."""
-    tables.write("items", tables.read("items", own(folder)), folder / "fetched.parquet", MADE)
+    """A table that could be anybody's, but was written here."""
+    tables.write("items", tables.read("items", own(folder)), folder / "fetched.parquet", PROVENANCE)
     return folder / "fetched.parquet"
 
 
@@ -47,19 +41,19 @@ def own(folder: Path) -> Path:
 
 def arrays(folder: Path) -> Path:
     values = {"g": np.arange(24, dtype=np.float32).reshape(6, 4), "sample_id": np.arange(6)}
-    tensors.write(values, folder / "g.safetensors", MADE)
+    tensors.write(values, folder / "g.safetensors", PROVENANCE)
     return folder / "g.safetensors"
 
 
 def metrics(folder: Path) -> Path:
-    artefact.write_json({"ndcg@10": {"mean": 0.25}, "title": "Délice"}, folder / "metrics.json", MADE)
+    artefact.write_json({"ndcg@10": {"mean": 0.25}, "title": "Délice"}, folder / "metrics.json", PROVENANCE)
     return folder / "metrics.json"
 
 
 def adapter(folder: Path) -> Path:
     for name, content in (("adapter_model.safetensors", b"weights"), ("adapter_config.json", b"{}")):
         (folder / name).write_bytes(content)
-    artefact.write_manifest(folder, MADE)
+    artefact.write_manifest(folder, PROVENANCE)
     return folder
 
 
@@ -135,7 +129,7 @@ def test_a_missing_file_of_a_folder_is_named_and_files_beside_them_do_not_count(
 
 def test_a_folder_without_a_record_is_taken_from_others_only(tmp_path):
     artefact.verify_folder(tmp_path, foreign=True)
-    with pytest.raises(InputError, match=r"made\.json does not exist"):
+    with pytest.raises(InputError, match=r"provenance\.json does not exist"):
         artefact.verify_folder(tmp_path)
 
 
@@ -157,17 +151,17 @@ def test_digests_of_many_block_sizes_agree(tmp_path, monkeypatch):
 
 
 def test_a_text_that_looks_like_a_record_changes_nothing(tmp_path):
-    look = '{"digest": "' + "0" * 64 + '"}'
-    inner = artefact._placeholder(json.loads(Provenance("score").json()))
-    made = Provenance("score", {"a": look, "b": inner})
-    artefact.write_json({"text": look}, tmp_path / "m.json", made)
-    assert artefact.read_json(tmp_path / "m.json")["text"] == look
-    tensors.write({"x": np.zeros(3)}, tmp_path / "x.safetensors", made)
+    lookalike = '{"digest": "' + "0" * 64 + '"}'
+    other = artefact.read_json(metrics(tmp_path))["provenance"]
+    provenance = Provenance("score", {"a": lookalike, "b": json.dumps(other)}, {"metrics": other["digest"]})
+    artefact.write_json({"text": lookalike}, tmp_path / "m.json", provenance)
+    assert artefact.read_json(tmp_path / "m.json")["text"] == lookalike
+    tensors.write({"x": np.zeros(3)}, tmp_path / "x.safetensors", provenance)
     assert tensors.read(tmp_path / "x.safetensors")["x"].tolist() == [0, 0, 0]
     spec = tables.TABLES["items"]
-    row = {name: look if column.type == "str" else None for name, column in spec.columns.items()}
-    tables.write("items", pa.Table.from_pylist([row], spec.schema()), tmp_path / "items.parquet", made)
-    assert tables.read("items", tmp_path / "items.parquet")["title"].to_pylist() == [look]
+    row = {name: lookalike if column.type == "str" else None for name, column in spec.columns.items()}
+    tables.write("items", pa.Table.from_pylist([row], spec.schema()), tmp_path / "items.parquet", provenance)
+    assert tables.read("items", tmp_path / "items.parquet")["title"].to_pylist() == [lookalike]
 
 
 def test_other_programs_open_the_files_as_before(tmp_path):
@@ -181,15 +175,15 @@ def test_other_programs_open_the_files_as_before(tmp_path):
 def test_the_record_says_what_made_the_file_and_nothing_of_the_time(tmp_path):
     first = metrics(tmp_path).read_bytes()
     assert metrics(tmp_path).read_bytes() == first
-    made = json.loads(first)["made"]
-    assert (made["stage"], made["settings"], made["inputs"]) == ("score", MADE.settings, {"rollouts": "12"})
+    record = json.loads(first)["provenance"]
+    assert (record["stage"], record["settings"], record["inputs"]) == ("score", PROVENANCE.settings, {"rollouts": "12"})
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     before = metrics(tmp_path).read_bytes()
 
     def write_badly(error: type[Exception] | None) -> None:
-        with artefact.writing_with_digest(tmp_path / "metrics.json", MADE) as (partial, _):
+        with artefact.writing_with_digest(tmp_path / "metrics.json", PROVENANCE) as (partial, _):
             partial.write_text("no record")
             if error:
                 raise error
@@ -210,68 +204,3 @@ def test_hidden_files_which_snakemake_adds_do_not_change_the_digest_of_a_folder(
     assert artefact.digest(tmp_path) == before
     (tmp_path / "part" / "b").write_text("b")
     assert artefact.digest(tmp_path) != before
-
-
-def test_one_process_works_on_a_path_and_the_next_after_it(tmp_path):
-    held, path = [], tmp_path / "work"
-    with artefact.exclusive_lock(path):
-        with pytest.raises(InputError, match=r"another process is making .*work; wait for it or end it"):
-            artefact.exclusive_lock(path).__enter__()
-        with artefact.exclusive_lock(tmp_path / "other"):
-            held.append("other")
-    for _ in range(2):
-        with artefact.exclusive_lock(path):
-            held.append("again")
-    assert held == ["other", "again", "again"]
-    assert not list(tmp_path.iterdir())
-
-
-def test_many_that_wait_for_one_path_are_never_in_it_together(tmp_path):
-    inside, most = [], []
-
-    def work(_):
-        with artefact.exclusive_lock(tmp_path / "work", wait=True):
-            inside.append(1)
-            time.sleep(0.001)
-            most.append(len(inside))
-            inside.pop()
-
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(work, range(100)))
-    assert most == [1] * 100
-
-
-def test_the_ranks_of_one_training_do_not_lock_each_other_out(tmp_path, monkeypatch):
-    ran = []
-
-    @artefact.locked_stage("out", "checkpoints")
-    def run(*, out):
-        ran.append(out)
-
-    with artefact.exclusive_lock(tmp_path / "checkpoints"):
-        monkeypatch.setenv("RANK", "1")
-        run(out=tmp_path / "adapter")
-        monkeypatch.setenv("RANK", "0")
-        with pytest.raises(InputError, match=r"another process is making .*checkpoints"):
-            run(out=tmp_path / "adapter")
-    assert ran == [tmp_path / "adapter"]
-
-
-def test_what_a_killed_process_of_this_machine_was_writing_is_removed_by_the_next(tmp_path):
-    folder = tmp_path / "folder"
-    code = "import os, signal, sys; from pathlib import Path; from minirec.storage.artefact import *\n"
-    code += "with atomic_write(Path('file')) as a, atomic_folder(Path('folder'), Provenance('x')) as b:\n"
-    code += "    a.touch(); (b / 'part').touch(); os.kill(os.getpid(), signal.SIGKILL)"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
-    dead = sorted(tmp_path.iterdir())
-    assert len(dead) == 2
-    alive = tmp_path / f".file.{socket.gethostname()}.{os.getppid()}.part"
-    elsewhere = tmp_path / dead[0].name.replace(socket.gethostname(), "elsewhere")
-    other = tmp_path / dead[0].name.replace(".file.", ".file.2.")
-    for path in (alive, elsewhere, other):
-        path.touch()
-    with artefact.atomic_write(tmp_path / "file") as partial:
-        partial.touch()
-    with artefact.atomic_folder(folder, MADE) as partial:
-        (partial / "part").touch()
-    assert set(tmp_path.iterdir()) == {alive, elsewhere, other, folder, tmp_path / "file"}

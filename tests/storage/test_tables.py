@@ -11,7 +11,7 @@ from minirec.errors import InputError
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
 
-MADE = Provenance("score", {"mu": 0.5})
+PROVENANCE = Provenance("score", {"mu": 0.5})
 KINDS = {"str": "x", "bool": True, "list<i32>": [1, 2], "list<i64>": [1, 2], "list<f32?>": [0.5, None]}
 
 
@@ -34,7 +34,10 @@ def files(folder) -> list[str]:
 
 def write_anything(table: pa.Table, path) -> None:
     """Write a table with a record and a digest, but without a check."""
-    with artefact.writing_with_digest(path, MADE) as (partial, record), pq.ParquetWriter(partial, table.schema) as out:
+    with (
+        artefact.writing_with_digest(path, PROVENANCE) as (partial, record),
+        pq.ParquetWriter(partial, table.schema) as out,
+    ):
         out.add_key_value_metadata({tables.METADATA_KEY: record})
         out.write_table(table)
 
@@ -68,7 +71,7 @@ IDS = [sentence.split(";")[0] for _, sentence in BROKEN]
 @pytest.mark.parametrize(("table", "sentence"), BROKEN, ids=IDS)
 def test_a_table_that_breaks_its_schema_is_not_written_and_leaves_nothing(tmp_path, table, sentence):
     with pytest.raises(ValueError) as caught:
-        tables.write("scores", table, tmp_path / "scores.parquet", MADE)
+        tables.write("scores", table, tmp_path / "scores.parquet", PROVENANCE)
     assert sentence in str(caught.value)
     assert files(tmp_path) == []
 
@@ -77,28 +80,28 @@ def test_a_table_that_breaks_its_schema_is_not_written_and_leaves_nothing(tmp_pa
 def test_a_table_that_breaks_its_schema_is_not_read(tmp_path, table, sentence):
     path = tmp_path / "scores.parquet"
     write_anything(table, path)
-    found = refusal(path)
+    message = refusal(path)
     column = sentence.rsplit(" ", 1)[1]
-    assert sentence in found or f"has no column {column}" in found or f"has the column {column}" in found
+    assert any(text in message for text in (sentence, f"has no column {column}", f"has the column {column}"))
 
 
 @pytest.mark.parametrize(("table", "sentence"), BROKEN, ids=IDS)
 def test_a_failed_write_keeps_the_old_file(tmp_path, table, sentence):
     path = tmp_path / "scores.parquet"
-    tables.write("scores", scores(), path, MADE)
+    tables.write("scores", scores(), path, PROVENANCE)
     before = path.read_bytes()
     with pytest.raises(ValueError):
-        tables.write("scores", table, path, MADE)
+        tables.write("scores", table, path, PROVENANCE)
     assert path.read_bytes() == before
     assert files(tmp_path) == ["scores.parquet"]
 
 
 def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path):
     path = tmp_path / "scores.parquet"
-    tables.write("scores", scores(), path, MADE)
+    tables.write("scores", scores(), path, PROVENANCE)
 
     def write_in_parts():
-        with tables.writer("scores", path, MADE) as append:
+        with tables.writer("scores", path, PROVENANCE) as append:
             append(scores(sample_id=[9, 10, 11]))
             append(scores(sample_id=[12, None, 14]))
 
@@ -115,13 +118,13 @@ def test_every_table_comes_back_as_it_was_written(tmp_path, name):
     for column, c in spec.columns.items():
         row[column] = c.values[0] if c.values else None if c.nullable else KINDS.get(c.type, 1)
     table = pa.Table.from_pylist([row], spec.schema())
-    tables.write(name, table, tmp_path / "t.parquet", MADE)
+    tables.write(name, table, tmp_path / "t.parquet", PROVENANCE)
     assert tables.read(name, tmp_path / "t.parquet").to_pylist() == [row]
 
 
 def test_columns_come_back_in_the_order_of_the_schema_whatever_the_order_given(tmp_path):
     path = tmp_path / "scores.parquet"
-    tables.write("scores", scores().select(sorted(scores().column_names, reverse=True)), path, MADE)
+    tables.write("scores", scores().select(sorted(scores().column_names, reverse=True)), path, PROVENANCE)
     assert tables.read("scores", path).column_names == list(tables.TABLES["scores"].columns)
     assert tables.read("scores", path, ["hits", "sample_id"]).column_names == ["hits", "sample_id"]
 
@@ -131,23 +134,24 @@ def test_a_value_outside_a_closed_set_is_refused(tmp_path):
         "sample_id": 0,
         "split": "tset",
         "user_id": "u",
-        "target": 1,
-        "history": [0],
+        "target_row": 1,
+        "history_rows": [0],
         "history_rating": [None],
-        "history_age": [5],
+        "history_age_ms": [5],
         "timestamp": 7,
     }
     table = pa.Table.from_pylist([row], tables.TABLES["samples"].schema())
     with pytest.raises(ValueError, match="split is 'tset' in row 0; allowed is train, valid, test"):
-        tables.write("samples", table, tmp_path / "samples.parquet", MADE)
+        tables.write("samples", table, tmp_path / "samples.parquet", PROVENANCE)
 
 
 def test_a_key_of_two_columns_may_repeat_in_one_of_them(tmp_path):
-    columns = {"reference": ["a", "a", "b"], "sample_id": [1, 2, 1], "rank": pa.array([1, 1, 1], pa.int32())}
-    tables.write("references", pa.table(columns), tmp_path / "r.parquet", MADE)
+    columns = {"baseline": ["a", "a", "b"], "sample_id": [1, 2, 1], "rank": pa.array([1, 1, 1], pa.int32())}
+    columns["top"] = pa.array([[1]] * 3, pa.list_(pa.int32()))
+    tables.write("baselines", pa.table(columns), tmp_path / "r.parquet", PROVENANCE)
     twice = pa.table(columns | {"sample_id": [1, 1, 1]})
-    with pytest.raises(ValueError, match="reference a / sample_id 1 occurs twice"):
-        tables.write("references", twice, tmp_path / "r.parquet", MADE)
+    with pytest.raises(ValueError, match="baseline a / sample_id 1 occurs twice"):
+        tables.write("baselines", twice, tmp_path / "r.parquet", PROVENANCE)
 
 
 def test_a_table_of_others_may_have_further_columns_and_lack_optional_ones(tmp_path):
@@ -187,7 +191,7 @@ def noisy(tmp_path):
     columns = {name: generator.random(n) for name in ("mean_reward", "reward_std", "learnability")}
     columns |= {name: generator.random(n) for name in ("representativeness", "gradient_norm")}
     table = pa.table({"sample_id": np.arange(n), **columns, "hits": np.zeros(n, np.int32)})
-    tables.write("scores", table, tmp_path / "scores.parquet", MADE)
+    tables.write("scores", table, tmp_path / "scores.parquet", PROVENANCE)
     return tmp_path / "scores.parquet"
 
 
@@ -213,16 +217,16 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 
 def test_a_file_says_what_made_it(tmp_path):
     (tmp_path / "input").write_bytes(b"abc")
-    made = Provenance("score", {"mu": 0.5}, {"rollouts": tmp_path / "input"})
-    tables.write("scores", scores(), tmp_path / "scores.parquet", made)
-    found = tables.read_made(tmp_path / "scores.parquet")
+    provenance = Provenance("score", {"mu": 0.5}, {"rollouts": tmp_path / "input"})
+    tables.write("scores", scores(), tmp_path / "scores.parquet", provenance)
+    record = tables.read_provenance(tmp_path / "scores.parquet")
     sha256_of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert (found["stage"], found["settings"], found["inputs"]) == (
+    assert (record["stage"], record["settings"], record["inputs"]) == (
         "score",
         {"mu": 0.5},
         {"rollouts": sha256_of_abc},
     )
-    assert json.loads(Provenance.parse(found).json()) == found
+    assert json.loads(Provenance.parse(record).json()) == record
 
 
 def test_the_digest_of_a_folder_sees_names_and_contents(tmp_path):

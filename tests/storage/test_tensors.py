@@ -8,7 +8,7 @@ from minirec.errors import InputError
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 
-MADE = Provenance("gradient", {"seed": 0}, {"rollouts": "12"})
+PROVENANCE = Provenance("gradient", {"seed": 0}, {"rollouts": "12"})
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def arrays():
 
 @pytest.fixture
 def file(tmp_path, arrays):
-    tensors.write(arrays, tmp_path / "g.safetensors", MADE)
+    tensors.write(arrays, tmp_path / "g.safetensors", PROVENANCE)
     return tmp_path / "g.safetensors"
 
 
@@ -34,29 +34,29 @@ def refusal(path, *names: str) -> str:
 
 
 def test_tensors_come_back_as_they_were_written(file, arrays):
-    found = tensors.read(file)
-    assert set(found) == set(arrays)
+    read = tensors.read(file)
+    assert set(read) == set(arrays)
     for name, array in arrays.items():
-        assert found[name].dtype == array.dtype
-        assert np.array_equal(found[name], array)
+        assert read[name].dtype == array.dtype
+        assert np.array_equal(read[name], array)
     assert list(tensors.read(file, "sample_id")) == ["sample_id"]
 
 
 def test_a_transposed_view_and_an_empty_array_come_back(tmp_path):
     view = np.arange(6.0).reshape(2, 3).T
-    tensors.write({"view": view, "none": np.zeros((0, 4))}, tmp_path / "t.safetensors", MADE)
-    found = tensors.read(tmp_path / "t.safetensors")
-    assert found["view"].tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert found["none"].shape == (0, 4)
+    tensors.write({"view": view, "none": np.zeros((0, 4))}, tmp_path / "t.safetensors", PROVENANCE)
+    read = tensors.read(tmp_path / "t.safetensors")
+    assert read["view"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert read["none"].shape == (0, 4)
 
 
 def test_the_same_content_gives_the_same_bytes_in_any_order(tmp_path, file, arrays):
     again = tmp_path / "again.safetensors"
     for _ in range(8):
-        tensors.write(dict(reversed(arrays.items())), again, MADE)
+        tensors.write(dict(reversed(arrays.items())), again, PROVENANCE)
         assert again.read_bytes() == file.read_bytes()
     arrays["g"][0, 0] += 1
-    tensors.write(arrays, again, MADE)
+    tensors.write(arrays, again, PROVENANCE)
     assert again.read_bytes() != file.read_bytes()
 
 
@@ -83,14 +83,14 @@ def test_a_file_that_is_missing_is_named(tmp_path):
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(file, arrays):
     before = file.read_bytes()
     with pytest.raises(Exception):  # noqa: B017  of the library's own kind
-        tensors.write({"g": np.array(["text"])}, file, MADE)
+        tensors.write({"g": np.array(["text"])}, file, PROVENANCE)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_samples_are_found_by_id_whatever_their_order(tmp_path):
-    found = tensors.rows_of(np.array([7, 3, 9]), np.array([9, 7, 7, 3]), tmp_path)
-    assert found.tolist() == [2, 0, 0, 1]
+    rows = tensors.rows_of(np.array([7, 3, 9]), np.array([9, 7, 7, 3]), tmp_path)
+    assert rows.tolist() == [2, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -112,17 +112,17 @@ def test_a_file_written_some_rows_at_a_time_has_the_bytes_of_one_written_at_once
     generator = np.random.default_rng(0)
     whole = {"sample_id": np.arange(30), "g": generator.normal(size=(30, 8)), "a": generator.normal(size=(30, 2, 3))}
     whole = {name: array if name == "sample_id" else array.astype(np.float32) for name, array in whole.items()}
-    made = Provenance("gradient", {"name": "Größe"}, {"rollouts": "12"})
-    tensors.write(whole, tmp_path / "whole.safetensors", made)
+    provenance = Provenance("gradient", {"name": "Größe"}, {"rollouts": "12"})
+    tensors.write(whole, tmp_path / "whole.safetensors", provenance)
     shapes = {name: array.shape for name, array in whole.items() if name != "sample_id"}
-    with tensors.writer(shapes, tmp_path / "parts.safetensors", made) as append:
+    with tensors.writer(shapes, tmp_path / "parts.safetensors", provenance) as append:
         for begin in range(0, 30, rows):
             append(**{name: array[begin : begin + rows] for name, array in whole.items()})
     assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def test_an_empty_file_may_be_written_in_no_parts(tmp_path):
-    with tensors.writer({"g": (0, 4)}, tmp_path / "g.safetensors", MADE):
+    with tensors.writer({"g": (0, 4)}, tmp_path / "g.safetensors", PROVENANCE):
         pass
     assert tensors.read(tmp_path / "g.safetensors")["g"].shape == (0, 4)
 
@@ -131,7 +131,7 @@ IDS, ROWS = np.arange(3), np.zeros((3, 4), dtype=np.float32)
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "sentence"),
     [
         ({"sample_id": IDS, "g": ROWS}, "got 3 rows, not 6"),
         ({"sample_id": IDS, "g": ROWS[:, :3]}, "has rows of"),
@@ -139,10 +139,10 @@ IDS, ROWS = np.arange(3), np.zeros((3, 4), dtype=np.float32)
         ({"sample_id": IDS}, "as many rows"),
     ],
 )
-def test_rows_that_are_missing_or_of_another_shape_are_refused_and_leave_nothing(tmp_path, rows, said):
+def test_rows_that_are_missing_or_of_another_shape_are_refused_and_leave_nothing(tmp_path, rows, sentence):
     with (
-        pytest.raises(ValueError, match=said),
-        tensors.writer({"g": (6, 4)}, tmp_path / "g.safetensors", MADE) as append,
+        pytest.raises(ValueError, match=sentence),
+        tensors.writer({"g": (6, 4)}, tmp_path / "g.safetensors", PROVENANCE) as append,
     ):
         append(**rows)
     assert list(tmp_path.iterdir()) == []

@@ -25,10 +25,10 @@ def case(tmp_path):
         "sample_id": everyone,
         "split": ["train"] * count,
         "user_id": ["u"] * count,
-        "target": generator.integers(0, M, count).astype(np.int32),
-        "history": [generator.integers(0, M, size).tolist() for size in generator.integers(1, 6, count)],
+        "target_row": generator.integers(0, M, count).astype(np.int32),
+        "history_rows": [generator.integers(0, M, size).tolist() for size in generator.integers(1, 6, count)],
         "history_rating": [[None]] * count,
-        "history_age": [[1]] * count,
+        "history_age_ms": [[1]] * count,
         "timestamp": [1] * count,
     }
     samples = pa.table(columns, tables.TABLES["samples"].schema())
@@ -71,10 +71,10 @@ def test_g_hv_and_z_are_the_means_over_the_completions_of_each_sample(case, defa
         g, hv = gradient.gradient_and_hvp(
             x,
             torch.from_numpy(items),
-            torch.tensor([row["target"]] * G),
+            torch.tensor([row["target_row"]] * G),
             temperature=defaults.policy.tau,
             advantage=torch.tensor([one["advantage"] for one in table.slice(i * G, G).to_pylist()]),
-            exclude=torch.tensor([row["history"]] * G),
+            exclude=torch.tensor([row["history_rows"]] * G),
             candidates=None if drawn is None else drawn[[i] * G],
             metric=components.T @ components,
         )
@@ -118,7 +118,7 @@ def test_a_sample_without_its_facts_is_named(case, defaults):
 
 def test_an_item_table_that_is_too_short_is_refused(case, defaults):
     folder, samples, *_, items, _ = case
-    last = max(max(row["target"], *row["history"]) for row in samples.to_pylist())
+    last = max(max(row["target_row"], *row["history_rows"]) for row in samples.to_pylist())
     tensors.write({"items": items[:last], "row": np.arange(last)}, folder / "items.safetensors", Provenance("embed"))
     with pytest.raises(InputError, match=rf"refers to row \d+, beyond the {last} of .*items\.safetensors"):
         run(folder, defaults)

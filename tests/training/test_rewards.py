@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minirec.data.splits import Split
-from minirec.experiment import config
+from minirec.experiment import sections
 from minirec.model import scoring
 from minirec.model.whitening import Whitening
 from minirec.training import judge
@@ -35,7 +35,7 @@ def test_a_target_at_the_cutoff_is_a_hit_and_one_beyond_it_earns_only_its_probab
     items = torch.stack([angle.cos(), angle.sin()], 1)  # a lower row is nearer to the user
     sample = Split(np.array([0]), np.array([rank - 1]), np.array([[-1]]), [""])
     user = torch.tensor([[[1.0, 0.0]]]).double()
-    reward = config.Reward(beta=0.05, cutoff=1000)
+    reward = sections.Reward(beta=0.05, cutoff=1000)
     found = judge.score_completions(user, items, sample, Whitening.identity(), 0.5, reward)
     assert (found["rank"].item(), found["hit"].item(), found["ndcg"].item() > 0) == (rank, hit, hit)
     ndcg = 1 / math.log2(1001) if hit else 0

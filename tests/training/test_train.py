@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation import metrics, ranking
-from minirec.model.items import Items
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, Whitening
 from minirec.stages import embed, train
@@ -50,10 +50,10 @@ def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
                 "sample_id": i,
                 "split": split,
                 "user_id": f"u{i}",
-                "target": items[3],
-                "history": items[:3],
+                "target_row": items[3],
+                "history_rows": items[:3],
                 "history_rating": [4.0, None, 5.0],
-                "history_age": [3000, 2000, 1000],
+                "history_age_ms": [3000, 2000, 1000],
                 "timestamp": 10**12 + i,
             }
         )
@@ -177,7 +177,7 @@ def test_what_is_kept_is_the_policy_of_the_best_evaluation(project, tiny_model, 
     kept = Policy.load(tiny_model, policy(defaults), tmp_path / "adapter")
     whiten = Whitening.read(tmp_path / "adapter" / "whitening.safetensors")
     valid = splits.load(project["samples"], project["catalogue"], "valid", kept.settings.prompt_history)
-    items = whiten.item(Items(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
+    items = whiten.item(ItemEncoder(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
     ranked = ranking.rank(kept, whiten, items, valid, 3, 0, "valid")
     (first, *_), (best, maps, value), (last, *_) = seen
     assert (items - best).norm() < 1e-4 * best.norm()
@@ -204,7 +204,7 @@ def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, ti
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
-        "made.json",
+        "provenance.json",
         "whitening.safetensors",
     ]
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
@@ -224,8 +224,10 @@ def test_the_micro_batch_changes_memory_and_not_the_result(usual, project, tiny_
 
 
 def test_items_in_several_passes_give_the_gradients_of_one(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
-    whole = Items.batches
-    monkeypatch.setattr(Items, "batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part])
+    whole = ItemEncoder.length_batches
+    monkeypatch.setattr(
+        ItemEncoder, "length_batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part]
+    )
     assert alike(usual, run(project, tiny_model, defaults, tmp_path))
 
 
@@ -559,7 +561,7 @@ def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
     assert not (folder / "checkpoint-3").exists()
     shutil.rmtree(folder)
     train.resumable(folder, Provenance("train"))
-    assert [file.name for file in folder.iterdir()] == ["made.json"]
+    assert [file.name for file in folder.iterdir()] == ["provenance.json"]
 
 
 def test_a_checkpoint_whose_best_is_damaged_is_left_out(project, tiny_model, defaults, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def scored(monkeypatch):
 
 def of_unequal_lengths(monkeypatch, tokenizer, marker):
     """Every second sample's first completion ends its turn, every third one's second writes the marker itself."""
-    draws, sample, marker_ids = generate.noise, generate._sample, torch.tensor(tokenizer.encode(marker))
+    draws, sample, marker_ids = generate.sampling_uniforms, generate._sample, torch.tensor(tokenizer.encode(marker))
 
     def noise(seed, samples, *given):
         drawn = draws(seed, samples, *given)
@@ -103,7 +103,7 @@ def of_unequal_lengths(monkeypatch, tokenizer, marker):
     def scripted(logits, noise, *given):
         return torch.where(noise < 0, -noise.long(), sample(logits, noise.clamp(min=0), *given))
 
-    monkeypatch.setattr(generate, "noise", noise)
+    monkeypatch.setattr(generate, "sampling_uniforms", noise)
     monkeypatch.setattr(generate, "_sample", scripted)
 
 
@@ -229,7 +229,7 @@ def test_evaluations_are_spread_evenly_over_an_epoch(steps, times, expected):
 def test_completions_with_the_same_tokens_have_the_same_reward(
     project, tiny_model, defaults, tmp_path, monkeypatch, dtype
 ):
-    draws, whole, seen = generate.noise, judge.score_completions, []
+    draws, whole, seen = generate.sampling_uniforms, judge.score_completions, []
 
     def alike(seed, samples, completions, count, epoch=0):
         return draws(seed, samples, 1, count, epoch).expand(-1, completions, -1).contiguous()
@@ -238,7 +238,7 @@ def test_completions_with_the_same_tokens_have_the_same_reward(
         seen.append(whole(*given))
         return seen[-1]
 
-    monkeypatch.setattr(generate, "noise", alike)
+    monkeypatch.setattr(generate, "sampling_uniforms", alike)
     monkeypatch.setattr(judge, "score_completions", judged)
     more = {"completions": 4, "max_new_tokens": 8}
     run(project, tiny_model, defaults, tmp_path, of_policy={"dtype": dtype}, of_sampling=more, epochs=1)

@@ -27,7 +27,7 @@ policy: {lora_layers: 1, whiten_dim: 16, max_item_tokens: 32}
 prepare: {max_train: 60, max_valid: 20, max_test: 20}
 rollout: {shards: 2}
 train: {proxy_size: 16, batch_prompts: 8, extra_negatives: 8, learning_rate: 0.001}
-evaluate: {bootstrap: 100}
+measure: {bootstrap: 100}
 """
 RUN = "tiny/tiny/minirec-20/seed0"
 
@@ -38,7 +38,10 @@ def untimed(name: str, content: bytes) -> object:
         table = pq.read_table(io.BytesIO(content))
         return table.drop_columns([column for column in table.column_names if "seconds" in column])
     if name == "metrics.json" and "cost" in (found := json.loads(content)):
-        return found | {"cost": sorted(found["cost"]), "made": found["made"] | {"digest": "covers the times"}}
+        return found | {
+            "cost": sorted(found["cost"]),
+            "provenance": found["provenance"] | {"digest": "covers the times"},
+        }
     if name == "summary.txt":
         return [line for line in content.splitlines() if b"seconds by stage" not in line]
     return content
@@ -96,12 +99,12 @@ def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
     assert tensors.read(top / "signals" / "tiny" / "hidden.safetensors", "hidden")["hidden"].shape == (60, 4, 32)
     metrics = json.loads((top / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
-    assert set(metrics["cost"]) >= {"prepare", "embed_base/tiny", f"train/{RUN}", f"evaluate/{RUN}"}
+    assert set(metrics["cost"]) >= {"prepare", "embed_base/tiny", f"train/{RUN}", f"evaluate/{RUN}", f"measure/{RUN}"}
     for file in (f"runs/{RUN}/metrics.json", "metrics.json"):
         found = json.loads((top / file).read_text(encoding="utf-8"))
-        assert set(found["references"]) == {"popularity", "tfidf_last", "tfidf_history", "transitions"}, file
+        assert set(found["baselines"]) == {"popularity", "tfidf_last", "tfidf_history", "transitions"}, file
         assert set(found) >= {"before", "metrics_without_reasoning", "improvement", "breakdown"}, file
-        assert set(found["against"]) == set(found["references"]), file
+        assert set(found["paired_tests"]) == set(found["baselines"]), file
     assert sorted(path.name for path in (top / "figures").glob("*.png")) == [
         "curriculum.png",
         "rewards.png",
@@ -151,5 +154,5 @@ def test_status_says_what_is_done_and_what_a_change_makes_stale(project):
             [*command, "shop.yaml", *more], cwd=folder, env=environment, text=True, capture_output=True, check=True
         ).stdout
     assert "nothing is left to do" in told["done"]
-    assert "left: 6 jobs, about" in told["stale"]  # score select curriculum train evaluate summarise
+    assert "left: 7 jobs, about" in told["stale"]  # score select curriculum train evaluate measure summarise
     assert "stale score: Params have changed" in told["stale"]

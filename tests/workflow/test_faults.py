@@ -43,11 +43,20 @@ WRITES = {  # flags that name what a stage writes
     "gather": ("--rollouts", "--hidden"),
     "gradient": ("--gradients", "--embeddings"),
     "train": ("--history", "--out"),
-    "evaluate": ("--ranks", "--out"),
-    "references": ("--ranks", "--out"),
 }
 JOBS = ("fetch", "prepare", "embed_base", "train_proxy", "embed_proxy", "rollout", "gather", "gradient", "score")
-JOBS += ("select", "curriculum", "train", "evaluate", "evaluate_base", "references", "summarise", "compare")
+JOBS += (
+    "select",
+    "curriculum",
+    "train",
+    "evaluate",
+    "measure",
+    "evaluate_base",
+    "measure_base",
+    "baselines",
+    "summarise",
+    "compare",
+)
 KILLS = 3  # a stage, one after the other
 COUNT: Counter[str] = Counter()
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
@@ -417,7 +426,7 @@ def started(project: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.parametrize("rule", ["select", "score", "references"])
+@pytest.mark.parametrize("rule", ["select", "score", "baselines"])
 def test_a_killed_workflow_leaves_a_lock_that_is_named_and_goes_on_after_unlock(project, rule):
     before, work = science(project), ("-R", rule, "--", METRICS, COMPARISON)
     process = started(project, *work)
@@ -445,7 +454,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_ends_as_alone(
     COUNT["two runs in one folder"] += 1
 
 
-@pytest.mark.parametrize("name", ["prepare", "score", "select", "gradient", "references"])
+@pytest.mark.parametrize("name", ["prepare", "score", "select", "gradient", "baselines"])
 def test_a_stage_started_twice_at_once_writes_what_one_would(jobs, whole, name):
     job = jobs[name]
     expected = contents(job.outputs())
@@ -509,13 +518,13 @@ def test_inputs_from_the_future_are_used_and_the_results_are_the_same(project):
     tomorrow = time.time() + 86_400
     for name in ("samples.parquet", "catalogue.parquet"):
         os.utime(project / "results/shop" / name, (tomorrow, tomorrow))
-    remove([project / "results/shop/references.json"])
+    remove([project / "results/shop/baselines.parquet"])
     done = spawn(project, "--", METRICS)
     assert "Traceback" not in done.stdout
     now = time.time()
     for file in (project / "results/shop").rglob("*"):
         os.utime(file, (now, now))
-    done = spawn(project, "-R", "references", "--", METRICS, COMPARISON)
+    done = spawn(project, "-R", "baselines", "--", METRICS, COMPARISON)
     assert done.returncode == 0, done.stdout
     assert science(project) == before
     COUNT["clock set back"] += 1

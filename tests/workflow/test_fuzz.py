@@ -432,8 +432,8 @@ def test_any_interactions_are_prepared_or_refused(folder, events, core, history,
         prepare.run(prepare=chosen, filter=json.dumps({"core": core} | days), out=folder / "prepared", **files)
         samples = tables.read("samples", folder / "prepared" / "samples.parquet")
         catalogue = tables.read("catalogue", folder / "prepared" / "catalogue.parquet")
-        assert max(samples["target"].to_pylist()) < catalogue.num_rows
-        assert all(1 <= len(row) <= history for row in samples["history"].to_pylist())
+        assert max(samples["target_row"].to_pylist()) < catalogue.num_rows
+        assert all(1 <= len(row) <= history for row in samples["history_rows"].to_pylist())
         assert not any(re.search(r"[\x00-\x08\x0b-\x1f]", text) for text in catalogue["text"].to_pylist())
 
 

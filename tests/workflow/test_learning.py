@@ -15,7 +15,7 @@ spec.loader.exec_module(learning)
 
 
 def row(arm, seed, before, after, p, **more):
-    names = dict.fromkeys([*learning.NAMES, *learning.VALUES, *learning.REFERENCES, *learning.AGAINST], "0.01")
+    names = dict.fromkeys([*learning.NAMES, *learning.VALUES, *learning.BASELINES, *learning.P_VALUES], "0.01")
     key = {"dataset": "toys", "model": "tiny", "arm": arm, "seed": str(seed)}
     return names | key | {"before": str(before), "after": str(after), "p": str(p)} | more
 
@@ -66,21 +66,19 @@ def test_a_row_is_what_the_run_and_the_policy_before_it_say(tmp_path):
     def of(mean):
         return {"ndcg@10": {"mean": mean, "low": 0.111149, "high": 0.3}, "hr@10": {"mean": 0.9}}
 
-    base = {"metrics": of(0.1), "metrics_without_reasoning": of(0.15)}
     run = {"samples": 7, "metrics": of(0.20001), "metrics_without_reasoning": of(0.25), "before": of(0.1)}
-    run["improvement"] = {"p": 0.01234}
-    run["references"] = {name: of(0.3 + i / 100) for i, name in enumerate(learning.REFERENCES)}
-    run["against"] = {name: {"p": 0.4 + i / 100} for i, name in enumerate(learning.REFERENCES)}
-    for name, content in (("base", base), ("run", run)):
-        artefact.write_json(content, tmp_path / name / "metrics.json", Provenance("test"))
+    run |= {"before_without_reasoning": of(0.15), "improvement": {"p": 0.01234}}
+    run["baselines"] = {name: of(0.3 + i / 100) for i, name in enumerate(learning.BASELINES)}
+    run["paired_tests"] = {name: {"p": 0.4 + i / 100} for i, name in enumerate(learning.BASELINES)}
+    artefact.write_json(run, tmp_path / "run" / "metrics.json", Provenance("test"))
     schema = tables.TABLES["history"].schema()
     steps = {name: [1, 2] for name in schema.names} | {"sample_ids": [[3, 1, 2], [0, 5]], "seconds": [1.25, 2.0]}
     steps |= {"reward": [0, 0], "valid_ndcg": [None, 1]}
     history = pa.table({f.name: pa.array(steps[f.name], f.type) for f in schema}, schema)
     tables.write("history", history, tmp_path / "run" / "history.parquet", Provenance("test"))
 
-    found = learning.row(tmp_path / "base", tmp_path / "run")
+    found = learning.row(tmp_path / "run")
 
-    assert [*found] == [*learning.NAMES[6:], *learning.VALUES, *learning.REFERENCES, *learning.AGAINST]
+    assert [*found] == [*learning.NAMES[6:], *learning.VALUES, *learning.BASELINES, *learning.P_VALUES]
     values = [5, 2, 3, 7, 0.1, 0.2, 0.1111, 0.3, 0.012, 0.15, 0.25]
     assert [*found.values()] == pytest.approx([*values, 0.3, 0.31, 0.32, 0.33, 0.4, 0.41, 0.42, 0.43])

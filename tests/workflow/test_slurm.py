@@ -135,10 +135,8 @@ def test_the_whole_workflow_runs_as_jobs_of_slurm(undisturbed):
     folder, ran = undisturbed
     metrics = json.loads((folder / TARGET).read_text(encoding="utf-8"))
     assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
-    once = (
-        "fetch_model prepare references embed_base evaluate_base train_proxy embed_proxy gather gradient score select"
-    )
-    once += " curriculum train evaluate summarise"
+    once = "fetch_model prepare baselines embed_base evaluate_base measure_base train_proxy embed_proxy gather gradient"
+    once += " score select curriculum train evaluate measure summarise"
     assert Counter(job["rule"] for job in ran) == dict.fromkeys(once.split(), 1) | {"rollout": 2}
     assert {job["state"] for job in ran} == {"COMPLETED"}
 

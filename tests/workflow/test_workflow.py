@@ -17,8 +17,8 @@ PRETEND = '''
 def _pretend(stage, given):
     """Write what the stage would write: every path that no input could be."""
     names = {"fetch": "out", "prepare": "out", "embed": "out whitening frozen_states", "rollout": "rollouts hidden",
-             "gather": "rollouts hidden", "gradient": "gradients embeddings", "train": "out history",
-             "evaluate": "out ranks", "references": "out ranks"}.get(stage, "out").split()
+             "gather": "rollouts hidden", "gradient": "gradients embeddings", "train": "out history"}
+    names = names.get(stage, "out").split()
     if stage == "embed" and given["adapter"]:
         names = ["out"]
     files = [given[name] for name in names]
@@ -95,7 +95,7 @@ def once(*rules: str) -> dict[str, int]:
     return dict.fromkeys(rules, 1)
 
 
-AFTER_SELECT = ("curriculum", "train", "evaluate", "summarise")
+AFTER_SELECT = ("curriculum", "train", "evaluate", "measure", "summarise")
 
 
 def test_a_second_run_has_nothing_to_do(finished):
@@ -108,9 +108,9 @@ def test_a_change_of_mu_plans_score_and_what_follows_only(finished):
     assert jobs == once("score", "select", *AFTER_SELECT)
 
 
-def test_a_change_of_the_evaluation_trains_nothing(finished):
-    jobs = plan(finished, TARGET, configs=("evaluate: {bootstrap: 200}",))
-    assert jobs == once("evaluate", "evaluate_base", "references", "summarise")
+def test_a_change_of_what_is_measured_runs_no_model(finished):
+    jobs = plan(finished, TARGET, configs=("measure: {bootstrap: 200, cutoffs: [10, 100]}",))
+    assert jobs == once("measure", "measure_base", "summarise")
 
 
 def test_a_second_budget_plans_one_select_curriculum_train_and_evaluate(finished):
@@ -150,7 +150,7 @@ def test_a_selection_in_two_rounds_picks_in_every_shard_first(finished):
 
 def test_random_needs_no_signals(finished):
     jobs = plan(finished, "results/toy/runs/tiny/none/random-8/seed0/metrics.json")
-    assert jobs == once("select_without_signals", "curriculum_without_signals", "train", "evaluate")
+    assert jobs == once("select_without_signals", "curriculum_without_signals", "train", "evaluate", "measure")
 
 
 def test_full_has_no_budget_but_all(finished):
@@ -161,7 +161,9 @@ def test_full_has_no_budget_but_all(finished):
 
 def test_transfer_trains_another_model_on_the_same_selection(finished):
     jobs = plan(finished, TARGET, configs=("main: {model: other}",))
-    assert jobs == once("fetch_model", "embed_base", "train", "evaluate", "evaluate_base", "summarise")
+    assert jobs == once(
+        "fetch_model", "embed_base", "train", "evaluate", "evaluate_base", "measure", "measure_base", "summarise"
+    )
 
 
 def test_a_comparison_trains_every_cell_of_the_grid_once(finished):
@@ -216,7 +218,7 @@ def test_a_picture_is_a_result_like_any_other(finished):
 def test_the_log_of_every_job_names_its_wildcards(finished):
     done = spawn(finished, "-n", "-F", TARGET)
     planned = re.findall(r"^    log: (.*)$(?s:.*?)^    wildcards: (.*)$", done.stdout, re.MULTILINE)
-    assert len(planned) == 15
+    assert len(planned) == 17
     for log, wildcards in planned:
         for line in status.ending(finished / log):
             assert ", ".join(f"{name}={value}" for name, value in line["wildcards"].items()) == wildcards

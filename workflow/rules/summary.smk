@@ -14,7 +14,7 @@ use rule stage as summarise with:
     log:
         "<top>/logs/summarise.log",
     params:
-        **job("summarise", runs=[str(run) for run in ask.main_runs]),
+        **job("summarise", runs=ask.main_runs, folders=paths.folders(CONFIG, ask.main_runs)),
 
 
 use rule stage as compare with:
@@ -30,4 +30,4 @@ use rule stage as compare with:
     log:
         "<top>/logs/compare.log",
     params:
-        **job("compare", runs=[str(run) for run in ask.compared_runs]),
+        **job("compare", runs=ask.compared_runs),

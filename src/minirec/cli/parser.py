@@ -57,23 +57,37 @@ VALUES = {  # what is neither a file nor a setting
     "shard": "work on this shard only, from 0",
     "source": "entry of the data set or model in the configuration, as JSON",
 }
+EXAMPLES = {
+    "show": "example: minirec show results/movielens/metrics.json",
+    "plan": "example: minirec plan results/movielens/metrics.json --configfile config/quickstart.yaml",
+    "status": "example: minirec status results/movielens",
+    "select": (
+        "example: minirec select --samples samples.parquet --scores scores.parquet --embeddings embeddings.safetensors "
+        "--budget 160 --out selection.parquet"
+    ),
+}
+METHOD = "METHOD is docs/METHOD.md of the source."
+AsWritten = argparse.RawDescriptionHelpFormatter
 CONFIGFILE = "YAML files laid over the defaults, later ones over earlier ones"
 
 
 def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of a command line; only the sub-command that it names is given its flags."""
     asked = next((word for word in arguments if not word.startswith("-")), "")
-    top = argparse.ArgumentParser(prog="minirec", description=sys.modules["minirec"].__doc__, epilog=_epilog())
+    top = argparse.ArgumentParser(prog="minirec", description=_overview(), formatter_class=AsWritten)
     top.add_argument("--version", action="version", version=f"minirec {__version__}")
-    commands = top.add_subparsers(dest="stage", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="stage", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
     names = [*TYPED, *STAGES]
     if asked and asked not in names and (close := difflib.get_close_matches(asked, names, n=1)):
         top.error(f"there is no command {asked}; did you mean {close[0]}?")
     for name, sentence in TYPED.items():
-        _add_typed(commands.add_parser(name, help=sentence, description=sentence), name)
+        added = commands.add_parser(name, description=sentence, epilog=EXAMPLES[name], formatter_class=AsWritten)
+        _add_typed(added, name)
     for name in STAGES:
-        sentence = command(name).sentence
-        added = commands.add_parser(name, help=sentence, description=sentence, allow_abbrev=False)
+        about = f"{command(name).sentence}\n\n{METHOD}"
+        added = commands.add_parser(
+            name, description=about, epilog=EXAMPLES.get(name), formatter_class=AsWritten, allow_abbrev=False
+        )
         if name == asked:
             _add_stage(added, name)
     return top
@@ -91,13 +105,18 @@ def with_sections(stage: str, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in names} | sections
 
 
-def _epilog() -> str:
-    return "The workflow calls the stages; people type " + ", ".join(TYPED) + ". `minirec COMMAND --help` says more."
+def _overview() -> str:
+    """What `minirec --help` says: the commands that people type, then the stages."""
+    lines = [sys.modules["minirec"].__doc__ or "", "", "commands:"]
+    lines += [f"  {name:<12}{sentence}" for name, sentence in TYPED.items()]
+    lines += ["", "stages, which the workflow runs and which can be run by hand:"]
+    lines += [f"  {name:<12}{command(name).sentence}" for name in STAGES]
+    return "\n".join([*lines, "", f"`minirec COMMAND --help` says more. {METHOD}"])
 
 
 def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
     if name == "show":
-        added.add_argument("file", type=Path, help="Parquet, safetensors or JSON file, or an adapter's folder")
+        added.add_argument("file", type=Path, help="Parquet, safetensors or JSON file, or a folder")
         added.add_argument("--rows", type=int, default=5, help="rows to print (default: 5)")
         return
     if name == "plan":

@@ -16,7 +16,7 @@ import numpy as np
 from minirec.errors import InputError
 from minirec.experiment.config import DEFAULTS, Config, load, remembered
 from minirec.experiment.costs import by_rule, costs
-from minirec.experiment.paths import Run, compared_runs, logs, main_runs
+from minirec.experiment.paths import Run, compared_runs, folders, logs, main_runs
 from minirec.experiment.sections import Passes, Train
 from minirec.storage import artefact, memory, tables
 
@@ -163,7 +163,7 @@ def run(*, target: str, configfile: list[Path] | None) -> None:
     names = dict.fromkeys([run.model for run in runs] + [run.selector for run in runs if run.selector != "none"])
     shapes = {name: shape(Path("data/models") / name, config.policy.dtype) for name in names}
     rows = needs(config, size, runs, {name: s.width if s else 0 for name, s in shapes.items()})
-    _print_table(rows, shapes, by_rule(costs(folder, logs(config, folder, runs))))
+    _print_table(rows, shapes, by_rule(costs(folder, logs(folder, folders(config, runs)))))
     for name, model in shapes.items():
         out(f"\n  memory of {name}: {_memory(config, size, model)}\n")
 

@@ -111,7 +111,7 @@ def _safetensors(path: Path) -> str:
             shapes = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); make it again") from error
-    made = artefact.record(metadata.get("minirec", "{}"), path)
+    made = artefact.parse_record(metadata.get("minirec", "{}"), path)
     count = sum(int(np.prod(shape)) for _, shape in shapes.values())
     lines = [["tensor", "type", "shape", "range"]]
     arrays = tensors.read(path) if made else {}  # checks the digest
@@ -145,7 +145,7 @@ def _json(path: Path) -> str:
     if path.name == artefact.FOLDER_RECORD:
         made, content = content, {}
     else:
-        made = content.pop("made") if isinstance(content.get("made"), dict) else {}
+        made = content.pop("provenance") if isinstance(content.get("provenance"), dict) else {}
     if made:
         artefact.verify(path, made)
     return f"{path}\n{_made(made)}\n" + align(_leaves(content, ""))

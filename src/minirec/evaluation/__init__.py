@@ -1,1 +1,4 @@
-"""How good a recommender is: ranking, metrics, baselines and comparisons."""
+"""How good a recommender is: ranks, metrics with their uncertainty, baselines and comparisons (METHOD 5)."""
+
+from minirec.evaluation.metrics import hit as hit
+from minirec.evaluation.metrics import ndcg as ndcg

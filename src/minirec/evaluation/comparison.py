@@ -1,49 +1,57 @@
-"""What a policy is held against on the same test samples: itself before RL, others, simple recommenders (METHOD 5)."""
+"""Runs of different models, methods and budgets beside each other (METHOD 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pandas as pd
 
-from minirec.errors import InputError
-from minirec.evaluation import metrics
-from minirec.evaluation.breakdown import K
-from minirec.experiment import config
-from minirec.storage import tables
+from minirec.evaluation.ranks import read_ranks
+from minirec.evaluation.significance import paired_tests
+from minirec.experiment.paths import Run
+from minirec.experiment.sections import Measure
+from minirec.storage import artefact, tables
 
-
-def policy(ranks: Path, sample_id: np.ndarray, column: str = "rank") -> np.ndarray:
-    """Ranks [n] of a policy, of the samples [n]; raises InputError where the file has others."""
-    return _of(tables.read("ranks", ranks), ranks, sample_id, column)
+CONFIGURATION = ["model", "selector", "method", "budget"]
 
 
-def references(ranks: Path, sample_id: np.ndarray) -> dict[str, np.ndarray]:
-    """Ranks [n] of every simple recommender, of the samples [n]; raises InputError where the file has others."""
-    table = tables.read("references", ranks)
-    names = pc.unique(table["reference"]).to_pylist()
-    return {name: _of(table.filter(pc.equal(table["reference"], name)), ranks, sample_id) for name in names}
+def run_rows(top: Path, run: Run) -> list[dict[str, Any]]:
+    """The rows of a run in comparison.parquet, one a metric; top: the results of the data set."""
+    metrics = artefact.read_json(run.folder(top) / "metrics.json")["metrics"]
+    seconds = float(tables.numpy(tables.read("history", run.folder(top) / "history.parquet"), "seconds").sum())
+    return [
+        asdict(run)
+        | {"metric": metric, "value": v["mean"], "low": v["low"], "high": v["high"], "train_seconds": seconds}
+        for metric, v in metrics.items()
+    ]
 
 
-def improvement(other: np.ndarray, rank: np.ndarray, settings: config.Evaluate) -> dict[str, Any]:
-    """NDCG@10 of ranks minus that of others, each [n] or, averaged over runs, [r, n]: mean, interval, paired test."""
-    mean, start = (metrics.ndcg(np.atleast_2d(runs), K).mean(0) for runs in (rank, other))
-    interval = metrics.interval(mean - start, settings.bootstrap, settings.confidence, settings.seed)
-    p = metrics.paired_p(mean, start, settings.seed)
-    return {**interval, "p": p, "significant": bool(p < 1 - settings.confidence)}
+def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row a configuration: number of seeds, mean and standard deviation of a metric, mean seconds of training."""
+    return (
+        rows[rows["metric"] == metric]
+        .groupby(CONFIGURATION, sort=False)
+        .agg(seeds=("seed", "size"), mean=("value", "mean"), std=("value", "std"), seconds=("train_seconds", "mean"))
+        .reset_index()
+    )
 
 
-def each(others: Mapping[str, np.ndarray], rank: np.ndarray, settings: config.Evaluate) -> dict[str, Any]:
-    """The improvement over each of the others."""
-    return {name: improvement(other, rank, settings) for name, other in others.items()}
+def main_against_others(top: Path, runs: Sequence[Run], settings: Measure) -> dict[str, Any]:
+    """Paired tests of the first run's configuration, the main experiment, against every other configuration.
 
-
-def _of(table: pa.Table, path: Path, sample_id: np.ndarray, column: str = "rank") -> np.ndarray:
-    table = table.sort_by("sample_id")
-    if not np.array_equal(tables.numpy(table, "sample_id"), np.sort(sample_id)):
-        raise InputError(f"{path} is of other test samples; run the stage that makes it again")
-    return tables.numpy(table, column)[np.argsort(np.argsort(sample_id))]
+    Ranks are averaged over the seeds of each, sample by sample. Raises InputError where runs have other test samples.
+    """
+    sample_id = read_ranks(runs[0].folder(top) / "ranks.parquet").sample_id
+    ranks: dict[str, list[np.ndarray]] = {}
+    for run in runs:
+        rank = read_ranks(run.folder(top) / "ranks.parquet", sample_id).rank
+        ranks.setdefault(run.configuration, []).append(rank)
+    main, *others = ranks
+    return {
+        "main": main,
+        "paired_tests": paired_tests({name: np.stack(ranks[name]) for name in others}, np.stack(ranks[main]), settings),
+    }

@@ -20,11 +20,14 @@ from pydantic_core import to_jsonable_python
 
 from minirec.errors import InputError
 from minirec.experiment import sections, validation
-from minirec.experiment.config import NOT_YAML
+from minirec.experiment.config import NOT_YAML, Config
 from minirec.experiment.sections import Processes, Resources, Section
 
 STAGES_FOLDER = Path(__file__).parents[1] / "stages"
-STAGES = tuple(sorted(file.stem for file in STAGES_FOLDER.glob("*.py") if file.stem != "__init__"))
+STAGES = (  # in the order of the workflow
+    *("fetch", "prepare", "baselines", "embed", "rollout", "gather", "gradient", "score", "select", "curriculum"),
+    *("train", "evaluate", "measure", "summarise", "compare"),
+)
 LAUNCHED = ("train",)  # stages that several processes share
 SECTIONS: dict[str, type[Section]] = {
     name.lower(): kind
@@ -105,6 +108,12 @@ def setting_flags(section: Section, default: Section) -> list[str]:
         if name in type(default).model_fields and value != getattr(default, name):
             words += [flag(name), shlex.quote(scalar(to_jsonable_python(value)))]
     return words
+
+
+def flags(config: Config, stage: str) -> list[str]:
+    """The settings of a stage in a configuration that differ from their defaults, as words of a command line."""
+    kinds = {name: SECTIONS[name] for name in command(stage).sections if hasattr(config, name)}
+    return [word for name, kind in kinds.items() for word in setting_flags(getattr(config, name), kind())]
 
 
 def scalar(value: Any) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from minirec.experiment.config import Config
 
@@ -61,6 +61,11 @@ class Run:
         return f"{self.configuration}/seed{self.seed}"
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """What its seeds share, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "seed"}
+
+    @property
     def configuration(self) -> str:
         """What its seeds share, e.g. `gemma/gemma/minirec-256`."""
         return f"{self.model}/{self.selector}/{self.method}-{self.budget}"
@@ -111,16 +116,19 @@ def summary_files(top: Path, runs: list[Run]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def logs(config: Config, top: Path, runs: list[Run]) -> Iterator[Path]:
-    """The logs of the jobs behind some runs, as far as the jobs have started."""
-    folders = []
+def folders(config: Config, runs: list[Run]) -> list[str]:
+    """The folders, below the results of a data set, of everything that was made for some runs and their selections."""
+    found = []
     for run in runs:
-        folders.append(top / "base" / run.model)
+        found.append(f"base/{run.model}")
         if run.selector != "none":
-            folders += [top / "signals" / judge(config, file, run.selector, run.method) for file in SIGNAL_SECTIONS]
+            found += [f"signals/{judge(config, file, run.selector, run.method)}" for file in SIGNAL_SECTIONS]
             proxy = config.varied(run.method).proxy
-            folders.append(Run("", "none", "random", proxy.size, proxy.seed).selection(top))
-        folders += [run.selection(top), run.folder(top)]
-    yield from sorted(top.glob("logs/*.log"))
-    for folder in dict.fromkeys(folders):
-        yield from sorted(folder.rglob("logs/*.log"))
+            found.append(str(Run("", "none", "random", proxy.size, proxy.seed).selection(Path())))
+        found += [str(run.selection(Path())), str(run.folder(Path()))]
+    return list(dict.fromkeys(found))
+
+
+def logs(top: Path, folders: list[str]) -> list[Path]:
+    """The logs of the jobs that have started in these folders, and of those for the data set as a whole."""
+    return [*top.glob("logs/*.log"), *(log for folder in folders for log in (top / folder).rglob("logs/*.log"))]

@@ -19,7 +19,7 @@ from minirec.experiment import config, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
 from minirec.experiment.sections import Resources, Section
-from minirec.storage.artefact import atomic_write
+from minirec.storage.files import atomic_write
 from minirec.storage.provenance import code_digest
 
 Wildcards = Mapping[str, str]

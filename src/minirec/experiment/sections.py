@@ -237,7 +237,7 @@ class Proxy(Train):
 
 
 class Measure(Section):
-    """Metrics of the ranks, and their uncertainty (METHOD 5)."""
+    """Metrics on the test samples, their intervals and paired tests (METHOD 5)."""
 
     cutoffs: list[Annotated[int, Field(ge=1)]] = Field([5, 10, 20, 50], min_length=1, description="k of HR and NDCG")
     bootstrap: int = Field(1000, ge=100, description="resamples of the confidence interval")

@@ -25,6 +25,15 @@ def validate(kind: type[M], raw: Any, where: str) -> M:
         raise InputError(_sentence(kind, error, where)) from error
 
 
+def require_shard(stage: str, shard: int | None, shards: int) -> None:
+    """Raise InputError where the number of a shard is not one of the stage's `shards`; None stands for all of them.
+
+    >>> require_shard("select", 1, 2)
+    """
+    if shard is not None and not 0 <= shard < shards:
+        raise InputError(f"--shard is {shard}, but {stage}.shards is {shards}; take 0 to {shards - 1}")
+
+
 def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
     found = error.errors(include_url=False)
     first, path = found[0], _path(found[0]["loc"])

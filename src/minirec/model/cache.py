@@ -1,8 +1,7 @@
-"""A key-value cache with branches: one prompt, read once, continued by several completions side by side.
+"""KV cache in which the completions of a prompt share its keys; an attention mask keeps the siblings apart.
 
-A row holds a prompt and its completions. Every completion sees the prompt and itself, never its siblings; an attention
-mask says so. Nothing is copied per completion, and the same pass serves generation (a token a branch at a time) and
-training (whole completions at once, with gradients).
+Nothing is copied per completion, and the same pass serves generation (a token per branch at a time) and training (whole
+completions at once, with gradients).
 """
 
 from __future__ import annotations
@@ -18,18 +17,19 @@ from transformers import DynamicCache
 
 from minirec.errors import InputError
 
-PROMPT = -1  # branch of tokens that every branch sees
+PROMPT = -1  # branch number of the tokens that every branch sees
 
 
 class BranchingCache:
-    """Prompts with a shared prefix, ready to be continued; `rows` prompts in a batch."""
+    """A batch of `rows` prompts with a shared prefix, which branches (the completions) continue."""
 
-    def __init__(self, decoder: Any, prefix: Sequence[int] | Tensor, rows: int, depth: int = 0) -> None:
+    def __init__(self, decoder: Any, prefix: Sequence[int] | Tensor, rows: int, frozen_layers: int = 0) -> None:
         """prefix: token ids, or their states [p, d] below the layers of a `LayerSlice`.
 
-        With a depth, `below` holds the states [rows, t, d] under the layer of that number after every call of `extend`.
+        frozen_layers: where positive, `frozen_states` are the states [rows, t, d] after that many layers of the tokens
+        that `extend` has read last.
         """
-        self.decoder, self.depth = decoder, depth
+        self.decoder, self.frozen_layers = decoder, frozen_layers
         self.windows = _windows(decoder.config)
         self.cache = DynamicCache()  # without the config: it keeps every key, the mask says which are seen
         self.device = next(decoder.parameters()).device
@@ -37,13 +37,11 @@ class BranchingCache:
         self.branch = torch.zeros(1, 0, dtype=torch.long, device=self.device)  # [rows, keys]
         self.positions = torch.zeros(1, 0, dtype=torch.long, device=self.device)  # [rows, keys]
         if len(prefix):
-            given = torch.as_tensor(prefix, device=self.device)[None]
-            shape = given.shape[:2]
-            everyone = torch.full(shape, PROMPT, device=self.device)
-            positions = torch.arange(shape[1], device=self.device)[None]
-            self.states = self.extend(
-                given, torch.ones(shape, dtype=torch.bool, device=self.device), everyone, positions
-            )
+            tokens = torch.as_tensor(prefix, device=self.device)[None]
+            shape = tokens.shape[:2]
+            valid = torch.ones(shape, dtype=torch.bool, device=self.device)
+            branch = torch.full(shape, PROMPT, device=self.device)
+            self.prefix_states = self.extend(tokens, valid, branch, torch.arange(shape[1], device=self.device)[None])
             self.cache.batch_repeat_interleave(rows)
         self.valid = self.valid.expand(rows, -1)
         self.branch = self.branch.expand(rows, -1)
@@ -51,37 +49,38 @@ class BranchingCache:
         self.length = torch.full((rows,), len(prefix), device=self.device)  # of the prompts
 
     def read(self, prompts: Sequence[Sequence[int] | Tensor]) -> Tensor:
-        """Read the rest of each prompt, ids or states; returns the hidden state at its last token [rows, d].
+        """Read the rest of each prompt, token ids or states; returns the hidden state at its last token [rows, d].
 
-        `total` then holds the sum of the states at these tokens [rows, d], and their number [rows].
+        `total` then holds the sum of the states at these tokens [rows, d] and their number [rows].
         """
-        ids, valid = pad(prompts, self.device)
-        positions = self.length[:, None] + torch.arange(ids.shape[1], device=self.device)
-        hidden = self.extend(ids, valid, torch.full_like(valid, PROMPT, dtype=torch.long), positions)
+        tokens, valid = pad(prompts, self.device)
+        positions = self.length[:, None] + torch.arange(tokens.shape[1], device=self.device)
+        hidden = self.extend(tokens, valid, torch.full_like(valid, PROMPT, dtype=torch.long), positions)
         counts = valid.sum(1)
         self.length = self.length + counts
         self.total = (hidden.float() * valid[..., None]).sum(1), counts
-        return hidden[torch.arange(len(ids), device=self.device), counts - 1]
+        return hidden[torch.arange(len(tokens), device=self.device), counts - 1]
 
-    def extend(self, ids: Tensor, valid: Tensor, branch: Tensor, positions: Tensor) -> Tensor:
-        """Read tokens [rows, t], or states [rows, t, d], of the given branches; returns the states above [rows, t, d].
+    def extend(self, tokens: Tensor, valid: Tensor, branch: Tensor, positions: Tensor) -> Tensor:
+        """Read token ids [rows, t], or states [rows, t, d]; returns the hidden states after the layers [rows, t, d].
 
-        A token sees the earlier valid keys of its own branch and of the prompt, in layers with a sliding window those
-        within it. Tokens that are not valid are seen by none; their hidden states mean nothing.
+        branch, positions [rows, t]: the branch each token belongs to and its position in the text. A token sees the
+        earlier valid keys of its own branch and of the prompt, in layers with a sliding window those within it. Tokens
+        that are not valid [rows, t] are padding: none sees them, and their hidden states mean nothing.
         """
         past = self.valid.shape[1]
         self.valid = torch.cat([self.valid, valid], 1)
         self.branch = torch.cat([self.branch, branch], 1)
         self.positions = torch.cat([self.positions, positions.expand_as(branch)], 1)
-        width = ids.shape[1]
+        width = tokens.shape[1]
         order = torch.ones(width, past + width, dtype=torch.bool, device=self.device).tril(past)
         own = torch.eye(width, past + width, dtype=torch.bool, device=self.device).roll(past, 1)  # no row without keys
         related = (self.branch[:, None, :] == PROMPT) | (self.branch[:, None, :] == branch[:, :, None])
         seen = (related & self.valid[:, None, :] & order) | own
         masks = {kind: self._mask(seen, positions, window) for kind, window in self.windows.items()}
-        with self._keeping_below() if self.depth else nullcontext():
+        with self._recording_frozen_states() if self.frozen_layers else nullcontext():
             return self.decoder(
-                **{"inputs_embeds" if ids.is_floating_point() else "input_ids": ids},
+                **{"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens},
                 attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
                 position_ids=positions,
                 past_key_values=self.cache,
@@ -89,47 +88,110 @@ class BranchingCache:
             ).last_hidden_state
 
     def _mask(self, seen: Tensor, positions: Tensor, window: int | None) -> Tensor:
-        """What layers with this window see [rows, 1, t, keys], in the form that the attention takes."""
+        """Attention mask [rows, 1, t, keys] of the layers with this window: booleans for sdpa, 0 or -inf for eager."""
         if window is not None:
             seen = seen & (positions[:, :, None] - self.positions[:, None, :] < window)
         if self.decoder.config._attn_implementation == "sdpa":
             return seen[:, None]
-        kind = next(self.decoder.parameters()).dtype
-        return torch.zeros_like(seen, dtype=kind).masked_fill(~seen, -torch.inf)[:, None]  # eager attention adds it
+        dtype = next(self.decoder.parameters()).dtype
+        return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, -torch.inf)[:, None]  # eager attention adds it
 
     @contextmanager
-    def _keeping_below(self) -> Iterator[None]:
-        def keep(_: Any, positional: Any, named: Any) -> None:
-            self.below = positional[0] if positional else named["hidden_states"]
+    def _recording_frozen_states(self) -> Iterator[None]:
+        """Keep what enters the first layer above the frozen ones."""
 
-        hook = self.decoder.layers[self.depth].register_forward_pre_hook(keep, with_kwargs=True)
+        def keep(_: Any, args: Any, kwargs: Any) -> None:
+            self.frozen_states = args[0] if args else kwargs["hidden_states"]
+
+        hook = self.decoder.layers[self.frozen_layers].register_forward_pre_hook(keep, with_kwargs=True)
         try:
             yield
         finally:
             hook.remove()
 
 
+class BranchReader:
+    """Reads tokens into the branches of a cache whose prompts are read, and pools their states (METHOD 2, pooling)."""
+
+    def __init__(self, cache: BranchingCache, branches: int, width: int, pooling: str) -> None:
+        """width: size d of a hidden state."""
+        self.cache, self.branches, self.pooling = cache, branches, pooling
+        self.rows = len(cache.length)
+        self.count = torch.zeros(self.rows, branches, dtype=torch.long, device=cache.device)
+        self.sum = torch.zeros(self.rows, branches, width, device=cache.device)
+        self.last = torch.zeros(self.rows, branches, width, device=cache.device)
+        self.recorded: list[tuple[list[int], Tensor, Tensor]] = []  # a read's branches, frozen states and validity
+
+    def read(self, chunk: Sequence[Sequence[Sequence[int] | Tensor]]) -> Tensor:
+        """Read token ids, or states, of each branch [rows][branches]; returns the state after its last one [n, G, d].
+
+        `states` then holds those of this chunk [rows, branches with tokens, t, d].
+        """
+        n, device = self.rows, self.cache.device
+        active = [g for g in range(self.branches) if any(len(row[g]) for row in chunk)]  # the others cost nothing
+        tokens, valid = pad([row[g] for row in chunk for g in active], device)
+        groups, width = len(active), tokens.shape[1]
+        places = torch.tensor(active, device=device)
+        branch = places.repeat_interleave(width).expand(n, -1)
+        start = self.cache.length[:, None] + self.count[:, active]
+        positions = start[:, :, None] + torch.arange(width, device=device)
+        hidden = self.cache.extend(
+            tokens.reshape(n, groups * width, *tokens.shape[2:]), valid.view(n, -1), branch, positions.view(n, -1)
+        )
+        self.states = hidden.view(n, groups, width, -1)
+        valid = valid.view(n, groups, width)
+        if self.cache.frozen_layers:
+            self.recorded.append((active, self.cache.frozen_states.view(n, groups, width, -1), valid))
+        states = self.states.float()
+        if self.pooling != "last":
+            self.sum = self.sum.index_add(1, places, (states * valid[..., None]).sum(2))
+        counts = valid.sum(2)
+        at_end = states.gather(2, (counts - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, states.shape[-1]))
+        newest = torch.where((counts > 0)[..., None], at_end.squeeze(2), self.last[:, active])
+        self.last = self.last.index_copy(1, places, newest)
+        self.count = self.count.index_add(1, places, counts)
+        return self.last.to(hidden.dtype)
+
+    def pooled(self) -> Tensor:
+        """The pooled state of each branch [n, G, d], float32."""
+        if self.pooling == "last":
+            return self.last
+        if self.pooling == "mean":
+            return self.sum / self.count[..., None]
+        prompt_sum, prompt_count = self.cache.total
+        return (prompt_sum[:, None] + self.sum) / (prompt_count[:, None] + self.count)[..., None]
+
+    def frozen_states(self) -> list[list[Tensor]]:
+        """States [t, d] after the frozen layers of all tokens that each branch has read [n][G]."""
+        chunks: list[list[list[Tensor]]] = [[[] for _ in range(self.branches)] for _ in range(self.rows)]
+        for active, states, valid in self.recorded:
+            for place, g in enumerate(active):
+                for i in range(self.rows):
+                    chunks[i][g].append(states[i, place][valid[i, place]])
+        return [[torch.cat(parts) for parts in row] for row in chunks]
+
+
 class LayerSlice:
-    """Some of a decoder's layers, called like the decoder: with `inputs_embeds` the states below them."""
+    """Consecutive layers of a decoder, called like it; their `inputs_embeds` are the states that enter the lowest."""
 
     def __init__(self, decoder: Any, layers: slice) -> None:
-        self.whole, self.layers, self.config = decoder, layers, decoder.config
+        self.decoder, self.layers, self.config = decoder, layers, decoder.config
         self.parameters = decoder.parameters
 
     def __call__(self, **inputs: Any) -> Any:
-        """The states after these layers; the final norm belongs to the top one."""
-        layers, norm = self.whole.layers, self.whole.norm
-        self.whole.layers = layers[self.layers]
+        """Run these layers, and the final norm where the top layer is among them."""
+        layers, norm = self.decoder.layers, self.decoder.norm
+        self.decoder.layers = layers[self.layers]
         if self.layers.stop is not None and self.layers.stop < len(layers):
-            self.whole.norm = torch.nn.Identity()
+            self.decoder.norm = torch.nn.Identity()
         try:
-            return self.whole(**inputs)
+            return self.decoder(**inputs)
         finally:
-            self.whole.layers, self.whole.norm = layers, norm
+            self.decoder.layers, self.decoder.norm = layers, norm
 
 
 def _windows(config: Any) -> dict[str, int | None]:
-    """How many positions each kind of layer looks back; None: all. Raises InputError where a mask would be ignored."""
+    """Sliding window of each kind of layer, in positions; None: no limit. Raises InputError where masks are ignored."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
     for kind in {*kinds} - {"full_attention", "sliding_attention"}:
@@ -143,7 +205,12 @@ def _windows(config: Any) -> dict[str, int | None]:
 
 
 def pad(rows: Sequence[Sequence[int] | Tensor], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Lists of ids [t], or states [t, d], as one tensor padded right with 0, and which entries are real."""
+    """Token ids [t], or states [t, d], as one tensor padded right with 0, and which of its entries are not padding.
+
+    >>> tokens, valid = pad([[7, 8], [9]])
+    >>> tokens.tolist(), valid.tolist()
+    ([[7, 8], [9, 0]], [[True, True], [True, False]])
+    """
     width = max((len(row) for row in rows), default=0)
     if rows and isinstance(rows[0], Tensor):
         length = torch.tensor([len(row) for row in rows])

@@ -1,16 +1,23 @@
-"""Several processes that train as one (`launch`): who does what, and what they tell each other.
+"""Several processes that train as one (METHOD 3): their ranks, sums over them, and layers sharded among them.
 
-With one process all of it does nothing.
+With one process all collective operations return what they were given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+from torch import distributed as dist
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+NO_LAYER = -1
+ALIGNMENT = 64  # bytes: every weight starts where kernels like it
 
 
 def _nothing() -> None:
@@ -20,37 +27,37 @@ def _nothing() -> None:
 _before_collective: Callable[[], None] = _nothing
 
 
-def on_collective(settle: Callable[[], None]) -> None:
-    """Have this, and nothing else, called in every process before they talk through this module."""
+def on_collective(callback: Callable[[], None]) -> None:
+    """Register the one callback that every process runs before each collective operation of this module."""
     global _before_collective
-    _before_collective = settle
+    _before_collective = callback
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many there are."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rows(total: int) -> list[int]:
-    """The rows of 0..total that are this process's own."""
+    """Rows of 0..total that this process works on: every `world_size`-th."""
     return list(range(rank(), total, world_size()))
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum of the processes' tensors of one shape, in place."""
+    """Sum tensors of one shape over the processes, in place."""
     if world_size() > 1:
         _before_collective()
-        distributed.all_reduce(values)
+        dist.all_reduce(values)
     return values
 
 
 def gathered(own: Tensor, total: int) -> Tensor:
-    """The rows [total, d] of which every process has computed its share."""
+    """All rows [total, d], of which each process has computed its `local_rows`."""
     if world_size() == 1:
         return own
     whole = torch.zeros(total, *own.shape[1:], dtype=own.dtype, device=own.device)
@@ -59,7 +66,7 @@ def gathered(own: Tensor, total: int) -> Tensor:
 
 
 def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
-    """Give every process the sum of their gradients."""
+    """Replace the gradients of the trained parameters by their sums over the processes."""
     if world_size() == 1:
         return
     trained = [p for p in parameters if p.requires_grad]
@@ -71,8 +78,91 @@ def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
 
 @contextmanager
 def first_rank_alone() -> Iterator[bool]:
-    """A block that says whether this is the first process; the others leave it when the first one has."""
+    """A block that gets whether this is rank 0; all processes leave it together, once rank 0 has run it."""
     yield rank() == 0
     if world_size() > 1:
         _before_collective()
-        distributed.barrier()
+        dist.barrier()
+
+
+class ShardedLayers:
+    """Shards the frozen layers' weights over the processes; one layer at a time is gathered whole, as in ZeRO-3.
+
+    The processes need layers at different moments and not equally often, as their texts differ in length and their
+    shares in the number of passes. So every gather is agreed on first: a process that needs a layer asks for it, and
+    the others join in when they need a layer themselves or come to another collective operation.
+    """
+
+    def __init__(self, layers: Sequence[Any], device: torch.device) -> None:
+        """Take the weights out of the layers, for good; adapters that are added later stay whole.
+
+        The layers lie on the CPU, without adapters; every process calls this with the same ones.
+        """
+        weights = [list(layer.parameters()) for layer in layers]
+        longest = max(sum(map(_aligned_bytes, of_layer)) for of_layer in weights)
+        shard = -(-longest // (ALIGNMENT * world_size())) * ALIGNMENT
+        self.whole = torch.zeros(shard * world_size(), dtype=torch.uint8, device=device)  # the layer `gathered`
+        self.gathered = NO_LAYER
+        self.shards = [self._take(ws).split(shard)[rank()].to(device, copy=True) for ws in weights]
+        self.requests = dist.new_group(backend="gloo")  # which layer is wanted: no GPU is waited for
+        for number, (layer, of_layer) in enumerate(zip(layers, weights, strict=True)):
+            layer.forward = self._gathering(number, of_layer, layer.forward)
+        on_collective(self.finish_gathers)
+
+    def _take(self, weights: list[Any]) -> Tensor:
+        """Copy a layer's weights out as bytes; from now on they are views of `whole`."""
+        start, taken = 0, torch.zeros(len(self.whole), dtype=torch.uint8)
+        for weight in weights:
+            taken[start : start + weight.nbytes] = weight.detach().contiguous().flatten().view(torch.uint8)
+            start += _aligned_bytes(weight)
+        self._point_to_whole(weights)
+        return taken
+
+    def _point_to_whole(self, weights: list[Any]) -> None:
+        """Make a layer's weights views of `whole`, the gathered layer."""
+        start = 0
+        for weight in weights:
+            weight.data = self.whole[start : start + weight.nbytes].view(weight.dtype).view(weight.shape)
+            start += _aligned_bytes(weight)
+
+    def _gathering(self, number: int, weights: list[Any], forward: Any) -> Any:
+        """Wrap a layer's forward so that its full weights are gathered before forward and backward."""
+
+        def unpack(saved: Tensor) -> Tensor:
+            if saved.untyped_storage().data_ptr() == self.whole.untyped_storage().data_ptr():
+                self.gather(number)
+            return saved
+
+        @functools.wraps(forward)
+        def gathering(*args: Any, **kwargs: Any) -> Any:
+            self.gather(number)
+            self._point_to_whole(weights)  # again: on a CPU, accelerate's `to` copies them
+            with saved_tensors_hooks(lambda tensor: tensor, unpack):
+                return forward(*args, **kwargs)
+
+        return gathering
+
+    def gather(self, number: int) -> None:
+        """Gather a layer's full weights, after those of other layers that other processes ask for."""
+        while self.gathered != number:
+            self._answer(number)
+
+    def finish_gathers(self) -> None:
+        """Answer the other processes' requests until none is pending; call before any other collective operation."""
+        while self._answer(NO_LAYER) != NO_LAYER:
+            pass
+
+    def _answer(self, wanted: int) -> int:
+        """Gather the highest layer that any process wants; returns its number, or NO_LAYER."""
+        request = torch.tensor(wanted)
+        dist.all_reduce(request, dist.ReduceOp.MAX, group=self.requests)
+        served = int(request)
+        if served != NO_LAYER:
+            dist.all_gather_into_tensor(self.whole, self.shards[served])
+            self.gathered = served
+        return served
+
+
+def _aligned_bytes(weight: Tensor) -> int:
+    """Bytes from the start of a weight to that of the next."""
+    return -(-weight.nbytes // ALIGNMENT) * ALIGNMENT

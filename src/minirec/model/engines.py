@@ -1,4 +1,4 @@
-"""What writes the completions of a rollout (METHOD 4.2): the package itself, or vLLM.
+"""Engines that generate the completions of a rollout (METHOD 4.2): our own, or vLLM.
 
 An engine turns prompts into completions with their states. The random numbers of a completion depend on (seed, sample,
 completion) alone, so neither the batch nor the shard matters; the engines draw differently from the same distribution.
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Protocol
 
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import sections
 from minirec.model import generate
 from minirec.model.generate import Completions
 from minirec.model.policy import Policy
 
 
 class Engine(Protocol):
-    """Writes completions of prompts."""
+    """What generates the completions of prompts."""
 
-    batches: int  # of `policy.batch_tokens` that it takes at a time
+    batches_per_call: int  # batches of `batch_tokens` that it takes at a time
 
-    def write(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
-        """`sampling.completions` completions of each prompt, given without the shared prefix."""
+    def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
+        """`sampling.completions` completions of each prompt (without the shared prefix)."""
 
 
 def require(engine: str) -> None:
@@ -34,40 +34,46 @@ def require(engine: str) -> None:
 
 
 def load(
-    policy: Policy, sampling: config.Sampling, rollout: config.Rollout, model: Path, adapter: Path | None
+    policy: Policy,
+    sampling: sections.Sampling,
+    rollout: sections.Rollout,
+    engine: sections.Engine,
+    model: Path,
+    adapter: Path | None,
 ) -> Engine:
-    """The engine of the settings; `policy` is what was loaded from the folders of the model and the adapter."""
+    """The engine that the settings name; `policy` was loaded from the folders of the model and the adapter."""
     if rollout.engine == "vllm":
-        return Vllm(policy, sampling, rollout, model, adapter)
+        return Vllm(policy, sampling, rollout, engine, model, adapter)
     return Builtin(policy, sampling, rollout)
 
 
 class Builtin:
-    """`generate.write`, which takes the states from the decoding steps."""
+    """`generate.generate`, which takes the states from the decoding steps."""
 
-    batches = 1
+    batches_per_call = 1
 
-    def __init__(self, policy: Policy, sampling: config.Sampling, rollout: config.Rollout) -> None:
+    def __init__(self, policy: Policy, sampling: sections.Sampling, rollout: sections.Rollout) -> None:
         self.policy, self.sampling, self.seed = policy, sampling, rollout.seed
 
-    def write(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
+    def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
         """The completions of one batch."""
         s = self.sampling
-        noise = generate.noise(self.seed, sample_ids, s.completions, s.max_new_tokens).to(self.policy.device)
+        uniforms = generate.sampling_uniforms(self.seed, sample_ids, s.completions, s.max_new_tokens)
         limits = [s.max_new_tokens] * s.completions
-        return generate.generate(self.policy, prompts, limits, noise, s.temperature, s.top_k)
+        return generate.generate(self.policy, prompts, limits, uniforms.to(self.policy.device), s.temperature, s.top_k)
 
 
 class Vllm:
-    """vLLM writes, the policy reads what was written: one pass a batch for the states."""
+    """vLLM generates the tokens; the policy reads them in one pass per batch, for the states."""
 
-    batches = 16  # it decodes hundreds of completions side by side
+    batches_per_call = 16  # it decodes hundreds of completions side by side
 
     def __init__(
         self,
         policy: Policy,
-        sampling: config.Sampling,
-        rollout: config.Rollout,
+        sampling: sections.Sampling,
+        rollout: sections.Rollout,
+        engine: sections.Engine,
         model: Path,
         adapter: Path | None,
     ) -> None:
@@ -86,40 +92,40 @@ class Vllm:
                 enable_lora=adapter is not None,
                 max_lora_rank=max(8, 1 << (policy.settings.lora_r - 1).bit_length()),  # it knows powers of two
                 enable_prefix_caching=True,
-                gpu_memory_utilization=rollout.vllm_memory,
+                gpu_memory_utilization=engine.vllm_memory,
                 seed=rollout.seed,
             )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            advice = "change rollout.vllm_memory, or set rollout.engine to builtin"
+            advice = "change the resource vllm_memory, or set rollout.engine to builtin"
             raise InputError(f"vLLM cannot load {model} ({reason}); {advice}") from error
 
-    def write(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
+    def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
         """The completions of several batches."""
         s, policy = self.sampling, self.policy
         texts = self.sample(prompts, sample_ids) if s.max_new_tokens else [[[]] * s.completions for _ in prompts]
         extra = s.completions * (s.max_new_tokens + len(policy.marker_ids))
-        order, parts = [], []
-        for rows in policy.batches(prompts, extra):
+        order, batches = [], []
+        for rows in policy.length_batches(prompts, extra):
             order += rows
-            chosen, written = [prompts[row] for row in rows], [texts[row] for row in rows]
-            parts.append(generate.from_tokens(policy, chosen, written, s.max_new_tokens))
-        return Completions.together(parts).take(sorted(range(len(order)), key=order.__getitem__))
+            chosen, sampled = [prompts[row] for row in rows], [texts[row] for row in rows]
+            batches.append(generate.from_tokens(policy, chosen, sampled, s.max_new_tokens))
+        return Completions.concatenate(batches).take(sorted(range(len(order)), key=order.__getitem__))
 
     def sample(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> list[list[list[int]]]:
-        """Tokens [n][G] as vLLM returns them, which may go on after the marker."""
+        """Token ids [n][G] as vLLM returns them; they may go on after the marker."""
         s, policy = self.sampling, self.policy
-        asked = [
+        requests = [
             (prompt, int(i), g) for prompt, i in zip(prompts, sample_ids, strict=True) for g in range(s.completions)
         ]
         answers = self.model.generate(
             [
                 self.library.TokensPrompt(prompt_token_ids=[*policy.user_prompts.prefix, *prompt])
-                for prompt, _, _ in asked
+                for prompt, _, _ in requests
             ],
             [
                 self.library.SamplingParams(
-                    seed=int(generate.uniforms(self.seed, i, g, 1)[0] * 2**53),
+                    seed=int(generate.completion_uniforms(self.seed, i, g, 1)[0] * 2**53),
                     temperature=s.temperature,
                     top_k=s.top_k or -1,
                     max_tokens=s.max_new_tokens,
@@ -128,10 +134,10 @@ class Vllm:
                     ignore_eos=True,  # `eos_ids` are all that end a turn
                     skip_special_tokens=False,  # the marker may be one
                 )
-                for _, i, g in asked
+                for _, i, g in requests
             ],
             lora_request=self.adapter,
             use_tqdm=False,
         )
-        found = [list(answer.outputs[0].token_ids) for answer in answers]
-        return [found[start : start + s.completions] for start in range(0, len(found), s.completions)]
+        tokens = [list(answer.outputs[0].token_ids) for answer in answers]
+        return [tokens[start : start + s.completions] for start in range(0, len(tokens), s.completions)]

@@ -1,4 +1,4 @@
-"""Writing completions and reading them again with gradients (METHOD 2, 3)."""
+"""Write completions, and read them again with gradients (METHOD 2, user side)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirec.model.cache import BranchingCache, LayerSlice, pad
+from minirec.model.cache import BranchingCache, BranchReader, LayerSlice, pad
 from minirec.model.policy import Policy
+from minirec.progress import progress
 
 
-def uniforms(seed: int, sample_id: int, completion: int, count: int, epoch: int = 0) -> np.ndarray:
-    """The random stream of one completion: `count` numbers in [0, 1), a function of the arguments alone."""
+def completion_uniforms(seed: int, sample_id: int, completion: int, count: int, epoch: int = 0) -> np.ndarray:
+    """Uniform random numbers in [0, 1) of one completion [count], a function of the other arguments alone.
+
+    >>> three, two = completion_uniforms(0, 17, 1, 3), completion_uniforms(0, 17, 1, 2)
+    >>> bool((three[:2] == two).all())
+    True
+    """
     return np.random.Generator(np.random.Philox(key=[seed, sample_id], counter=[0, 0, completion, epoch])).random(count)
 
 
-def noise(seed: int, sample_ids: Sequence[int], completions: int, count: int, epoch: int = 0) -> Tensor:
-    """The numbers that choose the tokens [n, G, count]; a function of (seed, sample, completion, epoch) alone."""
-    rows = [[uniforms(seed, int(s), g, count, epoch) for g in range(completions)] for s in sample_ids]
+def sampling_uniforms(seed: int, sample_ids: Sequence[int], completions: int, count: int, epoch: int = 0) -> Tensor:
+    """The `completion_uniforms` that choose the tokens of all completions [n, G, count]."""
+    rows = [[completion_uniforms(seed, int(s), g, count, epoch) for g in range(completions)] for s in sample_ids]
     return torch.from_numpy(np.array(rows))
+
+
+@dataclass(frozen=True)
+class FrozenStates:
+    """States that enter the first trainable layer for a prompt and its completions: the layers below need not rerun."""
+
+    prefix: Tensor  # [p, d], shared by all prompts
+    prompt: Tensor  # [t, d]
+    completions: list[Tensor]  # [G] of [t, d], a forced marker included
 
 
 @dataclass
@@ -31,32 +46,23 @@ class Completions:
     tokens: list[list[list[int]]]  # [n][G]: sampled ids, forced marker not included
     forced: list[list[bool]]  # [n][G]: whether the marker had to be appended
     hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened
-    below: list[FrozenStates]  # [n]: what the frozen layers made of them; empty where it was not kept
+    frozen_states: list[FrozenStates]  # [n]; empty where they were not kept
 
     def take(self, rows: Sequence[int]) -> Completions:
         """The completions of these prompts, in this order."""
-        below = [self.below[row] for row in rows] if self.below else []
+        frozen_states = [self.frozen_states[row] for row in rows] if self.frozen_states else []
         tokens, forced = [self.tokens[row] for row in rows], [self.forced[row] for row in rows]
-        return Completions(tokens, forced, self.hidden[list(rows)], below)
+        return Completions(tokens, forced, self.hidden[list(rows)], frozen_states)
 
     @classmethod
-    def together(cls, parts: Sequence[Completions]) -> Completions:
+    def concatenate(cls, batches: Sequence[Completions]) -> Completions:
         """The completions of several batches, one after another."""
         return cls(
-            [row for part in parts for row in part.tokens],
-            [row for part in parts for row in part.forced],
-            torch.cat([part.hidden for part in parts]),
-            [row for part in parts for row in part.below],
+            [row for batch in batches for row in batch.tokens],
+            [row for batch in batches for row in batch.forced],
+            torch.cat([batch.hidden for batch in batches]),
+            [row for batch in batches for row in batch.frozen_states],
         )
-
-
-@dataclass(frozen=True)
-class FrozenStates:
-    """States under the lowest trained layer: they never change, so reading again starts from them."""
-
-    prefix: Tensor  # [p, d], shared by all prompts
-    prompt: Tensor  # [t, d]
-    completions: list[Tensor]  # [G] of [t, d], a forced marker included
 
 
 @torch.no_grad()
@@ -64,89 +70,120 @@ def generate(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
-    noise: Tensor | None = None,
+    uniforms: Tensor | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
-    keep_below: bool = False,
+    keep_frozen_states: bool = False,
 ) -> Completions:
-    """Write completions of one batch of prompts (without their shared prefix); greedy where `noise` is None.
+    """Write completions of one batch of prompts (without their shared prefix); greedy where `uniforms` is None.
 
-    limits [G]: longest completion of each branch, in tokens; 0 is the empty completion, the bare marker.
-    noise [n, G, max(limits)]: numbers in [0, 1) that choose the tokens, by the inverse of the distribution function
+    limits [G]: most tokens of each completion; 0 is the empty completion, the bare marker.
+    uniforms [n, G, max(limits)]: numbers in [0, 1) that choose the tokens, by the inverse of the distribution function
     over tokens from likely to unlikely. The state at the marker comes from the decoding step that reads it.
-    keep_below: keep the states after the frozen layers of every token, for `teacher_forced`.
+    keep_frozen_states: for `teacher_forced`.
     """
     n, groups = len(prompts), len(limits)
-    marker = policy.marker_ids
-    tree = BranchingCache(policy.decoder, policy.user_prompts.prefix, n, policy.frozen_layers if keep_below else 0)
-    prefix = tree.below[0] if tree.depth else None
-    state = tree.read(prompts)[:, None, :].expand(n, groups, -1)
-    prompt = tree.below if tree.depth else None
-    reader = _Reader(policy, tree, groups)
-    tokens: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(n)]
-    queues: list[list[list[int]]] = [[[] for _ in range(groups)] for _ in range(n)]  # chosen, not yet read
-    forced = [[True] * groups for _ in range(n)]
-    writing = [(i, g) for i in range(n) for g in range(groups) if limits[g] > 0]
-    for i, g in {(i, g) for i in range(n) for g in range(groups)}.difference(writing):
-        queues[i][g] += marker
+    frozen_layers = policy.frozen_layers if keep_frozen_states else 0
+    cache = BranchingCache(policy.decoder, policy.user_prompts.prefix, n, frozen_layers)
+    prefix = cache.frozen_states[0] if frozen_layers else None
+    state = cache.read(prompts)[:, None, :].expand(n, groups, -1)
+    prompt = cache.frozen_states if frozen_layers else None
+    reader = _reader(policy, cache, groups)
+    drafts = _Drafts(policy, n, limits)
     step = 0
-    while writing:
-        i_, g_ = (torch.tensor(index, device=policy.device) for index in zip(*writing, strict=True))
-        logits = policy.logits(state[i_, g_])
-        chosen = logits.argmax(-1) if noise is None else _sample(logits, noise[i_, g_, step], temperature, top_k)
+    while drafts.open:
+        i, g = (torch.tensor(index, device=policy.device) for index in zip(*drafts.open, strict=True))
+        logits = policy.logits(state[i, g])
+        chosen = logits.argmax(-1) if uniforms is None else _sample(logits, uniforms[i, g, step], temperature, top_k)
         step += 1
-        going = []
-        for (i, g), token in zip(writing, chosen.tolist(), strict=True):
-            tokens[i][g].append(token)
-            queues[i][g].append(token)
-            end = ending(policy, tokens[i][g], limits[g])
-            if end is None:
-                going.append((i, g))
-            elif end:
-                queues[i][g] += marker
-            else:
-                forced[i][g] = False
-        writing = going
-        if writing:
-            state = reader.read([[queue[:1] for queue in row] for row in queues])
-            queues = [[queue[1:] for queue in row] for row in queues]
-    reader.read(queues)
-    below = []
+        drafts.append(chosen.tolist())
+        if drafts.open:
+            state = reader.read(drafts.next_unread())
+    reader.read(drafts.unread)
+    frozen_states = []
     if prefix is not None and prompt is not None:
-        texts = reader.below()
-        below = [FrozenStates(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
-    return Completions(tokens, forced, _alike(tokens, reader.pooled()), below)
+        texts = reader.frozen_states()
+        frozen_states = [FrozenStates(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
+    return Completions(drafts.tokens, drafts.forced, _share_states(drafts.tokens, reader.pooled()), frozen_states)
+
+
+class _Drafts:
+    """Completions while they are written: the tokens so far, those that the model has not read, which ones go on."""
+
+    def __init__(self, policy: Policy, rows: int, limits: Sequence[int]) -> None:
+        self.policy, self.limits = policy, limits
+        self.tokens: list[list[list[int]]] = [[[] for _ in limits] for _ in range(rows)]
+        self.unread = [[[] if limit > 0 else list(policy.marker_ids) for limit in limits] for _ in range(rows)]
+        self.forced = [[True] * len(limits) for _ in range(rows)]
+        self.open = [(i, g) for i in range(rows) for g, limit in enumerate(limits) if limit > 0]
+
+    def append(self, chosen: Sequence[int]) -> None:
+        """Add a token to each open completion; where that ends it, also the marker if it is missing."""
+        still_open = []
+        for (i, g), token in zip(self.open, chosen, strict=True):
+            self.tokens[i][g].append(token)
+            self.unread[i][g].append(token)
+            missing = marker_missing(self.policy, self.tokens[i][g], self.limits[g])
+            if missing is None:
+                still_open.append((i, g))
+            elif missing:
+                self.unread[i][g] += self.policy.marker_ids
+            else:
+                self.forced[i][g] = False
+        self.open = still_open
+
+    def next_unread(self) -> list[list[list[int]]]:
+        """Take the first unread token of each completion, if it has one [n][G]."""
+        first = [[tokens[:1] for tokens in row] for row in self.unread]
+        self.unread = [[tokens[1:] for tokens in row] for row in self.unread]
+        return first
+
+
+@torch.no_grad()
+def user_states(policy: Policy, bodies: Sequence[str], count: int | None = None) -> Tensor:
+    """States [n, d] of users after an empty completion, on the CPU, not whitened.
+
+    bodies: see `Split.bodies`. count: only so many, evenly spread over the list, which is in the order of time.
+    """
+    rows = np.linspace(0, len(bodies) - 1, min(count or len(bodies), len(bodies))).round().astype(int)
+    prompts = policy.user_bodies([bodies[row] for row in rows])
+    states = torch.zeros(len(prompts), policy.width)
+    with progress("users", len(prompts), "prompts") as bar:
+        for batch in policy.length_batches(prompts, extra=len(policy.marker_ids)):
+            states[batch] = generate(policy, [prompts[row] for row in batch], limits=[0]).hidden[:, 0].cpu()
+            bar.add(len(batch))
+    return states
 
 
 @torch.no_grad()
 def from_tokens(
     policy: Policy, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], limit: int
 ) -> Completions:
-    """Completions of one batch of prompts from tokens [n][G] that another writer sampled, as if `write` had.
+    """Completions of one batch of prompts from tokens [n][G] that another engine sampled, as if by `generate`.
 
-    Each is cut where `write` would have ended it; the states come from one pass over the finished texts.
+    Each is truncated where `generate` would have ended it; the states come from one pass over the finished texts.
     """
-    ended = [[cut(policy, tokens, limit) for tokens in row] for row in texts]
-    tokens = [[kept for kept, _ in row] for row in ended]
-    written = Completions(tokens, [[forced for _, forced in row] for row in ended], torch.empty(0), [])
-    return replace(written, hidden=_alike(tokens, _read_again(policy, prompts, written)[1].pooled()))
+    truncated = [[truncate(policy, tokens, limit) for tokens in row] for row in texts]
+    tokens = [[kept for kept, _ in row] for row in truncated]
+    completions = Completions(tokens, [[forced for _, forced in row] for row in truncated], torch.empty(0), [])
+    _, reader = _read_completions(policy, prompts, completions)
+    return replace(completions, hidden=_share_states(tokens, reader.pooled()))
 
 
 def teacher_forced(
     policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Read prompts with their completions once more, keeping gradients where they are enabled.
+    """Log-probabilities and pooled states of completions by one pass over prompt and completion; differentiable.
 
-    Where the states below the trained layers were kept, only the layers above them run.
+    Where the completions have frozen states, only the layers above these run.
 
-    Returns the log-probabilities of the sampled tokens at temperature 1 [n, G, T], which of them are real [n, G, T],
-    and the pooled states [n, G, d].
+    Returns the log-probabilities of the sampled tokens at temperature 1 [n, G, T], which of them are not padding
+    [n, G, T], and the pooled states [n, G, d].
     """
     n, groups = len(prompts), len(completions.tokens[0])
-    first, reader = _read_again(policy, prompts, completions)
+    first, reader = _read_completions(policy, prompts, completions)
     longest = max(len(tokens) for row in completions.tokens for tokens in row)
-    flat = [tokens for row in completions.tokens for tokens in row]
-    ids, real = pad(flat, policy.device)
+    ids, real = pad([tokens for row in completions.tokens for tokens in row], policy.device)
     ids, real = ids.view(n, groups, longest), real.view(n, groups, longest)
     before = torch.cat([first[:, None, None, :].expand(n, groups, 1, -1), reader.states], 2)[:, :, :longest]
     logits = policy.logits(before[real])
@@ -155,122 +192,71 @@ def teacher_forced(
     return log_probability, real, reader.pooled()
 
 
-def _alike(tokens: list[list[list[int]]], hidden: Tensor) -> Tensor:
-    """The states [n, G, d], one and the same for completions of a prompt with the same tokens.
-
-    In bfloat16 they differ in the last bits, and an advantage would make a signal of that.
-    """
-    first = torch.tensor([[row.index(completion) for completion in row] for row in tokens], device=hidden.device)
-    return hidden.gather(1, first[..., None].expand_as(hidden))
-
-
 def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
     """Whether the last of these tokens completes the marker; it may be tokenised in any way."""
     marker = policy.settings.marker
     return marker in policy.tokenizer.decode(tokens[-len(marker.encode()) :])  # a token is a byte or more
 
 
-def ending(policy: Policy, tokens: Sequence[int], limit: int) -> bool | None:
-    """Whether a completion that ends with these tokens needs the marker appended; None where it does not end yet."""
+def marker_missing(policy: Policy, tokens: Sequence[int], limit: int) -> bool | None:
+    """Whether a completion that ends with its last token lacks the marker; None where it does not end there."""
     if has_marker(policy, tokens):
         return False
     return True if tokens[-1] in policy.eos_ids or len(tokens) == limit else None
 
 
-def cut(policy: Policy, tokens: Sequence[int], limit: int) -> tuple[list[int], bool]:
-    """These tokens up to where a completion of at most `limit` ends, and whether the marker must be appended."""
+def truncate(policy: Policy, tokens: Sequence[int], limit: int) -> tuple[list[int], bool]:
+    """Truncate a completion after its marker, an end of turn or `limit` tokens; also whether it has no marker."""
     for count in range(1, min(len(tokens), limit) + 1):
-        forced = ending(policy, tokens[:count], limit)
-        if forced is not None:
-            return list(tokens[:count]), forced
+        missing = marker_missing(policy, tokens[:count], limit)
+        if missing is not None:
+            return list(tokens[:count]), missing
     return list(tokens[:limit]), True
 
 
-def _read_again(policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions) -> tuple[Tensor, _Reader]:
-    """The states after the prompts [n, d], and a reader that has read all completions after them."""
+def _read_completions(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions
+) -> tuple[Tensor, BranchReader]:
+    """The states at the prompts' last tokens [n, d], and a reader that has read all completions."""
     n, groups = len(prompts), len(completions.tokens[0])
-    below = completions.below
-    if below:
-        tree = BranchingCache(LayerSlice(policy.decoder, slice(policy.frozen_layers, None)), below[0].prefix, n)
-        first = tree.read([row.prompt for row in below])
-        reader = _Reader(policy, tree, groups)
-        reader.read([row.completions for row in below])
+    frozen_states = completions.frozen_states
+    if frozen_states:
+        trainable = LayerSlice(policy.decoder, slice(policy.frozen_layers, None))
+        cache = BranchingCache(trainable, frozen_states[0].prefix, n)
+        first = cache.read([row.prompt for row in frozen_states])
+        reader = _reader(policy, cache, groups)
+        reader.read([row.completions for row in frozen_states])
     else:
-        tree = BranchingCache(policy.decoder, policy.user_prompts.prefix, n)
-        first = tree.read(prompts)
-        reader = _Reader(policy, tree, groups)
-        marker = policy.marker_ids
+        cache = BranchingCache(policy.decoder, policy.user_prompts.prefix, n)
+        first = cache.read(prompts)
+        reader = _reader(policy, cache, groups)
         reader.read(
             [
-                [tokens + (marker if forced else []) for tokens, forced in zip(*row, strict=True)]
+                [tokens + (policy.marker_ids if forced else []) for tokens, forced in zip(*row, strict=True)]
                 for row in zip(completions.tokens, completions.forced, strict=True)
             ]
         )
     return first, reader
 
 
-class _Reader:
-    """Reads tokens of every branch, once the prompts are read, and pools the states."""
-
-    def __init__(self, policy: Policy, tree: BranchingCache, groups: int) -> None:
-        self.pooling, self.tree, self.groups = policy.settings.pooling, tree, groups
-        self.rows = len(tree.length)
-        self.count = torch.zeros(self.rows, groups, dtype=torch.long, device=tree.device)
-        self.sum = torch.zeros(self.rows, groups, policy.width, device=tree.device)
-        self.last = torch.zeros(self.rows, groups, policy.width, device=tree.device)
-        self.kept: list[tuple[list[int], Tensor, Tensor]] = []  # of every read: branches, states below, validity
-
-    def read(self, chunk: Sequence[Sequence[Sequence[int] | Tensor]]) -> Tensor:
-        """Read tokens, or states, of each branch; returns the state after each branch's last token [n, G, d]."""
-        n = self.rows
-        open_ = [g for g in range(self.groups) if any(len(row[g]) for row in chunk)]  # the others cost nothing
-        ids, valid = pad([row[g] for row in chunk for g in open_], self.tree.device)
-        groups, width = len(open_), ids.shape[1]
-        places = torch.tensor(open_, device=self.tree.device)
-        branch = places.repeat_interleave(width).expand(n, -1)
-        start = self.tree.length[:, None] + self.count[:, open_]
-        positions = start[:, :, None] + torch.arange(width, device=self.tree.device)
-        hidden = self.tree.extend(
-            ids.reshape(n, groups * width, *ids.shape[2:]), valid.view(n, -1), branch, positions.view(n, -1)
-        )
-        self.states = hidden.view(n, groups, width, -1)
-        valid = valid.view(n, groups, width)
-        if self.tree.depth:
-            self.kept.append((open_, self.tree.below.view(n, groups, width, -1), valid))
-        states = self.states.float()
-        if self.pooling != "last":
-            self.sum = self.sum.index_add(1, places, (states * valid[..., None]).sum(2))
-        counts = valid.sum(2)
-        at_end = states.gather(2, (counts - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, states.shape[-1]))
-        newest = torch.where((counts > 0)[..., None], at_end.squeeze(2), self.last[:, open_])
-        self.last = self.last.index_copy(1, places, newest)
-        self.count = self.count.index_add(1, places, counts)
-        return self.last.to(hidden.dtype)
-
-    def below(self) -> list[list[Tensor]]:
-        """The states [t, d] below the trained layers, of all that each branch has read [n][G]."""
-        found: list[list[list[Tensor]]] = [[[] for _ in range(self.groups)] for _ in range(self.rows)]
-        for open_, states, valid in self.kept:
-            for place, g in enumerate(open_):
-                for i in range(self.rows):
-                    found[i][g].append(states[i, place][valid[i, place]])
-        return [[torch.cat(parts) for parts in row] for row in found]
-
-    def pooled(self) -> Tensor:
-        """The state of each branch by the policy's pooling [n, G, d], float32."""
-        if self.pooling == "last":
-            return self.last
-        if self.pooling == "mean":
-            return self.sum / self.count[..., None]
-        states, count = self.tree.total
-        return (states[:, None] + self.sum) / (count[:, None] + self.count)[..., None]
+def _reader(policy: Policy, cache: BranchingCache, branches: int) -> BranchReader:
+    return BranchReader(cache, branches, policy.width, policy.settings.pooling)
 
 
-def _sample(logits: Tensor, noise: Tensor, temperature: float, top_k: int) -> Tensor:
+def _share_states(tokens: list[list[list[int]]], hidden: Tensor) -> Tensor:
+    """Give identical completions of a prompt the identical state [n, G, d].
+
+    In bfloat16 their last bits can differ, and an advantage would make a signal of that.
+    """
+    first = torch.tensor([[row.index(completion) for completion in row] for row in tokens], device=hidden.device)
+    return hidden.gather(1, first[..., None].expand_as(hidden))
+
+
+def _sample(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> Tensor:
+    """Tokens [k] at these quantiles [k] of the softmax over the `top_k` likeliest, from likely to unlikely."""
     count = min(top_k or logits.shape[-1], logits.shape[-1])
     best, ids = (logits / temperature).topk(count, dim=-1)
-    below = best.double().softmax(-1).cumsum(-1)
-    slot = torch.searchsorted(below, noise.double()[..., None].contiguous().to(below.device), right=True).clamp(
-        max=count - 1
-    )
+    cumulative = best.double().softmax(-1).cumsum(-1)
+    uniforms = uniforms.double()[..., None].contiguous().to(cumulative.device)
+    slot = torch.searchsorted(cumulative, uniforms, right=True).clamp(max=count - 1)
     return ids.gather(-1, slot).squeeze(-1)

@@ -1,6 +1,6 @@
-"""The item side of the policy: vectors of the catalogue's items (METHOD 2).
+"""Item encoder: vectors of the catalogue's items (METHOD 2, item side).
 
-What the frozen layers make of an item never changes, so it is computed once and kept: the frozen_states.
+The frozen layers' outputs for an item never change, so they are computed once and kept as frozen states.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from minirec.storage.artefact import Provenance
 
 @dataclass(frozen=True)
 class FrozenItemStates:
-    """States below the lowest trained layer, of the shared prefix [p, d] and of each item's tokens [t, d]."""
+    """States that enter the first trainable layer for the item prompts."""
 
-    prefix: Tensor
-    states: Sequence[Tensor]
+    prefix: Tensor  # [p, d], shared by all items
+    states: Sequence[Tensor]  # [t, d] of each catalogue row
 
     @classmethod
     def read(cls, path: Path) -> FrozenItemStates | None:
-        """From frozen_states.safetensors; None where none was kept."""
+        """Read frozen_states.safetensors; None where it holds none."""
         stored = {name: torch.from_numpy(array) for name, array in tensors.read(path).items()}
         if not len(stored["lengths"]):
             return None
         return cls(stored["prefix"], stored["states"].split(stored["lengths"].tolist()))
 
     @staticmethod
-    def write(frozen_states: FrozenItemStates | None, path: Path, made: Provenance) -> None:
-        """To frozen_states.safetensors; an empty one where there is none."""
+    def write(frozen_states: FrozenItemStates | None, path: Path, provenance: Provenance) -> None:
+        """Write frozen_states.safetensors, an empty one for None."""
         prefix = frozen_states.prefix if frozen_states else torch.zeros(0, 1)
         states = torch.cat(list(frozen_states.states)) if frozen_states else torch.zeros(0, 1)
         lengths = np.array([len(s) for s in frozen_states.states] if frozen_states else [], dtype=np.int64)
-        tensors.write({"prefix": prefix.numpy(), "states": states.numpy(), "lengths": lengths}, path, made)
+        tensors.write({"prefix": prefix.numpy(), "states": states.numpy(), "lengths": lengths}, path, provenance)
 
 
 def read_table(path: Path, catalogue: Path) -> Tensor:
-    """Item vectors [m, d'] of items.safetensors; raises InputError where they are not of the catalogue's m items."""
+    """Read the item table [m, d'] of items.safetensors; raises InputError where the catalogue has another size."""
     table = torch.from_numpy(tensors.read(path, "items")["items"])
     count = tables.read("catalogue", catalogue, ["row"]).num_rows
     if len(table) != count:
@@ -55,38 +55,38 @@ def read_table(path: Path, catalogue: Path) -> Tensor:
     return table
 
 
-class Items:
-    """Embeds items, from their texts or from their frozen_states."""
+class ItemEncoder:
+    """Embeds the items of a catalogue, from their texts or from their frozen states."""
 
     def __init__(self, policy: Policy, texts: Sequence[str], frozen_states: FrozenItemStates | None = None) -> None:
         self.policy = policy
         self.bodies = [policy.item_prompts.encode(text) for text in texts]
         self.frozen_states = frozen_states
         if frozen_states is not None and [len(s) for s in frozen_states.states] != [len(body) for body in self.bodies]:
-            raise InputError("the frozen_states was made from another catalogue or tokenizer; run embed again")
+            raise InputError("the frozen states were made from another catalogue or tokenizer; run embed again")
 
     def __len__(self) -> int:
         return len(self.bodies)
 
-    def bytes(self, frozen_states: bool) -> int:
-        """What the table of all vectors, and the frozen_states where one is kept, take in float32."""
+    def table_bytes(self, frozen_states: bool) -> int:
+        """Bytes of all item vectors in float32, and of the frozen states where these are kept."""
         tokens = sum(map(len, self.bodies)) if frozen_states and self.policy.frozen_layers else 0
         return 4 * self.policy.width * (len(self) + tokens)
 
-    def batches(self, rows: Sequence[int]) -> list[list[int]]:
-        """Places in `rows`, in batches of one pass each."""
-        return list(self.policy.batches([self.bodies[row] for row in rows]))
+    def length_batches(self, rows: Sequence[int]) -> list[list[int]]:
+        """Places in `rows`, in batches of items of similar length that fit into one pass."""
+        return list(self.policy.length_batches([self.bodies[row] for row in rows]))
 
     def embed(self, rows: Sequence[int] | None = None, what: str | None = None) -> Tensor:
-        """Vectors [k, d] of catalogue rows, all by default; float32, not whitened.
+        """Vectors [k, d] of catalogue rows, all by default; float32, not whitened, differentiable.
 
-        Pooling `last`: the state at the marker's last token; else the mean over what follows the instruction. Keeps
-        gradients where they are enabled. `what` names a progress bar.
+        Pooling `last`: the state at the marker's last token; else the mean over what follows the instruction.
+        what: shows a progress bar of this name.
         """
         rows = range(len(self)) if rows is None else rows
-        places, vectors = [], [torch.zeros(0, self.policy.width, device=self.policy.device)]  # a share may be empty
+        places, vectors = [], [torch.zeros(0, self.policy.width, device=self.policy.device)]  # there may be no rows
         with progress(what, len(rows), "items") if what else nullcontext() as bar:
-            for batch in self.batches(rows):
+            for batch in self.length_batches(rows):
                 hidden, valid = self._read([rows[place] for place in batch])
                 if self.policy.settings.pooling != "last":
                     vectors.append((hidden * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
@@ -99,17 +99,17 @@ class Items:
 
     @torch.no_grad()
     def make_frozen_states(self) -> FrozenItemStates | None:
-        """Compute and use the frozen_states; None where every layer is trained."""
+        """Compute the frozen states and use them from now on; None where every layer is trained."""
         depth = self.policy.frozen_layers
         if depth == 0:
             return None
-        part = LayerSlice(self.policy.decoder, slice(0, depth))
+        frozen = LayerSlice(self.policy.decoder, slice(0, depth))
         states: list[Tensor] = [torch.empty(0)] * len(self)
         prefix = torch.zeros(0, self.policy.width)
-        with progress("frozen_states", len(self), "items") as bar:
-            for batch in self.batches(range(len(self))):
-                tree, hidden, valid = self._extend(part, self.policy.item_prompts.prefix, batch)
-                prefix = tree.states[0].float().cpu()
+        with progress("frozen states", len(self), "items") as bar:
+            for batch in self.length_batches(range(len(self))):
+                cache, hidden, valid = self._extend(frozen, self.policy.item_prompts.prefix, batch)
+                prefix = cache.prefix_states[0].float().cpu()
                 for row, state, count in zip(batch, hidden, valid.sum(1).tolist(), strict=True):
                     states[row] = state[:count].float().cpu()
                 bar.add(len(batch))
@@ -117,24 +117,25 @@ class Items:
         return self.frozen_states
 
     def _read(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Final states [k, t, d] of the items' tokens, and which are not padding [k, t]."""
         if self.frozen_states is None:
             _, hidden, valid = self._extend(self.policy.decoder, self.policy.item_prompts.prefix, rows)
             return hidden.float(), valid
-        kind = next(self.policy.decoder.parameters()).dtype
-        part = LayerSlice(self.policy.decoder, slice(self.policy.frozen_layers, None))
-        prefix = self.frozen_states.prefix.to(self.policy.device, kind)
-        _, hidden, valid = self._extend(part, prefix, rows)
+        dtype = next(self.policy.decoder.parameters()).dtype
+        trainable = LayerSlice(self.policy.decoder, slice(self.policy.frozen_layers, None))
+        prefix = self.frozen_states.prefix.to(self.policy.device, dtype)
+        _, hidden, valid = self._extend(trainable, prefix, rows)
         return hidden.float(), valid
 
     def _extend(
         self, decoder: object, prefix: Sequence[int] | Tensor, rows: Sequence[int]
     ) -> tuple[BranchingCache, Tensor, Tensor]:
-        tree = BranchingCache(decoder, prefix, len(rows))
+        cache = BranchingCache(decoder, prefix, len(rows))
         if isinstance(prefix, Tensor):
             assert self.frozen_states is not None
-            given, valid = pad([self.frozen_states.states[row].to(prefix.dtype) for row in rows], tree.device)
+            tokens, valid = pad([self.frozen_states.states[row].to(prefix.dtype) for row in rows], cache.device)
         else:
-            given, valid = pad([self.bodies[row] for row in rows], tree.device)
+            tokens, valid = pad([self.bodies[row] for row in rows], cache.device)
         branch = torch.full_like(valid, PROMPT, dtype=torch.long)
-        positions = (len(prefix) + torch.arange(given.shape[1], device=tree.device)).expand_as(branch)
-        return tree, tree.extend(given, valid, branch, positions), valid
+        positions = (len(prefix) + torch.arange(tokens.shape[1], device=cache.device)).expand_as(branch)
+        return cache, cache.extend(tokens, valid, branch, positions), valid

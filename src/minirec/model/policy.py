@@ -1,4 +1,4 @@
-"""The dual-head policy (METHOD 2): one causal LM that writes about a user and embeds users and items."""
+"""The policy (METHOD 2): one causal LM that reasons about a user and embeds users and items."""
 
 from __future__ import annotations
 
@@ -16,27 +16,35 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import sections
+from minirec.experiment.sections import Passes
 from minirec.model import prompts
-from minirec.model.spread import ShardedLayers
+from minirec.model.distributed import ShardedLayers
 from minirec.storage import artefact
 
 
 @dataclass
 class Policy:
-    """A model with its tokenizer and prompts; `settings.lora_*` say what is trained."""
+    """A causal LM with its tokenizer and prompts; `settings.lora_*` say which of its layers are trained."""
 
     model: Any
     tokenizer: Any
-    settings: config.Policy
+    settings: sections.Policy
+    batch_tokens: int = Passes().batch_tokens  # padded tokens of one forward pass
 
     @classmethod
     def load(
-        cls, folder: Path, settings: config.Policy, adapter: Path | None = None, shard_layers: bool = False
+        cls,
+        folder: Path,
+        settings: sections.Policy,
+        adapter: Path | None = None,
+        batch_tokens: int = Passes().batch_tokens,
+        shard_layers: bool = False,
     ) -> Policy:
         """Load a base model from safetensors, and an adapter on it; raises InputError where one is unusable.
 
-        shard_layers: no process ever has all its layers on its device, see `ShardedLayers`.
+        batch_tokens: padded tokens of one forward pass; bounds memory. shard_layers: no process ever has all its layers
+        on its device, see `ShardedLayers`.
         """
         for needed in ("config.json", "tokenizer.json"):
             if not (folder / needed).is_file():
@@ -46,32 +54,16 @@ class Policy:
         artefact.verify_folder(folder, foreign=True)
         disable_progress_bar()  # the package has its own
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-        with _loading(folder):
+        with _one_sentence(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is None:
             raise InputError(f"{folder} has no chat template; take an instruction-tuned model")
-        with _loading(folder):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=getattr(torch, settings.dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        model, report = loaded
-        if report["missing_keys"]:  # they would be random
-            raise InputError(f"{folder} has no weights for {min(report['missing_keys'])}; fetch the model again")
+        model = _base_model(folder, settings.dtype)
         if adapter is not None:
-            from peft import PeftModel
-
-            if not (adapter / "adapter_model.safetensors").is_file():
-                raise InputError(f"{adapter} has no adapter_model.safetensors; run train again")
-            artefact.verify_folder(adapter)
-            with _loading(adapter):
-                model = PeftModel.from_pretrained(model, adapter)
+            model = _with_adapter(model, adapter)
         if shard_layers:
             ShardedLayers(model.get_decoder().layers, device)
-        return cls(model.to(device).eval(), tokenizer, settings)
+        return cls(model.to(device).eval(), tokenizer, settings, batch_tokens)
 
     def add_adapter(self, seed: int) -> None:
         """Wrap the model with a fresh trainable LoRA adapter; the base weights are frozen."""
@@ -89,9 +81,9 @@ class Policy:
             layers_to_transform=None if s.lora_layers is None else list(range(total - s.lora_layers, total)),
             task_type="CAUSAL_LM",
         )
-        names = [f".{name}" for name, _ in self.model.named_modules()]
+        modules = [f".{name}" for name, _ in self.model.named_modules()]
         for target in s.lora_targets:
-            if not any(name.endswith(f".{target}") for name in names):
+            if not any(name.endswith(f".{target}") for name in modules):
                 raise InputError(f"policy.lora_targets has {target}, but the model has no such layer; correct its name")
         torch.manual_seed(seed)
         try:
@@ -107,7 +99,7 @@ class Policy:
 
     @cached_property
     def frozen_layers(self) -> int:
-        """Layers below the lowest one that is trained: what they compute never changes. 0 where that is unknown."""
+        """Number of layers below the first trainable one; 0 also where that is unknown. Their outputs never change."""
         text = self.model.config.get_text_config()
         if self.settings.lora_layers is None or len(set(getattr(text, "layer_types", None) or ())) > 1:
             return 0
@@ -115,7 +107,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     @property
@@ -125,10 +117,10 @@ class Policy:
 
     @cached_property
     def eos_ids(self) -> set[int]:
-        """Tokens that end a turn."""
+        """Token ids that end a turn."""
         ids = self.model.generation_config.eos_token_id
-        listed = ids if isinstance(ids, list) else [ids]
-        return {i for i in [*listed, self.tokenizer.eos_token_id] if i is not None}
+        ids = ids if isinstance(ids, list) else [ids]
+        return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
 
     @property
     def _base(self) -> Any:
@@ -142,32 +134,63 @@ class Policy:
 
     @cached_property
     def user_prompts(self) -> prompts.Prompts:
-        """What the policy reads about users."""
+        """The prompts about users."""
         return prompts.user_prompts(self.tokenizer, self.settings.marker, self.settings.system)
 
     @cached_property
     def item_prompts(self) -> prompts.Prompts:
-        """What the policy reads about items."""
+        """The prompts about items."""
         s = self.settings
         return prompts.item_prompts(self.tokenizer, s.marker, s.system, s.max_item_tokens)
 
     @cached_property
     def marker_ids(self) -> list[int]:
-        """The marker as token ids."""
-        return prompts.marker_ids(self.tokenizer, self.settings.marker)
+        """Token ids of the marker, as appended to a completion without one."""
+        return prompts.token_ids(self.tokenizer, self.settings.marker)
 
     def user_bodies(self, texts: Sequence[str]) -> list[list[int]]:
-        """User prompts after their shared prefix."""
+        """Token ids of user prompts without their shared prefix. texts: see `Split.bodies`."""
         return [self.user_prompts.encode(text) for text in texts]
 
-    def batches(self, prompts: Sequence[Sequence[int]], extra: int = 0, times: int = 1) -> Iterator[list[int]]:
-        """Row numbers of prompts in batches of `times batch_tokens`, `extra` tokens counted on top of each prompt."""
-        return batches([len(prompt) + extra for prompt in prompts], times * self.settings.batch_tokens)
+    def length_batches(
+        self, prompts: Sequence[Sequence[int]], extra: int = 0, batches_per_call: int = 1
+    ) -> Iterator[list[int]]:
+        """Rows of prompts of similar length, `batches_per_call` times `batch_tokens` tokens at a time.
+
+        extra: tokens that will be added to each prompt.
+        """
+        return batch_rows([len(prompt) + extra for prompt in prompts], batches_per_call * self.batch_tokens)
+
+
+def _base_model(folder: Path, dtype: str) -> Any:
+    """The causal LM of a folder; raises InputError where weights are missing, which would be random."""
+    with _one_sentence(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise InputError(f"{folder} has no weights for {min(report['missing_keys'])}; fetch the model again")
+    return model
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise InputError(f"{adapter} has no adapter_model.safetensors; run train again")
+    artefact.verify_folder(adapter)
+    with _one_sentence(adapter):
+        return PeftModel.from_pretrained(model, adapter)
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Turn whatever a library raises over a damaged folder into one sentence."""
+def _one_sentence(folder: Path) -> Iterator[None]:
+    """Turn whatever a library raises over a damaged folder into an InputError of one sentence."""
     try:
         yield
     except Exception as error:
@@ -175,10 +198,13 @@ def _loading(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} cannot be loaded ({reason}); make or fetch it again") from error
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, each of at most `budget` padded tokens (but one row at least).
+def batch_rows(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, longest first, each of at most `budget` padded tokens or of one row.
 
     Depends on the lengths alone, so every run and every shard forms the same batches.
+
+    >>> list(batch_rows([3, 9, 4], budget=8))
+    [[1], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start = 0

@@ -1,7 +1,7 @@
-"""Prompts as token ids (METHOD 2): what the policy reads about a user and about an item.
+"""Prompts about users and items as token ids (METHOD 2).
 
-A prompt is prefix + body + suffix. Prefix and suffix are the same for every prompt of a kind, so their keys and values
-can be shared; the body, made of other people's titles, is tokenised as plain text and cannot contain a special token.
+A prompt is prefix + body + suffix. Prefix and suffix are the same for every prompt of a kind, so the prefix is read
+once; the body, made of other people's titles, is tokenised as plain text and cannot contain a special token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ USER_INSTRUCTION = (
 )
 ITEM_INSTRUCTION = "Name the key attributes of this item."
 _BODY = "BODY_OF_THE_PROMPT"
-_DATE = (  # in front of the chat template: whatever day it is, a template that asks hears of this one
+_DATE = (  # put in front of the chat template: one that asks for the date gets the same on every day
     "{% macro strftime_now(format) %}"
     "{{ format|replace('%d', '26')|replace('%b', 'Jul')|replace('%B', 'July')|replace('%m', '07')"
     "|replace('%Y', '2024')|replace('%y', '24') }}"
@@ -28,16 +28,16 @@ _DATE = (  # in front of the chat template: whatever day it is, a template that 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Makes the prompts of one kind."""
+    """The prompts of one kind, about users or about items."""
 
     tokenizer: Any
     prefix: list[int]  # shared start
     suffix: list[int]  # shared end
-    reserved: tuple[str, ...]  # the marker, and what the chat template says besides special tokens
-    max_body: int | None = None  # longer bodies are cut
+    reserved: tuple[str, ...]  # see `reserved`
+    max_body: int | None = None  # tokens; longer bodies are truncated
 
     def encode(self, body: str) -> list[int]:
-        """The ids that follow the prefix."""
+        """Token ids of the body and the suffix."""
         ids = self.tokenizer(neutral(body, self.reserved), add_special_tokens=False, split_special_tokens=True)
         return ids["input_ids"][: self.max_body] + self.suffix
 
@@ -45,38 +45,40 @@ class Prompts:
 def user_prompts(tokenizer: Any, marker: str, system: str | None) -> Prompts:
     """Prompts about users; the body is made by `data.titles.history_lines`."""
     before, after = _template(tokenizer, USER_INSTRUCTION, system)
-    return Prompts(tokenizer, _ids(tokenizer, before), _ids(tokenizer, after), reserved(tokenizer, marker))
+    return Prompts(tokenizer, token_ids(tokenizer, before), token_ids(tokenizer, after), reserved(tokenizer, marker))
 
 
 def item_prompts(tokenizer: Any, marker: str, system: str | None, max_body: int) -> Prompts:
-    """Prompts about items; the body is the catalogue's text, the assistant's turn opens with the marker."""
+    """Prompts about items; the body is the catalogue's text, and the marker opens the assistant's turn."""
     before, after = _template(tokenizer, ITEM_INSTRUCTION, system)
-    end = _ids(tokenizer, after) + _ids(tokenizer, marker)
-    return Prompts(tokenizer, _ids(tokenizer, before), end, reserved(tokenizer, marker), max_body)
-
-
-def marker_ids(tokenizer: Any, marker: str) -> list[int]:
-    """The marker as it is appended to a completion without one."""
-    return _ids(tokenizer, marker)
+    end = token_ids(tokenizer, after) + token_ids(tokenizer, marker)
+    return Prompts(tokenizer, token_ids(tokenizer, before), end, reserved(tokenizer, marker), max_body)
 
 
 def reserved(tokenizer: Any, marker: str) -> tuple[str, ...]:
-    """The marker, and the tokens of the chat template that the tokenizer would not split as it does special ones."""
+    """Strings that no body may contain: the marker, and non-special tokens that the chat template writes.
+
+    Special tokens are not among them, as the tokenizer splits those in a body.
+    """
     template = tokenizer.get_chat_template()
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
     return (marker, *sorted(word for word in added if word in template and not (word.isalnum() or word.isspace())))
 
 
 def neutral(text: str, words: Sequence[str]) -> str:
-    """Text without these words: nothing a title says may look like the end of the reasoning, or of the user's turn."""
-    while found := next((word for word in words if word in text), None):
-        harmless = "".join(c for c in found if c.isalnum())
-        text = text.replace(found, harmless if harmless != found else "")
+    """Text in which each of these words is reduced to its letters and digits, or removed: no title ends a turn.
+
+    >>> neutral("An <answer> in blue", ["<answer>"])
+    'An answer in blue'
+    """
+    while word := next((word for word in words if word in text), None):
+        harmless = "".join(c for c in word if c.isalnum())
+        text = text.replace(word, harmless if harmless != word else "")
     return text
 
 
 def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str, str]:
-    """What the chat template puts before and after the body, the assistant's turn opened."""
+    """Text that the chat template puts before and after the body, up to the start of the assistant's turn."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": f"{instruction}\n{_BODY}"})
     try:
@@ -84,7 +86,7 @@ def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, chat_template=template
         )
-    except Exception as error:  # a template is a program, and says in its own way what it does not take
+    except Exception as error:  # a template is a program and raises what it likes
         reason = " ".join(str(error).split())[:200]
         remedy = "take another model" if system is None else "set policy.system to null"
         raise InputError(f"the model's chat template refuses its messages ({reason}); {remedy}") from error
@@ -97,5 +99,6 @@ def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str
     return parts[0], parts[1]
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, in which special tokens stay special."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,7 +1,6 @@
-"""Whitening of the user and the item side: a mean each and one PCA, fitted once on the base model (METHOD 2).
+"""Linear maps of hidden states: the whitening of users and items, and the trained head after it (METHOD 2).
 
-The axes are shared: two PCAs would leave no relation between the sides, and cosines between them would be noise. A head
-that training puts on top is one more linear map, so a trained whitening is a whitening whose sides differ.
+The axes are shared: two PCAs would leave no relation between the sides, and cosines between them would be noise.
 """
 
 from __future__ import annotations
@@ -11,22 +10,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minirec.errors import InputError
+from minirec.experiment.sections import HeadKind
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 
 WHITENING = "whitening.safetensors"  # in the folder of an adapter: that of the base model, the trained head after it
 MEANS = ("user_mean", "item_mean")
 COMPONENTS = ("user_components", "item_components")
+SIDES: dict[HeadKind, tuple[str, ...]] = {"none": (), "shared": ("both",), "separate": ("user", "item")}
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """Two affine maps, (x - mean) @ components, or none."""
+    """One affine map for user states and one for item states, x -> (x - mean) @ components; no arrays: no whitening.
 
-    arrays: dict[str, np.ndarray]  # user_mean [d], user_components [d, k], and the same of the items; or empty
+    >>> users, items = np.array([[0.0, 9.0], [0.0, 5.0]]), np.array([[3.0, 0.0], [3.0, 4.0]])
+    >>> whitening = Whitening.fit(users, items, dim=1)  # users deviate from their mean [0, 7] by 2, items from theirs
+    >>> [round(value, 2) for value in whitening.user(torch.tensor([0.0, 9.0])).tolist()]
+    [1.0]
+    """
+
+    arrays: dict[str, np.ndarray]  # user_mean [d], user_components [d, k], item_mean, item_components; or empty
 
     @classmethod
     def identity(cls) -> Whitening:
@@ -35,39 +42,46 @@ class Whitening:
 
     @classmethod
     def fit(cls, user: np.ndarray, item: np.ndarray, dim: int, power: float = 1.0) -> Whitening:
-        """Fit both sides, [n, d] and [m, d], to `dim` dimensions, each divided by its spread to the `power`.
+        """Fit both sides, [n, d] and [m, d], to `dim` dimensions, each divided by its deviation to the `power`.
 
-        At 1 the sides together have unit variance in each; at 0 this is a PCA. Each side weighs the same. Raises
-        InputError where the data has fewer dimensions than that.
+        Each side loses its own mean and weighs the same in the one PCA. At power 1 both sides together have unit
+        variance in each dimension; at 0 this is a PCA. Raises InputError where the states span fewer dimensions.
         """
         means, centred = [], []
         for side in (user, item):
             values = side.astype(np.float64)
             means.append(values.mean(0))
             centred.append((values - means[-1]) / np.sqrt(2 * len(values)))
-        _, spread, directions = np.linalg.svd(np.concatenate(centred), full_matrices=False)
-        rank = int((spread > spread[:1] * 1e-6).sum())
+        _, std, directions = np.linalg.svd(np.concatenate(centred), full_matrices=False)
+        rank = int((std > std[:1] * 1e-6).sum())
         if rank < dim:
             raise InputError(
                 f"policy.whiten_dim is {dim}, but users and items span only {rank} dimensions; lower it or embed more"
             )
-        directions, spread = directions[:dim], spread[:dim]
+        directions, std = directions[:dim], std[:dim]
         signs = np.sign(directions[np.arange(dim), np.abs(directions).argmax(1)])  # the largest entry is positive
-        components = (directions * signs[:, None] / spread[:, None] ** power).T
+        components = (directions * signs[:, None] / std[:, None] ** power).T
         arrays = {"user_mean": means[0], "item_mean": means[1]} | dict.fromkeys(COMPONENTS, components)
         return cls({name: array.astype(np.float32) for name, array in arrays.items()})
 
     def compose(self, user: np.ndarray, item: np.ndarray) -> Whitening:
-        """This whitening and after it a linear map of each side [k, k]; x [k] @ map."""
+        """This whitening followed by one linear map per side [k, k], x @ map."""
         if not self.arrays:
-            nowhere = np.zeros(len(user), user.dtype)
-            return Whitening(dict(zip(MEANS + COMPONENTS, (nowhere, nowhere, user, item), strict=True)))
+            zero = np.zeros(len(user), user.dtype)
+            return Whitening(dict(zip(MEANS + COMPONENTS, (zero, zero, user, item), strict=True)))
         mapped = {name: self.arrays[name] @ after for name, after in zip(COMPONENTS, (user, item), strict=True)}
         return Whitening(self.arrays | mapped)
 
     @classmethod
-    def read(cls, path: Path, adapter: Path | None = None) -> Whitening:
-        """From whitening.safetensors; raises InputError where it is not the one that an adapter was trained with."""
+    def read(cls, path: Path | None, adapter: Path | None = None) -> Whitening:
+        """Read whitening.safetensors, without a path that of an adapter.
+
+        Raises InputError where the adapter was trained with another one than that at the path.
+        """
+        if path is None:
+            if adapter is None:
+                raise InputError("neither --whitening nor --adapter is given; name the one or the other")
+            path = adapter / WHITENING
         arrays = tensors.read(path)
         arrays.pop("whitened")
         if adapter is not None and (adapter / WHITENING).is_file():
@@ -76,16 +90,16 @@ class Whitening:
                 raise InputError(f"{path} is not the whitening of {adapter}; take {adapter / WHITENING}")
         return cls(arrays)
 
-    def write(self, path: Path, made: Provenance) -> None:
-        """To whitening.safetensors."""
-        tensors.write({"whitened": np.array([bool(self.arrays)]), **self.arrays}, path, made)
+    def write(self, path: Path, provenance: Provenance) -> None:
+        """Write whitening.safetensors."""
+        tensors.write({"whitened": np.array([bool(self.arrays)]), **self.arrays}, path, provenance)
 
     def user(self, x: Tensor) -> Tensor:
-        """The whitened user side of [..., d]; differentiable."""
+        """Whiten user states [..., d] to [..., k]; differentiable."""
         return self._apply("user", x)
 
     def item(self, x: Tensor) -> Tensor:
-        """The whitened item side of [..., d]; differentiable."""
+        """Whiten item states [..., d] to [..., k]; differentiable."""
         return self._apply("item", x)
 
     def _apply(self, side: str, x: Tensor) -> Tensor:
@@ -93,3 +107,42 @@ class Whitening:
             return x
         mean = torch.as_tensor(self.arrays[f"{side}_mean"], dtype=x.dtype, device=x.device)
         return (x - mean) @ torch.as_tensor(self.arrays[f"{side}_components"], dtype=x.dtype, device=x.device)
+
+
+class Head(nn.Module):
+    """A whitening and trained linear maps [k, k] after it, identities at first: none, one for both sides, or one each.
+
+    Training learns the maps beside the adapter; when it ends they are merged into the whitening (METHOD 2, head).
+    """
+
+    def __init__(self, whitening: Whitening, width: int, kind: HeadKind) -> None:
+        """width: size d of a hidden state, which is the size of the maps where nothing is whitened."""
+        super().__init__()
+        self.whitening = whitening
+        size = whitening.arrays["user_components"].shape[1] if whitening.arrays else width
+        self.maps = nn.ParameterDict({side: nn.Parameter(torch.eye(size)) for side in SIDES[kind]})
+
+    def user(self, x: Tensor) -> Tensor:
+        """Whiten and map user states [..., d] to [..., k]."""
+        return self._mapped("user", self.whitening.user(x))
+
+    def item(self, x: Tensor) -> Tensor:
+        """Whiten and map item states [..., d] to [..., k]."""
+        return self.whitened_item(self.whitening.item(x))
+
+    def whitened_item(self, vectors: Tensor) -> Tensor:
+        """Apply the trained item map to item vectors that are already whitened, [..., k]."""
+        return self._mapped("item", vectors)
+
+    def merged_whitening(self) -> Whitening:
+        """The whitening with the maps, as trained so far, multiplied into its components."""
+        if not self.maps:
+            return self.whitening
+        user, item = (self._map(side).detach().cpu().numpy() for side in ("user", "item"))
+        return self.whitening.compose(user, item)
+
+    def _map(self, side: str) -> Tensor:
+        return self.maps["both" if "both" in self.maps else side]
+
+    def _mapped(self, side: str, vectors: Tensor) -> Tensor:
+        return vectors @ self._map(side).to(vectors.dtype) if self.maps else vectors

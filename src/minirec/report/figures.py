@@ -1,4 +1,4 @@
-"""Pictures of an experiment, each as PNG and SVG."""
+"""Pictures of an experiment, each written as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from minirec.experiment.rules import PICTURES
-from minirec.storage.artefact import atomic_write
+from minirec.experiment.paths import PICTURES
+from minirec.storage.files import atomic_write
 from minirec.storage.tables import numpy
 
 mpl.use("Agg")
@@ -22,29 +22,29 @@ mpl.rcParams |= {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
-    "svg.hashsalt": "minirec",  # the same bytes every time
+    "svg.hashsalt": "minirec",  # else ids are random, and so are the bytes
     "font.size": 10,
 }
 from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
 from matplotlib.figure import Figure  # noqa: E402
 
-ALL, PICKED, LINE = "#b8c4d0", "#d1495b", "#2b4c6f"
-KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}  # nothing that changes
+ALL, PICKED, POINTS = "#b8c4d0", "#d1495b", "#2b4c6f"  # colours
+# file types, with metadata left out so that the same picture has the same bytes
+KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
 def draw(folder: Path, scores: pa.Table | None, selection: pa.Table, curriculum: pa.Table) -> list[Path]:
-    """Draw the picks among all samples; returns the PNG files. Without signals, removes those of an earlier run."""
+    """Write the pictures of the main experiment; returns the PNG files.
+
+    Without scores, of a method that needs no signals, there are none, and those of an earlier run are removed.
+    """
     if scores is None:
         for name in PICTURES:
             for kind in KINDS:
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
         return []
     picked = np.isin(numpy(scores, "sample_id"), numpy(selection, "sample_id"))
-    drawn = (
-        rewards(scores, picked),
-        learnability_and_representativeness(scores, picked),
-        training_order(curriculum),
-    )
+    drawn = mean_rewards(scores, picked), signals(scores, picked), training_order(curriculum)
     return [save(folder, name, figure) for name, figure in zip(PICTURES, drawn, strict=True)]
 
 
@@ -57,55 +57,58 @@ def save(folder: Path, name: str, figure: Figure) -> Path:
     return folder / f"{name}.png"
 
 
-def rewards(scores: pa.Table, picked: np.ndarray) -> Figure:
-    """Histogram of the mean rewards, the picked samples marked."""
+def mean_rewards(scores: pa.Table, picked: np.ndarray) -> Figure:
+    """Histogram of the samples' mean rewards; picked [n] says which samples the selection holds."""
     values = numpy(scores, "mean_reward")
     figure, axes = plt.subplots()
     bins = np.linspace(0, max(values.max(), 1e-3), 41)
     axes.hist(values, bins.tolist(), color=ALL, label=f"all {len(values)} training samples")
     axes.hist(values[picked], bins.tolist(), color=PICKED, label=f"{picked.sum()} picked")
     axes.set(xlabel="mean reward of the proxy's completions", ylabel="samples", yscale="log")
-    never = float((numpy(scores, "hits") == 0).mean())
-    axes.set_title(f"What the proxy earns: {never:.0%} of the samples never get a hit", loc="left", fontsize=10)
+    without_hit = float((numpy(scores, "hits") == 0).mean())
+    axes.set_title(f"Rewards of the proxy: {without_hit:.0%} of the samples never get a hit", loc="left", fontsize=10)
     axes.legend(frameon=False)
     return figure
 
 
-def learnability_and_representativeness(scores: pa.Table, picked: np.ndarray) -> Figure:
-    """Both signals of every sample, the picked samples marked."""
+def signals(scores: pa.Table, picked: np.ndarray) -> Figure:
+    """Learnability against representativeness of every sample; picked [n] says which the selection holds."""
     x, y = numpy(scores, "representativeness"), numpy(scores, "learnability")
     figure, axes = plt.subplots()
-    axes.scatter(x[~picked], y[~picked], s=10, color=ALL, linewidths=0, label="passed over")
+    axes.scatter(x[~picked], y[~picked], s=10, color=ALL, linewidths=0, label="not picked")
     axes.scatter(x[picked], y[picked], s=14, color=PICKED, linewidths=0, label="picked")
     axes.set(xlabel="representativeness", ylabel="learnability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set_title("What the picks are made of", loc="left", fontsize=10)
+    axes.set_title("Signals of the picked samples", loc="left", fontsize=10)
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
 
 def training_order(curriculum: pa.Table) -> Figure:
-    """Mean reward against training position: easy to hard within each group."""
+    """Mean reward of each sample by its position in training: easy to hard within each group of the curriculum."""
     position, group = numpy(curriculum, "position"), numpy(curriculum, "group")
     reward = numpy(curriculum, "mean_reward")
     figure, axes = plt.subplots()
     for edge in position[1:][np.diff(group) != 0]:
         axes.axvline(edge - 0.5, color=ALL, linewidth=1)
-    axes.scatter(position, reward, s=9, color=LINE, linewidths=0)
+    axes.scatter(position, reward, s=9, color=POINTS, linewidths=0)
     axes.set(xlabel="position in training", ylabel="mean reward")
     axes.set_title(f"The curriculum: {group.max() + 1} groups, each from easy to hard", loc="left", fontsize=10)
     return figure
 
 
-def quality_and_cost(cells: pd.DataFrame, metric: str) -> Figure:
-    """A metric against the seconds of training, a line a method through its budgets; bars: one standard deviation."""
+def quality_and_cost(configurations: pd.DataFrame, metric: str) -> Figure:
+    """A metric against the seconds of training, a line a method through its budgets.
+
+    `configurations` is what `comparison.over_seeds` returns; the bars are one standard deviation over the seeds.
+    """
     figure, axes = plt.subplots()
-    for name, line in cells.groupby(["model", "selector", "method"], sort=False):
+    for name, line in configurations.groupby(["model", "selector", "method"], sort=False):
         line = line.sort_values("seconds")
         label = " ".join(str(part) for part in name if part != "none")
         axes.errorbar(line["seconds"], line["mean"], line["std"].fillna(0), marker="o", markersize=4, label=label)
-        for _, cell in line.iterrows():
-            axes.annotate(f" {cell['budget']}", (cell["seconds"], cell["mean"]), fontsize=8)
+        for row in line.to_dict("records"):
+            axes.annotate(f" {row['budget']}", (row["seconds"], row["mean"]), fontsize=8)
     axes.set(xlabel="seconds of training", ylabel=metric.upper(), xscale="log")
-    axes.set_title("What the samples are worth: quality against cost, by budget", loc="left", fontsize=10)
+    axes.set_title("Quality against cost of training, by budget", loc="left", fontsize=10)
     axes.legend(frameon=False)
     return figure

@@ -9,7 +9,8 @@ import pyarrow as pa
 from minirec.experiment.sections import Curriculum
 from minirec.selection.curriculum import curriculum_order, groups
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Output, Provenance
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 
 def run(*, curriculum: Curriculum, selection: Path, out: Output) -> None:

@@ -5,41 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 
 from minirec.data import amazon, movielens
-from minirec.data.download import Unreachable, download
+from minirec.data.download import Unreachable
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
-MEMORY = "1GB"  # of the query engine that converts
 
+def run(
+    *,
+    source: str,
+    item_metadata: Path | None = None,
+    interactions: Output | None = None,
+    model: Output | None = None,
+) -> None:
+    """Write a data set's interactions.parquet, with items.parquet beside it, or the folder of a model.
 
-def run(*, dataset: str | None, model: str | None, source: str, items: Path | None, out: Path) -> None:
-    """Write a data set's two tables into the folder `out`, or a model's folder `out`."""
-    if (dataset is None) == (model is None):
-        raise InputError("fetch needs either --dataset or --model")
+    For a model, `item_metadata` is read: the items whose titles train a tiny model's tokenizer.
+    """
+    if (interactions is None) == (model is None):
+        raise InputError("fetch needs either --interactions or --model")
     try:
-        if dataset is not None:
-            _dataset(config.parse(config.Dataset, source, "--source"), out)
-        else:
+        if interactions is not None:
+            _fetch_dataset(config.parse(config.Dataset, source, "--source"), interactions.parent)
+        elif model is not None:
             from minirec.data import models
 
-            models.fetch(config.parse(config.Model, source, "--source"), items, out)
+            models.fetch(config.parse(config.Model, source, "--source"), item_metadata, model)
     except Unreachable as problem:
-        files = f"{out}/interactions.parquet and {out}/items.parquet" if dataset else f"the model's folder at {out}"
+        files = f"{interactions} and items.parquet beside it" if interactions else f"the model's folder at {model}"
         raise InputError(f"{problem}; put {files} there yourself, or try again with a network") from problem
 
 
-def _dataset(source: config.Dataset, out: Path) -> None:
-    made = Provenance("fetch", source.model_dump(exclude={"filter"}))
+def _fetch_dataset(source: config.Dataset, out: Path) -> None:
     if source.source == "own":
         raise InputError(
             f"a data set of your own is not fetched; put interactions.parquet and items.parquet into {out}"
         )
-    if source.source == "movielens":
-        movielens.fetch(source, out, made)
-        return
-    files = []
-    for pattern in (amazon.INTERACTIONS, amazon.ITEMS):
-        name = pattern.format(category=source.category)
-        files.append(download(str(source.url).rstrip("/") + "/" + name, source.sha256.get(Path(name).name)))
-    amazon.convert(files[0], files[1], out, MEMORY, made)
+    provenance = Provenance("fetch", source.model_dump(exclude={"filter"}))
+    {"movielens": movielens.fetch, "amazon2023": amazon.fetch}[source.source](source, out, provenance)

@@ -148,7 +148,7 @@ def chunks(
 ) -> Iterator[Chunk]:
     """All samples of a rollout, `size` at a time; raises InputError where the three files do not fit together."""
     n, groups, _ = shape
-    facts = Stream("samples", samples, ["sample_id", "target", "history"])
+    facts = Stream("samples", samples, ["sample_id", "target_row", "history_rows"])
     tried = Stream("rollouts", rollouts, ["sample_id", "completion", "advantage"])
     for begin in range(0, n, size):
         end = min(begin + size, n)
@@ -165,8 +165,8 @@ def chunks(
             begin,
             sample_id,
             torch.from_numpy(tensors.read_rows(hidden, "hidden", begin, end)),
-            torch.from_numpy(tables.numpy(table, "target").astype(np.int64)),
-            torch.from_numpy(splits.padded(table["history"].combine_chunks())),
+            torch.from_numpy(tables.numpy(table, "target_row").astype(np.int64)),
+            torch.from_numpy(splits.padded(table["history_rows"].combine_chunks())),
             amount,
         )
     if tried.take(1).num_rows:

@@ -12,7 +12,8 @@ from minirec.data.signals import rewards
 from minirec.experiment.sections import Score
 from minirec.selection.signals import direction, learnability, representativeness_of_blocks
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Output, Provenance
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 BLOCK = 2_048  # samples whose derivatives are held at a time
 

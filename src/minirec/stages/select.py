@@ -14,10 +14,12 @@ import pyarrow as pa
 from minirec.data import signals as stored
 from minirec.errors import InputError
 from minirec.experiment.sections import Select
+from minirec.experiment.validation import require_shard
 from minirec.progress import log
 from minirec.selection.methods.registry import Method, methods
 from minirec.storage import tables, tensors
-from minirec.storage.artefact import Output, Provenance
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import Output
 
 COLUMNS = ("mean_reward", "learnability", "representativeness")  # of each pick, beside its value and diversity
 
@@ -38,8 +40,7 @@ def run(
 ) -> None:
     """Write selection.parquet: of all training samples, of one shard of them, or of what the shards have picked."""
     chosen = _method(method, scores, rollouts, embeddings)
-    if shard is not None and not 0 <= shard < select.shards:
-        raise InputError(f"--shard is {shard}, but select.shards is {select.shards}")
+    require_shard("select", shard, select.shards)
     if embeddings is not None and shard is None:
         tensors.shapes(embeddings, "sample_id", "embedding")  # reads all of it for damage; a shard leaves that out
     pool = stored.pool(samples, shard, select.shards, shard_selections or [])

@@ -31,13 +31,13 @@ from minirec.errors import InputError, NotFinite
 from minirec.evaluation import metrics, ranking
 from minirec.experiment import config
 from minirec.model import distributed
-from minirec.model.head import Head
-from minirec.model.items import FrozenItemStates, Items, read_table
+from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
-from minirec.model.whitening import WHITENING, Whitening
+from minirec.model.whitening import WHITENING, Head, Whitening
 from minirec.progress import log, progress
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
+from minirec.storage.files import atomic_write, locked_stage
 from minirec.storage.provenance import code_digest
 from minirec.training.trainer import RecommenderTrainer
 
@@ -159,8 +159,10 @@ def resumable(folder: Path, made: Provenance) -> None:
     One goes with the best before it, which the trainer would otherwise forget and end with the last policy.
     """
     decisive = {name: value for name, value in made.settings.items() if name not in MEMORY}
-    record = json.dumps({"made": json.loads(replace(made, settings=decisive).json()), "code": code_digest("train")})
-    note = folder / "made.json"
+    record = json.dumps(
+        {"provenance": json.loads(replace(made, settings=decisive).json()), "code": code_digest("train")}
+    )
+    note = folder / "provenance.json"
     if folder.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != record):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +178,7 @@ def resumable(folder: Path, made: Provenance) -> None:
         if best and Path(best).resolve() not in whole:
             log.info("%s is left out (its best checkpoint, %s, is gone)", checkpoint, best)
             shutil.rmtree(checkpoint)
-    with artefact.atomic_write(note) as partial:
+    with atomic_write(note) as partial:
         partial.write_text(record, encoding="utf-8")
 
 
@@ -192,7 +194,7 @@ def save_adapter(trainer: RecommenderTrainer, out: Path, made: Provenance) -> No
         (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-@artefact.locked_stage("out", "checkpoints")
+@locked_stage("out", "checkpoints")
 def run(
     *,
     policy: config.Policy,
@@ -240,7 +242,7 @@ def run(
         loaded,
         head,
         read_table(items, catalogue),
-        Items(loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states)),
+        ItemEncoder(loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states)),
         chosen,
         train=train,
         sampling=sampling,

@@ -1,4 +1,4 @@
-"""DuckDB within bounds: so much memory, two threads, and a folder for what does not fit."""
+"""A DuckDB engine with limited memory and threads, which spills to disk what does not fit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import duckdb
 
-from minirec.storage import artefact
+from minirec.storage.files import temporary
 
 
 @contextlib.contextmanager
 def connect(memory: str, out: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in so much memory, e.g. 2GB; the rest spills to a temporary folder in `out`, removed at the end."""
-    spill = artefact.temporary(out / "spill")
+    """An empty database that uses at most `memory`, e.g. 2GB, and spills to a temporary folder in `out`."""
+    spill = temporary(out / "spill")
     spill.mkdir(parents=True, exist_ok=True)
     threads = min(2, os.cpu_count() or 1)
     try:

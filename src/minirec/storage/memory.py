@@ -1,4 +1,4 @@
-"""How much memory there is, so that a stage stops in one sentence before hours of work that cannot end."""
+"""How much memory is free, so that a stage that needs more stops before it begins."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from minirec.errors import InputError
 
 CONTAINERS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")  # lines "number:controllers:/path", of version 2 without controllers
-FILES = (  # limit, used, and what of it is only files' cache; of version 2 and of version 1
+FILES = (  # limit, used, and the part of it that is only cached files; in version 2 and in version 1
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
 def free() -> int:
-    """Bytes this process may still take: of the machine, of its containers (as Slurm's jobs are), of its own limit."""
-    found = [psutil.virtual_memory().available, *_left()]
+    """Bytes that this process may still allocate, by the machine, its containers (as Slurm uses) and ulimit."""
+    limits = [psutil.virtual_memory().available, *_left_in_containers()]
     own = resource.getrlimit(resource.RLIMIT_AS)[0]
     if own != resource.RLIM_INFINITY:
-        found.append(own - psutil.Process().memory_info().vms)
-    return max(0, min(found))
+        limits.append(own - psutil.Process().memory_info().vms)
+    return max(0, min(limits))
 
 
-def _left() -> Iterator[int]:
-    """Bytes left in each container around this process; one may lie in another."""
+def _left_in_containers() -> Iterator[int]:
+    """Bytes left in each container (control group) that this process is in, from the innermost to the outermost."""
     for line in OWN.read_text().splitlines() if OWN.is_file() else ():
         _, controllers, path = line.split(":", 2)
-        inmost = CONTAINERS / controllers / path.lstrip("/")
-        for folder in (inmost, *inmost.parents):
+        innermost = CONTAINERS / controllers / path.lstrip("/")
+        for folder in (innermost, *innermost.parents):
             for limit, used, cache in FILES:
                 if (folder / limit).is_file() and (text := (folder / limit).read_text().strip()).isdigit():
                     stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
@@ -40,9 +40,9 @@ def _left() -> Iterator[int]:
 
 
 def require(needed: float, what: str, advice: str) -> None:
-    """Raise InputError where `what` needs more bytes than there are."""
-    there = free()
-    if needed > there:
+    """Raise InputError, naming `what` and adding `advice`, where more bytes are needed than are free."""
+    available = free()
+    if needed > available:
         raise InputError(
-            f"{what} needs about {needed / 1e9:.1f} GB of memory, but {there / 1e9:.1f} GB is free; {advice}"
+            f"{what} needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB is free; {advice}"
         )

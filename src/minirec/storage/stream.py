@@ -1,4 +1,4 @@
-"""A table read in parts, for what does not fit into memory."""
+"""Read a table that does not fit into memory, some rows at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROWS = 16_384  # read at once
 
 
 class Stream:
-    """The rows of a table in the order of sample_id, some at a time: what lies behind is forgotten.
+    """The rows of a table in the order of sample_id, read from first to last and held only until they are taken.
 
-    Each part is checked as `read` checks the whole; raises InputError also where the order is another.
+    Each part is checked as `tables.read` checks the whole; raises InputError also where the order is another.
     """
 
     def __init__(self, name: str, path: Path, columns: list[str], split: str | None = None) -> None:
-        """split: only the samples of this one."""
+        """split: give only the samples of this split; `columns` then has `split`."""
         self.name, self.path, self.columns, self.split = name, path, columns, split
         self.batches = self._batches()
         schema = tables.TABLES[name].schema()
@@ -31,21 +31,23 @@ class Stream:
 
     def take(self, count: int) -> pa.Table:
         """The next `count` rows; fewer at the end."""
-        while self.rest.num_rows < count and self._more():
+        while self.rest.num_rows < count and self._read_more():
             pass
-        return self._cut(count)
+        return self._take_read(count)
 
     def until(self, sample_id: int) -> pa.Table:
-        """The next rows up to and with this sample."""
-        while (not self.rest.num_rows or self.rest["sample_id"][-1].as_py() <= sample_id) and self._more():
+        """The next rows, up to and including those of this sample."""
+        while (not self.rest.num_rows or self.rest["sample_id"][-1].as_py() <= sample_id) and self._read_more():
             pass
-        return self._cut(int(np.searchsorted(tables.numpy(self.rest, "sample_id"), sample_id, side="right")))
+        return self._take_read(int(np.searchsorted(tables.numpy(self.rest, "sample_id"), sample_id, side="right")))
 
-    def _cut(self, count: int) -> pa.Table:
-        found, self.rest = self.rest.slice(0, count), self.rest.slice(count)
-        return found
+    def _take_read(self, count: int) -> pa.Table:
+        """The next rows, which have been read."""
+        rows, self.rest = self.rest.slice(0, count), self.rest.slice(count)
+        return rows
 
-    def _more(self) -> bool:
+    def _read_more(self) -> bool:
+        """Read another part of the file; False at its end."""
         part = next(self.batches, None)
         if part is None:
             return False
@@ -63,6 +65,6 @@ class Stream:
 
     def _batches(self) -> Iterator[pa.Table]:
         with tables.opened(self.path, tables.TABLES[self.name].foreign, buffer_size=2**20) as (file, _):
-            tables.columns_in(self.name, self.path, file, self.columns)
+            tables.present_columns(self.name, self.path, file, self.columns)
             for batch in file.iter_batches(ROWS, columns=self.columns):
                 yield pa.Table.from_batches([batch])

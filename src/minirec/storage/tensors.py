@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors with the rows' ids beside them, and what made them in the metadata."""
+"""Read and write tensors as safetensors, with the sample_id of their rows and the record of what made them."""
 
 from __future__ import annotations
 
@@ -16,63 +16,52 @@ from minirec.errors import InputError
 from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
 
-BLOCK_BYTES = 2**25  # read at a time where a file is compared with its digest
-KINDS = {"int64": "I64", "float32": "F32"}  # what a file written row by row may hold, in the library's order
+BLOCK_BYTES = 2**25  # of an array that `take` holds at a time
 
 
-def write(tensors: Mapping[str, np.ndarray], path: Path, made: Provenance) -> None:
-    """Write named arrays beside `path`, then rename."""
+def write(tensors: Mapping[str, np.ndarray], path: Path, provenance: Provenance) -> None:
+    """Write named arrays atomically."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    with artefact.writing_with_digest(path, made) as (partial, record):
+    with artefact.writing_with_digest(path, provenance) as (partial, record):
         save_file(arrays, partial, metadata={"minirec": record})  # one key: the order of several is random
 
 
 @contextmanager
-def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, made: Provenance) -> Iterator[Callable[..., None]]:
-    """Write float32 arrays of these shapes with their int64 `sample_id` some rows at a time, first to last.
+def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, provenance: Provenance) -> Iterator[Callable[..., None]]:
+    """Write float32 arrays of these shapes [n, ...] with their int64 `sample_id` [n] in parts, first row to last.
 
-    `with writer({"z": (n, d)}, ...) as append: append(sample_id=..., z=...)`. Gives the bytes that `write` gives; the
-    digest, known last, fills a space left in the header. Raises ValueError where the rows are not n in the end.
+    `with writer({"z": (n, d)}, ...) as append: append(sample_id=..., z=...)`. Gives the bytes that `write` gives.
+    Raises ValueError where rows are of other shapes or not n in the end.
     """
     count = next(iter(shapes.values()))[0]
-    kinds = {"sample_id": "int64"} | dict.fromkeys(shapes, "float32")
-    layout = {"sample_id": (count,), **shapes}
-    names = sorted(layout, key=lambda name: (list(KINDS).index(kinds[name]), name))
-    bytes_ = {name: int(np.prod(layout[name])) * np.dtype(kinds[name]).itemsize for name in names}
-    ends = dict(zip(names, np.cumsum([bytes_[name] for name in names]).tolist(), strict=True))
-
-    def header(record: str) -> bytes:
-        about: dict[str, Any] = {"__metadata__": {"minirec": record}}
-        for name in names:
-            offsets = [ends[name] - bytes_[name], ends[name]]
-            about[name] = {"dtype": KINDS[kinds[name]], "shape": list(layout[name]), "data_offsets": offsets}
-        text = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
-
+    entries = _header_entries({"sample_id": (count,), **dict(sorted(shapes.items()))})
     done = 0
-    with artefact.writing_with_digest(path, made) as (partial, record), partial.open("wb") as file:
-        start = file.write(header(record))
+    with artefact.writing_with_digest(path, provenance) as (partial, record), partial.open("wb") as file:
+        header = {"__metadata__": {"minirec": record}, **entries}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        start = file.write(len(text).to_bytes(8, "little") + text)
 
         def append(**rows: np.ndarray) -> None:
             nonlocal done
-            if rows.keys() != layout.keys() or len({len(part) for part in rows.values()}) != 1:
-                raise ValueError(f"{path.name} needs as many rows of each of {', '.join(names)}")
+            if rows.keys() != entries.keys() or len({len(part) for part in rows.values()}) != 1:
+                raise ValueError(f"{path.name} needs as many rows of each of {', '.join(entries)}")
             for name, part in rows.items():
-                if part.shape[1:] != layout[name][1:]:
-                    raise ValueError(f"{name} has rows of {part.shape[1:]}, not {layout[name][1:]}")
-                file.seek(start + ends[name] - bytes_[name] + done * (bytes_[name] // max(count, 1)))
-                file.write(np.ascontiguousarray(part, dtype=kinds[name]).data)
+                if list(part.shape[1:]) != entries[name]["shape"][1:]:
+                    raise ValueError(f"{name} has rows of {list(part.shape[1:])}, not {entries[name]['shape'][1:]}")
+                begin, end = entries[name]["data_offsets"]
+                file.seek(start + begin + done * ((end - begin) // max(count, 1)))
+                file.write(np.ascontiguousarray(part, dtype=_dtype(name)).data)
             done += len(rows["sample_id"])
 
         yield append
         if done != count:
             raise ValueError(f"{path.name} got {done} rows, not {count}")
-        file.truncate(start + ends[names[-1]])
+        file.truncate(start + max(entry["data_offsets"][1] for entry in entries.values()))
 
 
 def read(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Read the named arrays, all where none are named; raises InputError where the file is damaged."""
+    """Read the named arrays, or all; raises InputError where the file is damaged or lacks one."""
     with _opened(path) as (file, record):
         artefact.verify(path, record)
         _check(path, file.keys(), names)
@@ -80,16 +69,18 @@ def read(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def shapes(path: Path, *names: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the named arrays; raises InputError where the file is damaged. Holds a block of it at a time."""
+    """Shapes of the named arrays, or of all, after the whole file was compared with its digest, a block at a time.
+
+    Raises InputError where the file is damaged or lacks one.
+    """
     with _opened(path) as (file, record):
         artefact.verify(path, record)
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    _check(path, found, names)
-    return {name: found[name] for name in names or found}
+        _check(path, file.keys(), names)
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names or file.keys()}
 
 
 def take(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
-    """Rows of an array by their numbers [k]; only blocks of the file that hold some are read, see `part`."""
+    """Rows of an array by their numbers [k], any order; reads only blocks that hold some, as `read_rows`."""
     with _opened(path) as (file, _):
         shape = tuple(file.get_slice(name).get_shape())
     first = read_rows(path, name, 0, min(1, shape[0]))
@@ -105,9 +96,9 @@ def take(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
 
 
 def read_rows(path: Path, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
-    """Rows begin to end of an array, all by default, and nothing else of the file.
+    """Rows begin to end of an array, all by default. Nothing else is read: the digest is not compared, see `shapes`.
 
-    `shapes` compares the whole with its digest. Opens the file anew, so that memory does not hold more and more of it.
+    Opens the file anew each time, so that the memory map does not grow.
     """
     with _opened(path) as (file, _):
         rows = file.get_slice(name)
@@ -117,26 +108,32 @@ def read_rows(path: Path, name: str, begin: int = 0, end: int | None = None) -> 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A safetensors file and the record of what made it, its digest not compared."""
+    """A safetensors file and the record of what made it; the caller verifies the digest."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the stage that makes it")
     try:
         with safe_open(path, framework="numpy") as file:
-            yield file, artefact.record((file.metadata() or {}).get("minirec", "{}"), path)
+            yield file, artefact.parse_record((file.metadata() or {}).get("minirec", "{}"), path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a readable safetensors file ({error}); run the stage that makes it again"
         ) from error
 
 
-def _check(path: Path, found: Collection[str], names: tuple[str, ...]) -> None:
-    missing = [name for name in names if name not in found]
+def _check(path: Path, present: Collection[str], names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in present]
     if missing:
         raise InputError(f"{path} has no tensor {missing[0]}; run the stage that makes it again")
 
 
 def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:
-    """Row numbers of the wanted samples; raises InputError where one is missing."""
+    """Row numbers [k] of the wanted samples [k] in `sample_id` [n]; raises InputError where one is missing.
+
+    path: the file that the message names.
+
+    >>> rows_of(np.array([7, 3, 9]), np.array([9, 7]), Path("hidden.safetensors"))
+    array([2, 0])
+    """
     order = np.argsort(sample_id, kind="stable")
     slots = np.searchsorted(sample_id, wanted, sorter=order).clip(max=max(len(sample_id) - 1, 0))
     rows = order[slots] if len(sample_id) else slots
@@ -144,3 +141,17 @@ def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray
         first = wanted[0] if len(sample_id) == 0 else wanted[bad][0]
         raise InputError(f"{path} has no sample {first}; make it again from the same samples")
     return rows
+
+
+def _dtype(name: str) -> str:
+    return "int64" if name == "sample_id" else "float32"
+
+
+def _header_entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
+    """What the header of a safetensors file says of each array; the int64 array comes first, as in the library."""
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + int(np.prod(shape)) * np.dtype(_dtype(name)).itemsize
+        kind = "I64" if name == "sample_id" else "F32"
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    return entries

@@ -27,9 +27,9 @@ from minirec.data.splits import Split
 from minirec.errors import NotFinite
 from minirec.experiment import config
 from minirec.model import distributed, generate
-from minirec.model.head import Head
-from minirec.model.items import Items
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
+from minirec.model.whitening import Head
 from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
 from minirec.training import judge, losses
@@ -69,7 +69,7 @@ class RecommenderTrainer(GRPOTrainer):
         policy: Policy,
         head: Head,
         item_table: Tensor,
-        items: Items,
+        items: ItemEncoder,
         samples: Split,
         *,
         train: config.Train,
@@ -185,11 +185,11 @@ class RecommenderTrainer(GRPOTrainer):
 
     def _write(self, prompts: list[list[int]], sample_id: np.ndarray) -> generate.Completions:
         s, epoch = self.sampling, int(self.state.epoch or 0) + 1
-        stream = generate.noise(self.seed, sample_id.tolist(), s.completions, s.max_new_tokens, epoch)
+        stream = generate.sampling_uniforms(self.seed, sample_id.tolist(), s.completions, s.max_new_tokens, epoch)
         self.policy.model.eval()
         extra = s.completions * (s.max_new_tokens + len(self.policy.marker_ids))
         parts, places = [], []
-        for rows in self.policy.batches(prompts, extra):
+        for rows in self.policy.length_batches(prompts, extra):
             written = generate.generate(
                 self.policy,
                 [prompts[row] for row in rows],
@@ -197,11 +197,11 @@ class RecommenderTrainer(GRPOTrainer):
                 stream[rows].to(self.policy.device),
                 s.temperature,
                 s.top_k,
-                keep_below=True,
+                keep_frozen_states=True,
             )
             parts.append(written)
             places += rows
-        return generate.Completions.together(parts).take(np.argsort(places).tolist())
+        return generate.Completions.concatenate(parts).take(np.argsort(places).tolist())
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """Token loss + item loss of a micro-batch, as its share of the optimiser batch."""
@@ -240,7 +240,7 @@ class RecommenderTrainer(GRPOTrainer):
         wanted = rows.tolist()
         own = distributed.local_rows(len(wanted))
         learned = "item" in self.settings.losses
-        keep = learned and len(self.items.batches([wanted[place] for place in own])) == 1
+        keep = learned and len(self.items.length_batches([wanted[place] for place in own])) == 1
         self.policy.model.train(keep)
         with torch.set_grad_enabled(keep):
             mine = self._whitened([wanted[place] for place in own])
@@ -257,7 +257,7 @@ class RecommenderTrainer(GRPOTrainer):
             items.graph.backward(gradient)
             return
         wanted = items.rows[items.own].tolist()
-        for places in self.items.batches(wanted):
+        for places in self.items.length_batches(wanted):
             self._whitened([wanted[place] for place in places]).backward(gradient[places])
 
     def _whitened(self, rows: list[int]) -> Tensor:

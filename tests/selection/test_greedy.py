@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minirec.selection import distances
-from minirec.stages import curriculum
-from minirec.stages.select import greedy, greedy_with_diversity
+from minirec.selection.curriculum import curriculum_order, groups
+from minirec.selection.greedy import greedy, greedy_with_diversity
 
 
 def brute_force(points, value, budget):
@@ -140,14 +140,14 @@ def test_greedy_refuses_a_budget_beyond_the_samples():
 
 
 def test_the_last_group_takes_the_rest():
-    assert np.bincount(curriculum.groups(150, 64)).tolist() == [75, 75]
-    assert np.bincount(curriculum.groups(133, 44)).tolist() == [44, 44, 45]
-    assert np.bincount(curriculum.groups(10, 64)).tolist() == [10]
+    assert np.bincount(groups(150, 64)).tolist() == [75, 75]
+    assert np.bincount(groups(133, 44)).tolist() == [44, 44, 45]
+    assert np.bincount(groups(10, 64)).tolist() == [10]
 
 
 def test_a_group_runs_from_easy_to_hard_and_holds_a_seeded_shuffle():
     ids = np.arange(8)
-    found = curriculum.order(ids, np.linspace(0, 1, 8), group_size=4, seed=42)
+    found = curriculum_order(ids, np.linspace(0, 1, 8), group_size=4, seed=42)
     shuffled = list(range(8))
     random.Random(42).shuffle(shuffled)
     assert found.tolist() == sorted(shuffled[:4], reverse=True) + sorted(shuffled[4:], reverse=True)
@@ -156,4 +156,4 @@ def test_a_group_runs_from_easy_to_hard_and_holds_a_seeded_shuffle():
 def test_the_order_does_not_depend_on_the_order_of_the_input():
     ids, reward = np.arange(100), np.random.default_rng(0).random(100)
     turned = np.random.default_rng(1).permutation(100)
-    assert (curriculum.order(ids, reward, 16, 0) == curriculum.order(ids[turned], reward[turned], 16, 0)).all()
+    assert (curriculum_order(ids, reward, 16, 0) == curriculum_order(ids[turned], reward[turned], 16, 0)).all()

@@ -21,9 +21,8 @@ from minirec.cli import launch
 from minirec.cli.main import main
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.model.distributed import all_reduce_sum
+from minirec.model.distributed import ShardedLayers, all_reduce_sum
 from minirec.model.items import FrozenItemStates
-from minirec.model.spread import ShardedLayers
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
@@ -72,7 +71,7 @@ def train(arguments, **environment):
 @pytest.mark.parametrize(
     "changes",
     [{}, {"shard_layers": True}, {"shard_layers": True, "all_layers": True, "micro_batch_prompts": 1}],
-    ids=["whole", "spread", "spread, all layers trained"],
+    ids=["whole", "sharded", "sharded, all layers trained"],
 )
 def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, changes):
     found = []
@@ -142,9 +141,9 @@ def unequal(rank, meeting):
     models.append(deepcopy(models[0]))
     layers = models[1].get_decoder().layers
     of_layer = sum(weight.nbytes for weight in layers[0].parameters())
-    spread = ShardedLayers(layers, torch.device("cpu"))
+    sharded = ShardedLayers(layers, torch.device("cpu"))
     held = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in layers.parameters()}
-    assert sum(held.values()) + sum(part.nbytes for part in spread.parts) == of_layer + 4 * of_layer / 2
+    assert sum(held.values()) + sum(shard.nbytes for shard in sharded.shards) == of_layer + 4 * of_layer / 2
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     for place, model in enumerate(models):
         torch.manual_seed(1)
@@ -168,7 +167,7 @@ def unequal(rank, meeting):
 
 
 @pytest.mark.slow
-def test_spread_layers_compute_what_whole_ones_do_however_often_each_process_needs_them(tmp_path):
+def test_sharded_layers_compute_what_whole_ones_do_however_often_each_process_needs_them(tmp_path):
     torch.multiprocessing.spawn(unequal, (str(tmp_path / "meeting"),), nprocs=2)
 
 

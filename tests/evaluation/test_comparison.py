@@ -1,4 +1,4 @@
-"""The comparison table of several runs."""
+"""Runs of a grid beside each other."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import pyarrow as pa
 import pytest
 
 from minirec.errors import InputError
-from minirec.stages import compare
+from minirec.evaluation import comparison
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
-
-GAIN = {"mean": -0.25, "low": -0.3, "high": 0.1, "p": 0.0123, "significant": True}
 
 
 def a_run(folder, run, ndcg, seconds):
@@ -27,7 +25,7 @@ def a_run(folder, run, ndcg, seconds):
 
 def test_a_run_becomes_a_row_with_the_names_of_its_path_and_the_seconds_of_its_steps(tmp_path):
     a_run(tmp_path, "gemma/none/random-64/seed3", 0.2, [1.5, 2.5])
-    (row,) = compare.rows(tmp_path, "gemma/none/random-64/seed3")
+    (row,) = comparison.run_rows(tmp_path, "gemma/none/random-64/seed3")
     assert row == {
         "model": "gemma",
         "selector": "none",
@@ -42,24 +40,19 @@ def test_a_run_becomes_a_row_with_the_names_of_its_path_and_the_seconds_of_its_s
     }
 
 
-def test_seeds_are_averaged_within_a_cell_only(tmp_path):
+def test_seeds_are_averaged_within_a_configuration_only(tmp_path):
     for seed, ndcg in enumerate((0.1, 0.3)):
         a_run(tmp_path, f"gemma/gemma/minirec-64/seed{seed}", ndcg, [seed + 1.0])
     a_run(tmp_path, "gemma/gemma/minirec-128/seed0", 0.9, [9.0])
     table = pd.DataFrame(
-        [row for run in tmp_path.glob("*/*/*/*") for row in compare.rows(tmp_path, "/".join(run.parts[-4:]))]
+        [row for run in tmp_path.glob("*/*/*/*") for row in comparison.run_rows(tmp_path, "/".join(run.parts[-4:]))]
     )
-    cells = compare.over_seeds(table, "ndcg@10").set_index("budget")
+    cells = comparison.over_seeds(table, "ndcg@10").set_index("budget")
     assert cells.loc["64", "mean"] == pytest.approx(0.2)
     assert cells.loc["64", "std"] == pytest.approx(0.1 * 2**0.5)
     assert cells.loc["64", "seconds"] == pytest.approx(1.5)
     assert cells.loc["128", "mean"] == pytest.approx(0.9)
     assert cells.loc["128", "seeds"] == 1
-    gains = {"main": "gemma/gemma/minirec-64", "against": {"gemma/gemma/minirec-128": GAIN}}
-    said = compare.text(compare.over_seeds(table, "ndcg@10"), gains, "ndcg@10", tmp_path)
-    assert "0.2000 ± 0.1414" in said
-    (line,) = [line for line in said.splitlines() if "-0.2500 [-0.3000, +0.1000], p = 0.0123" in line]
-    assert " 128 " in line
 
 
 def with_ranks(folder, runs):
@@ -71,19 +64,19 @@ def with_ranks(folder, runs):
         tables.write("ranks", pa.table(columns), folder / run / "ranks.parquet", Provenance("evaluate"))
 
 
-def test_the_main_experiment_is_held_against_every_cell_sample_by_sample_over_all_seeds(tmp_path, defaults):
+def test_the_main_experiment_is_compared_with_every_configuration_sample_by_sample_over_all_seeds(tmp_path, defaults):
     better, worse, other = [1] * 20, [3] * 20, [1, 3] * 10
     runs = {"m/s/minirec-8/seed0": better, "m/s/minirec-8/seed1": worse}  # on average .75 of each sample
     runs |= {"m/none/random-8/seed0": worse, "m/none/random-8/seed5": worse, "m/none/full-all/seed0": other}
     with_ranks(tmp_path, runs)
-    found = compare.against_first(tmp_path, list(runs), defaults.evaluate)
+    found = comparison.main_against_others(tmp_path, list(runs), defaults.measure)
     assert found["main"] == "m/s/minirec-8"
-    assert list(found["against"]) == ["m/none/random-8", "m/none/full-all"]
-    random, full = found["against"].values()
+    assert list(found["paired_tests"]) == ["m/none/random-8", "m/none/full-all"]
+    random, full = found["paired_tests"].values()
     assert (random["mean"], random["low"], random["high"], random["significant"]) == (0.25, 0.25, 0.25, True)
     assert full["mean"] == pytest.approx(0)
     assert full["low"] < 0 < full["high"]
     assert not full["significant"]
     with_ranks(tmp_path, {"m/none/full-all/seed0": other[:-1]})
     with pytest.raises(InputError, match=r"full-all/seed0/ranks.parquet is of other test samples"):
-        compare.against_first(tmp_path, list(runs), defaults.evaluate)
+        comparison.main_against_others(tmp_path, list(runs), defaults.measure)

@@ -1,0 +1,227 @@
+"""From interactions to samples: filter, cut, split by time, count popularity (METHOD 1).
+
+All of it is whole-column NumPy, so ten million interactions fit into two gigabytes.
+"""
+
+from __future__ import annotations
+
+import calendar
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from minirec.data.interactions import CHUNK, Interactions, read, rejected_items
+from minirec.errors import InputError
+from minirec.experiment.config import Filter
+from minirec.experiment.sections import Prepare
+from minirec.progress import log
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One row a sample; `target` and `start` are rows of the interactions, sorted by (user, time)."""
+
+    sample_id: np.ndarray  # [k] int64, ascending
+    target: np.ndarray  # [k] int32
+    start: np.ndarray  # [k] int32; the history is start..target-1
+
+    def take(self, sample_id: np.ndarray) -> Samples:
+        """The samples with these ids, of samples of which none was left out before."""
+        return Samples(self.sample_id[sample_id], self.target[sample_id], self.start[sample_id])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` writes, and a report of what was dropped and why."""
+
+    interactions: Interactions  # those that passed the filter; `item` is a row of the catalogue
+    users: pa.Array  # [u] user ids by code
+    item_codes: np.ndarray  # [m] codes of the catalogue's items, ascending
+    popularity: np.ndarray  # [m]
+    splits: dict[str, Samples]  # train, valid, test
+    report: dict[str, Any]
+
+    def tables(self) -> Iterator[pa.Table]:
+        """samples.parquet in parts."""
+        for split, samples in self.splits.items():
+            for begin in range(0, len(samples.sample_id), CHUNK):
+                part = np.arange(begin, min(begin + CHUNK, len(samples.sample_id)))
+                yield _table(split, samples.take(part), self.interactions, self.users)
+
+
+def prepare(
+    engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path, rules: Filter, settings: Prepare
+) -> Prepared:
+    """Samples of a data set's two files; raises InputError where the filter leaves too little."""
+    data, users = read(engine, interactions, items)
+    log.info("read %d interactions of %d users", len(data), len(users))
+    rejected, reasons = rejected_items(engine, rules)
+    report: dict[str, Any] = {
+        "interactions": len(data),
+        "items": len(rejected),
+        "users": len(users),
+        "interactions_without_rating": int(np.isnan(data.rating).sum()),
+        "dropped_items": reasons,
+        "dropped_interactions": {"of_dropped_items": int(rejected[data.item].sum())},
+    }
+    data = data.take(~rejected[data.item])
+    _require_any(data, interactions, "every item is filtered out")
+    kept, start, dropped = window(data, rules)
+    report["dropped_interactions"] |= dropped
+    report["window_start"] = start.isoformat() if start else None
+    data = data.take(kept)
+    _require_any(data, interactions, "no interaction passes the filter")
+    item_codes, row = np.unique(data.item, return_inverse=True)
+    data = replace(data, item=row.astype(np.int32))
+    report["dropped_items"]["without_interactions"] = len(rejected) - int(rejected.sum()) - len(item_codes)
+    samples, repeated = cut(data, settings.history)
+    count = len(samples.sample_id)
+    report |= {"kept_interactions": len(data), "kept_items": len(item_codes)}
+    report |= {"kept_users": len(np.unique(data.user)), "dropped_samples": {"target_in_history": repeated}}
+    if count == 0:
+        raise InputError(f"{interactions}: no user has two different items, so there is nothing to predict; add data")
+    splits = {name: samples.take(ids) for name, ids in split(count, settings).items()}
+    report |= {"samples": count} | {name: len(part.sample_id) for name, part in splits.items()}
+    for name, part in splits.items():
+        if len(part.sample_id) == 0:
+            raise InputError(f"{interactions}: {count} samples leave none for {name}; add data or relax the filter")
+    return Prepared(data, users, item_codes, popularity(data, splits["train"], len(item_codes)), splits, report)
+
+
+def core(interactions: Interactions, k: int) -> np.ndarray:
+    """Mask [n] of the k-core: users and items with fewer than k interactions leave until none does.
+
+    >>> user, item = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2])
+    >>> core(Interactions(user, item, np.arange(5), np.zeros(5)), 2)
+    array([ True,  True,  True,  True, False])
+    """
+    keep = np.ones(len(interactions), dtype=bool)
+    if k < 2:
+        return keep
+    users, items = interactions.user.max(initial=0) + 1, interactions.item.max(initial=0) + 1
+    while True:
+        of_user = np.bincount(interactions.user[keep], minlength=users)
+        of_item = np.bincount(interactions.item[keep], minlength=items)
+        stays = keep & (of_user[interactions.user] >= k) & (of_item[interactions.item] >= k)
+        if stays.sum() == keep.sum():
+            return keep
+        keep = stays
+
+
+def months_before(day: date, months: int) -> date:
+    """The same day of the month so many months earlier, but not before year 1; the last day where the month is shorter.
+
+    >>> months_before(date(2022, 5, 31), 3)
+    datetime.date(2022, 2, 28)
+    """
+    year, month = divmod(max(12, day.year * 12 + day.month - 1 - months), 12)
+    return date(year, month + 1, min(day.day, calendar.monthrange(year, month + 1)[1]))
+
+
+def window(interactions: Interactions, rules: Filter) -> tuple[np.ndarray, date | None, dict[str, int]]:
+    """Mask [n] of the k-core inside the window, the window's first day, and how many were dropped for which reason.
+
+    While fewer than `min_items` items remain, the window starts earlier, until it reaches the first interaction.
+    """
+    start = rules.start
+    first = int(interactions.timestamp.min())
+    while True:
+        inside = np.ones(len(interactions), dtype=bool)
+        if start is not None:
+            inside &= interactions.timestamp >= _milliseconds(start)
+        if rules.end is not None:
+            inside &= interactions.timestamp < _milliseconds(rules.end)
+        kept = np.flatnonzero(inside)
+        kept = kept[core(interactions.take(kept), rules.core)]
+        items = len(np.unique(interactions.item[kept]))
+        enough = rules.min_items is None or items >= rules.min_items
+        if enough or start is None or _milliseconds(start) <= first:
+            break
+        start = months_before(start, rules.step_months)
+    mask = np.zeros(len(interactions), dtype=bool)
+    mask[kept] = True
+    dropped = {"outside_window": int((~inside).sum()), "outside_core": int(inside.sum() - len(kept))}
+    return mask, start, dropped
+
+
+def cut(interactions: Interactions, history: int) -> tuple[Samples, int]:
+    """All samples of interactions sorted by (user, time), with the `history` interactions before each as its history.
+
+    The second number counts the samples that were dropped because their target is in their history.
+    """
+    n = len(interactions)
+    user, item, timestamp = interactions.user, interactions.item, interactions.timestamp
+    rows = np.arange(n, dtype=np.int32)
+    first = np.maximum.accumulate(np.where(np.diff(user, prepend=-1) != 0, rows, np.int32(0)))  # of the same user
+    start = np.maximum(first, rows - np.int32(history))
+    repeated = np.zeros(n, dtype=bool)
+    for lag in range(1, min(history, n - 1) + 1):
+        repeated[lag:] |= (item[lag:] == item[:-lag]) & (start[lag:] <= rows[:-lag])
+    has_history = rows > first
+    dropped = int((has_history & repeated).sum())
+    target = rows[has_history & ~repeated]
+    del rows, first, repeated, has_history  # ten million interactions must fit
+    target = target[np.lexsort((item[target], user[target], timestamp[target]))]
+    return Samples(np.arange(len(target)), target, start[target]), dropped
+
+
+def split(count: int, settings: Prepare) -> dict[str, np.ndarray]:
+    """Sample ids of train, valid and test: shares of the `count` samples by time, then a seeded draw of each."""
+    train, valid = Fraction(str(settings.train_share)), Fraction(str(settings.valid_share))
+    edges = [0, int(train * count), int((train + valid) * count), count]
+    splits = {}
+    for number, name in enumerate(("train", "valid", "test")):
+        ids = np.arange(edges[number], edges[number + 1])
+        limit = getattr(settings, f"max_{name}")
+        if limit is not None and limit < len(ids):
+            ids = np.sort(np.random.default_rng([settings.seed, number]).choice(ids, limit, replace=False))
+        splits[name] = ids
+    return splits
+
+
+def popularity(interactions: Interactions, train: Samples, items: int) -> np.ndarray:
+    """Of each item [items], the interactions that are target or history of a training sample, each counted once."""
+    steps = np.zeros(len(interactions) + 1, dtype=np.int32)  # their sum counts the samples that use an interaction
+    np.add.at(steps, train.start, 1)
+    np.add.at(steps, train.target + 1, -1)
+    return np.bincount(interactions.item[np.cumsum(steps[:-1], dtype=np.int32) > 0], minlength=items)
+
+
+def _table(split: str, samples: Samples, interactions: Interactions, users: pa.Array) -> pa.Table:
+    """Rows of samples.parquet."""
+    length = samples.target - samples.start
+    offsets = np.concatenate([[0], np.cumsum(length)])
+    rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1], length) + np.repeat(samples.start, length)
+    lists = pa.array(offsets, pa.int32())
+    rating = interactions.rating[rows]
+    timestamp = interactions.timestamp[samples.target]
+    age = np.repeat(timestamp, length) - interactions.timestamp[rows]
+    return pa.table(
+        {
+            "sample_id": samples.sample_id,
+            "split": pa.repeat(split, len(samples.sample_id)),
+            "user_id": users.take(pa.array(interactions.user[samples.target])),
+            "target_row": interactions.item[samples.target],
+            "history_rows": pa.ListArray.from_arrays(lists, pa.array(interactions.item[rows])),
+            "history_rating": pa.ListArray.from_arrays(lists, pa.array(rating, mask=np.isnan(rating))),
+            "history_age_ms": pa.ListArray.from_arrays(lists, pa.array(age)),
+            "timestamp": timestamp,
+        }
+    )
+
+
+def _require_any(interactions: Interactions, path: Path, why: str) -> None:
+    if len(interactions) == 0:
+        raise InputError(f"{path}: nothing is left, {why}; relax datasets.NAME.filter")
+
+
+def _milliseconds(day: date) -> int:
+    """The begin of a day in UTC, ms since 1970."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)

@@ -1,0 +1,100 @@
+"""Recommenders without a language model: popularity, TF-IDF and item transitions (METHOD 5).
+
+They learn from the training samples alone, as the policy does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from minirec.data.splits import Split, padded
+from minirec.evaluation.metrics import K
+from minirec.evaluation.ranks import Ranks
+from minirec.storage import tables
+
+SCORES = 2**24  # scores ranked at a time: bounds memory whatever the size of the catalogue
+Scores = Callable[[slice], np.ndarray]  # the scores [k, m] that a baseline gives all items for some samples of a split
+
+
+def rank_split(samples: Path, catalogue: Path, split: Split) -> Iterator[tuple[str, Ranks]]:
+    """Every baseline by name with its ranks on a split, in the order of the split."""
+    items = tables.read("catalogue", catalogue).sort_by("row")
+    at_once = max(1, SCORES // items.num_rows)  # samples
+    chunks = [slice(start, start + at_once) for start in range(0, len(split), at_once)]
+    for name, scores in recommenders(tables.read("samples", samples), items, split.history).items():
+        parts = [rank(scores(chunk), split.target[chunk], split.history[chunk]) for chunk in chunks]
+        ranks, top = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        yield name, Ranks(split.sample_id, ranks, top)
+
+
+def recommenders(samples: pa.Table, items: pa.Table, history: np.ndarray) -> dict[str, Scores]:
+    """The baselines by name, as functions from samples to scores; history [n, w] holds the samples' catalogue rows."""
+    popularity = tables.numpy(items, "popularity").astype(np.float64)
+    text_vectors = tfidf(items["text"].to_pylist())
+    transition_counts = transitions(samples, items.num_rows)
+    tie = popularity / (popularity.max() + 1)  # below 1: decides among items that followed equally often
+    last = history[np.arange(len(history)), (history >= 0).sum(1) - 1]
+    return {
+        "popularity": lambda rows: np.tile(popularity, (len(last[rows]), 1)),
+        "tfidf_last": lambda rows: (text_vectors[last[rows]] @ text_vectors.T).toarray(),
+        "tfidf_history": lambda rows: (_mean_rows(text_vectors, history[rows]) @ text_vectors.T).toarray(),
+        "transitions": lambda rows: transition_counts[last[rows]].toarray() + tie,
+    }
+
+
+def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each target [n] by scores [n, m], and the 10 best rows [n, 10], padded with -1; ties to the lower row.
+
+    Items of the history [n, w], padded with -1, are never counted or recommended.
+
+    >>> rank(np.array([[0.5, 0.9, 0.1, 0.7]]), target=np.array([2]), history=np.array([[1, 3]]))
+    (array([2], dtype=int32), array([[ 0,  2, -1, -1]]))
+    """
+    scores = scores.astype(np.float64)
+    row, slot = np.nonzero(history >= 0)
+    scores[row, history[row, slot]] = -np.inf
+    own = scores[np.arange(len(target)), target][:, None]
+    lower = np.arange(scores.shape[1]) < target[:, None]
+    ranks = 1 + (scores > own).sum(1) + ((scores == own) & lower).sum(1)
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    return ranks.astype(np.int32), np.where(np.take_along_axis(scores, top, 1) == -np.inf, -1, top)
+
+
+def transitions(samples: pa.Table, items: int) -> csr_array:
+    """How often item b follows item a in the training samples, [m, m]; a step that several samples hold counts once."""
+    train = samples.filter(pc.equal(samples["split"], "train"))
+    user = pc.dictionary_encode(train["user_id"].combine_chunks()).indices.to_numpy()
+    history, age = (padded(train[name].combine_chunks()) for name in ("history", "history_age"))
+    time = tables.numpy(train, "timestamp")[:, None] - age
+    chain = np.concatenate([history, np.full((len(history), 1), -1)], 1)  # the history, then the target
+    times = np.concatenate([time, np.zeros((len(history), 1), dtype=np.int64)], 1)
+    length = (history >= 0).sum(1)
+    chain[np.arange(len(chain)), length] = tables.numpy(train, "target")
+    times[np.arange(len(chain)), length] = tables.numpy(train, "timestamp")
+    row, slot = np.nonzero(chain[:, 1:] >= 0)
+    steps = np.stack([user[row], times[row, slot + 1], chain[row, slot], chain[row, slot + 1]], 1)
+    steps = np.unique(steps, axis=0)
+    return csr_array((np.ones(len(steps)), (steps[:, 2], steps[:, 3])), shape=(items, items))
+
+
+def tfidf(texts: list[str]) -> csr_array:
+    """TF-IDF vectors of texts, of length 1, so that products are cosines; all zero where no text has a word."""
+    try:
+        return csr_array(TfidfVectorizer(sublinear_tf=True).fit_transform(texts))
+    except ValueError:  # of an empty vocabulary
+        return csr_array((len(texts), 1))
+
+
+def _mean_rows(vectors: csr_array, history: np.ndarray) -> csr_array:
+    """Mean vector of the items in each history [n, w]."""
+    rows, slots = np.nonzero(history >= 0)
+    counts = (history >= 0).sum(1)
+    share = csr_array((1 / counts[rows], (rows, history[rows, slots])), shape=(len(history), vectors.shape[0]))
+    return share @ vectors

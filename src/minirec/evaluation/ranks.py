@@ -1,0 +1,72 @@
+"""The ranks of a recommender on the test samples, and the files that hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minirec.data.splits import padded
+from minirec.errors import InputError
+from minirec.storage import tables
+from minirec.storage.artefact import Provenance
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks a recommender gives the targets of samples [n] in the whole catalogue, and what it recommends."""
+
+    sample_id: np.ndarray  # [n]
+    rank: np.ndarray  # [n], 1 is best
+    top: np.ndarray  # [n, k] recommended catalogue rows, best first, padded with -1 where fewer are outside the history
+
+    def columns(self) -> dict[str, object]:
+        """The columns of its table; lists of recommended rows without their padding."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return arrays | {"top": [rows[rows >= 0] for rows in self.top]}
+
+
+@dataclass(frozen=True)
+class PolicyRanks(Ranks):
+    """The ranks of a policy after greedy reasoning, and those after an empty completion."""
+
+    rank_without_reasoning: np.ndarray  # [n]
+
+
+def write_ranks(ranks: PolicyRanks, path: Path, provenance: Provenance) -> None:
+    """Write ranks.parquet of a policy."""
+    tables.write("ranks", pa.table(ranks.columns(), tables.TABLES["ranks"].schema()), path, provenance)
+
+
+def write_baselines(baselines: dict[str, Ranks], path: Path, provenance: Provenance) -> None:
+    """Write baselines.parquet: the ranks of every baseline, one below the other."""
+    schema = tables.TABLES["baselines"].schema()
+    parts = [pa.table({"baseline": [name] * len(b.rank)} | b.columns(), schema) for name, b in baselines.items()]
+    tables.write("baselines", pa.concat_tables(parts), path, provenance)
+
+
+def read_ranks(path: Path, sample_id: np.ndarray | None = None) -> PolicyRanks:
+    """Read ranks.parquet in the order of sample_id.
+
+    Raises InputError where the samples are not those of `sample_id` [n], ascending; None expects none in particular.
+    """
+    table = tables.read("ranks", path).sort_by("sample_id")
+    ranks = _ranks(table, path, sample_id)
+    return PolicyRanks(ranks.sample_id, ranks.rank, ranks.top, tables.numpy(table, "rank_without_reasoning"))
+
+
+def read_baselines(path: Path, sample_id: np.ndarray) -> dict[str, Ranks]:
+    """Read baselines.parquet: the ranks of every baseline by name, checked as in `read_ranks`."""
+    table = tables.read("baselines", path).sort_by("sample_id")
+    names = pc.unique(table["baseline"]).to_pylist()
+    return {name: _ranks(table.filter(pc.equal(table["baseline"], name)), path, sample_id) for name in names}
+
+
+def _ranks(table: pa.Table, path: Path, expected: np.ndarray | None) -> Ranks:
+    sample_id = tables.numpy(table, "sample_id")
+    if expected is not None and not np.array_equal(sample_id, expected):
+        raise InputError(f"{path} is of other test samples; run the stage that makes it again")
+    return Ranks(sample_id, tables.numpy(table, "rank"), padded(table["top"].combine_chunks()))

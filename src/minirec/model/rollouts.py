@@ -1,0 +1,212 @@
+"""Rollouts as files (METHOD 4.2): the batches of a shard, finished ones kept for a restart, and shards joined.
+
+Batches are formed within windows of samples, from the lengths of their prompts alone, and a shard owns whole ones: so
+the number of shards changes nothing but the wall time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from minirec.data import splits
+from minirec.data.splits import Split
+from minirec.errors import InputError
+from minirec.model.generate import Completions
+from minirec.model.policy import Policy
+from minirec.storage import artefact, tables, tensors
+from minirec.storage.artefact import Provenance
+from minirec.storage.provenance import code_digest
+from minirec.storage.stream import Stream
+
+UNFINISHED = "rollouts.unfinished"  # folder of the finished batches, beside the rollouts
+ORDER = [("sample_id", "ascending"), ("completion", "ascending")]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples whose completions are generated in one call."""
+
+    window: int  # number of the window of samples that they lie in
+    number: int  # of the batch, which no other of the same window has
+    samples: Split
+    prompts: list[list[int]]  # token ids without the shared prefix
+
+
+def shard_batches(
+    policy: Policy,
+    windows: Iterable[Split],
+    total: int,
+    *,
+    extra: int,
+    shard: int | None,
+    shards: int,
+    batches_per_call: int = 1,
+) -> Iterator[Batch]:
+    """The batches of one shard of `total` samples, or all where `shard` is None; windows or batches go round-robin.
+
+    Where each shard gets eight windows or more it reads only its own ones, else it takes its turn in every window.
+    extra: tokens that are added to each prompt.
+    """
+    shard, shards = (0, 1) if shard is None else (shard, shards)
+    by_window = total >= 8 * shards * splits.WINDOW
+    number = 0
+    for window, split in enumerate(windows):
+        if by_window and window % shards != shard:
+            continue
+        prompts = policy.user_bodies(split.bodies)
+        for rows in policy.length_batches(prompts, extra, batches_per_call):
+            if by_window or number % shards == shard:
+                yield Batch(window, number, split.take(rows), [prompts[row] for row in rows])
+            number += 1
+
+
+def records(
+    samples: Split, completions: Completions, scored: Mapping[str, Tensor], policy: Policy
+) -> list[dict[str, Any]]:
+    """Rows of the rollouts table, one a completion; scored: its other columns by name [n, G]."""
+    columns = {name: values.tolist() for name, values in scored.items()}
+    return [
+        {
+            "sample_id": int(samples.sample_id[i]),
+            "completion": g,
+            "tokens": tokens,
+            "text": policy.tokenizer.decode(tokens),
+            **{name: values[i][g] for name, values in columns.items()},
+        }
+        for i, group in enumerate(completions.tokens)
+        for g, tokens in enumerate(group)
+    ]
+
+
+class RolloutCheckpoint:
+    """Folder with the finished batches of a rollout, so that a killed job resumes where it stopped.
+
+    It is emptied where it was made from other inputs, settings or code, or for another shard.
+    """
+
+    def __init__(self, folder: Path, provenance: Provenance, shard: int | None) -> None:
+        self.folder, self.provenance = folder, provenance
+        self.samples = 0  # in the batches of `paths`
+        self.paths: dict[int, list[Path]] = {}  # finished batches of each window
+        origin = {"made": json.loads(provenance.json()), "shard": shard, "code": code_digest("rollout")}
+        record, note = json.dumps(origin), folder / "made.json"
+        if folder.is_dir() and not (note.is_file() and note.read_text(encoding="utf-8") == record):
+            shutil.rmtree(folder)
+        with artefact.atomic_write(note) as partial:
+            partial.write_text(record, encoding="utf-8")
+
+    def holds(self, batch: Batch) -> bool:
+        """Whether a batch was finished by an earlier job and is undamaged."""
+        path = self._path(batch)
+        if not path.is_file():  # written last
+            return False
+        try:
+            self._read(path)
+        except InputError:
+            return False
+        self._add(batch)
+        return True
+
+    def write(self, batch: Batch, rows: list[dict[str, Any]], hidden: Tensor) -> None:
+        """Keep a finished batch: its rollouts and its pooled states [n, G, d]."""
+        path = self._path(batch)
+        states = {"sample_id": batch.samples.sample_id, "hidden": hidden.cpu().numpy()}
+        tensors.write(states, path.with_suffix(".safetensors"), self.provenance)
+        table = pa.Table.from_pylist(rows, tables.TABLES["rollouts"].schema())
+        tables.write("rollouts", table, path, self.provenance)
+        self._add(batch)
+
+    def join(self, completions: int, width: int, rollouts: Path, hidden: Path) -> None:
+        """Write both artefacts in the order of sample_id, a window at a time, and remove the folder.
+
+        completions, width: of the pooled states [n, G, d], as there may be no batch.
+        """
+        with (
+            tables.writer("rollouts", rollouts, self.provenance) as append,
+            tensors.writer({"hidden": (self.samples, completions, width)}, hidden, self.provenance) as append_states,
+        ):
+            for paths in self.paths.values():
+                batches, states = zip(*map(self._read, paths), strict=True)
+                append(pa.concat_tables(batches).sort_by(ORDER))
+                whole = {name: np.concatenate([s[name] for s in states]) for name in ("sample_id", "hidden")}
+                order = np.argsort(whole["sample_id"])
+                append_states(**{name: values[order] for name, values in whole.items()})
+        shutil.rmtree(self.folder)
+
+    def _path(self, batch: Batch) -> Path:
+        """The rollouts of a batch; its states lie beside them."""
+        return self.folder / f"{batch.window:06}" / f"{batch.number:06}.parquet"
+
+    def _add(self, batch: Batch) -> None:
+        self.paths.setdefault(batch.window, []).append(self._path(batch))
+        self.samples += len(batch.samples)
+
+    def _read(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
+        states = tensors.read(path.with_suffix(".safetensors"), "sample_id", "hidden")
+        return tables.read("rollouts", path), states
+
+
+def shards_provenance(rollout_shards: list[Path]) -> Provenance:
+    """Provenance that all shards share, without their number: that of a rollout in one piece.
+
+    Raises InputError where the shards were made differently.
+    """
+    stored = [tables.read_provenance(path) for path in rollout_shards]
+    if any(other != stored[0] for other in stored):
+        raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
+    provenance = Provenance.parse(stored[0])
+    provenance.settings.pop("shards", None)  # they decide what a shard holds, but not the whole
+    return provenance
+
+
+class Shards:
+    """The rollouts and pooled states of all shards, read together in the order of sample_id.
+
+    Raises InputError where the two files of a shard do not hold the same samples.
+    """
+
+    def __init__(self, rollout_shards: list[Path], hidden_shards: list[Path]) -> None:
+        self.hidden_shards = hidden_shards
+        shapes = [tensors.shapes(path, "sample_id", "hidden")["hidden"] for path in hidden_shards]
+        self.counts = [shape[0] for shape in shapes]
+        self.shape = (sum(self.counts), *shapes[0][1:])  # of all states, [n, G, d]
+        self.streams = [Stream("rollouts", path, list(tables.TABLES["rollouts"].columns)) for path in rollout_shards]
+
+    def windows(self) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+        """Rollouts, sample_id [k] and states [k, G, d] of the next WINDOW samples, until there are no more."""
+        total, groups, _ = self.shape
+        starts = [0] * len(self.counts)  # row of each shard's next sample
+        for begin in range(0, total, splits.WINDOW):
+            heads = [
+                tensors.read_rows(path, "sample_id", start, min(start + splits.WINDOW, count))
+                for path, start, count in zip(self.hidden_shards, starts, self.counts, strict=True)
+            ]
+            last = np.sort(np.concatenate(heads))[min(splits.WINDOW, total - begin) - 1]
+            rows = [int(np.searchsorted(head, last, side="right")) for head in heads]
+            sample_id = np.concatenate([head[:count] for head, count in zip(heads, rows, strict=True)])
+            states = [
+                tensors.read_rows(path, "hidden", start, start + count)
+                for path, start, count in zip(self.hidden_shards, starts, rows, strict=True)
+                if count
+            ]
+            table = pa.concat_tables([s.take(count * groups) for s, count in zip(self.streams, rows, strict=True)])
+            table, order = table.sort_by(ORDER), np.argsort(sample_id)
+            if not np.array_equal(tables.numpy(table, "sample_id"), np.repeat(sample_id[order], groups)):
+                self._refuse()
+            yield table, sample_id[order], np.concatenate(states)[order]
+            starts = [start + count for start, count in zip(starts, rows, strict=True)]
+        if any(stream.take(1).num_rows for stream in self.streams):
+            self._refuse()
+
+    def _refuse(self) -> None:
+        names = f"{self.streams[0].path.name} and {self.hidden_shards[0].name}"
+        raise InputError(f"{names} of the shards hold different samples; make them again")

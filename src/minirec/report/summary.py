@@ -1,0 +1,112 @@
+"""The texts that the terminal shows at the end: of the main experiment, and of the comparison."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minirec.evaluation.significance import Interval, PairedTest
+from minirec.experiment.costs import by_rule
+
+WIDTH = 100  # columns of the summary
+
+
+def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[Path]) -> str:
+    """What metrics.json of the main experiment says: metrics, effect of RL, recommended items, costs and files."""
+    main = summary["main"]
+    lines = [
+        "",
+        f"{results}: {main['method']} kept {summary['selected']} of {summary['samples']['train']} training samples;",
+        f"  {summary['samples']['test']} test samples, {summary['catalogue']} items, seeds {main['seeds']}",
+        "",
+        *_metrics_table(summary),
+        "",
+    ]
+    if len(main["seeds"]) > 1:
+        lines += ["  after RL: mean over the seeds; intervals and tests are over the test samples", ""]
+    lines += [_effect(summary["improvement"]), *_recommended(summary["breakdown"]), ""]
+    lines.append(_wrap("seconds by rule", (f"{s} {v:.0f}" for s, v in by_rule(summary["cost"]).items())))
+    lines.append(_wrap("files", [f"{results}/metrics.json", f"{results}/runs/…/ranks.parquet"]))
+    if pictures:
+        lines.append(_wrap("pictures", map(str, pictures)))
+    return "\n".join([*lines, "  look into any file with: minirec show FILE", "", ""])
+
+
+def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
+    """A line each for the policy before and after RL and for the baselines; the last column compares their NDCG@10."""
+    tests = {"before RL": summary["improvement"], **summary["paired_tests"]}
+    rows = {
+        "before RL": summary["before"],
+        "after RL": summary["metrics"],
+        "after RL, no reasoning": summary["metrics_without_reasoning"],
+        **summary["baselines"],
+    }
+    lines = [f"  {'':<24}{'NDCG@10':<26}{'HR@10':<26}after RL minus this"]
+    for name, metrics in rows.items():
+        ndcg, hr = (_interval(metrics[metric]) for metric in ("ndcg@10", "hr@10"))
+        gain = f"{tests[name]['mean']:+.4f} (p = {tests[name]['p']:.3g})" if name in tests else ""
+        lines.append(f"  {name.replace('_', ' '):<24}{ndcg:<26}{hr:<26}{gain}".rstrip())
+    return lines
+
+
+def _interval(value: Interval) -> str:
+    return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+
+
+def _effect(test: PairedTest) -> str:
+    """What RL changes, and whether that may be chance."""
+    verdict = "significant" if test["significant"] else "not significant"
+    change = f"{test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]"
+    return f"  RL changes NDCG@10 by {change}, paired permutation test p = {test['p']:.3g}: {verdict}"
+
+
+def _recommended(breakdown: Mapping[str, Any]) -> list[str]:
+    """Coverage and popularity of the recommended items before and after RL."""
+    before, after = (breakdown[when]["recommended"] for when in ("before", "after"))
+    return [
+        f"  top 10 before -> after: {before['coverage@10']:.0%} -> {after['coverage@10']:.0%} of the catalogue;",
+        f"    an item has {before['popularity@10']:.1f} -> {after['popularity@10']:.1f} training interactions"
+        f" (targets {after['popularity_of_targets']:.1f})",
+    ]
+
+
+def _wrap(label: str, items: Iterable[str]) -> str:
+    """A label and a list, on lines of at most WIDTH columns that break between the items."""
+    unbroken = ", ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in items)
+    lines = textwrap.fill(
+        f"{label}: {unbroken}",
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def comparison_text(configurations: pd.DataFrame, tests: Mapping[str, Any], metric: str, table: Path) -> str:
+    """A metric of every configuration, and the gain of the main experiment over it.
+
+    `configurations` is what `comparison.over_seeds` returns, `tests` what `comparison.main_against_others` does.
+    """
+    lines = [
+        "",
+        f"{table}: {metric.upper()} by run, mean and standard deviation over the seeds",
+        "",
+        f"  {'model':<12}{'selector':<12}{'method':<20}{'budget':>8}{'seeds':>7}  {metric:<20}{'train s':>9}"
+        f"  {tests['main']} minus this",
+    ]
+    for row in configurations.to_dict("records"):
+        quality = f"{row['mean']:.4f}" + ("" if pd.isna(row["std"]) else f" ± {row['std']:.4f}")
+        test = tests["paired_tests"].get(f"{row['model']}/{row['selector']}/{row['method']}-{row['budget']}")
+        lines.append(
+            f"  {row['model']:<12}{row['selector']:<12}{row['method']:<20}{row['budget']:>8}{row['seeds']:>7}  "
+            f"{quality:<20}{row['seconds']:>9.0f}"
+            + (f"  {test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p']:.3g}" if test else "")
+        )
+    lines += ["", "  Intervals and paired permutation tests are over the test samples."]
+    return "\n".join([*lines, "", ""])
