@@ -1,9 +1,9 @@
 """What RL teaches a small recommender: before and after, by loss, on several data sets and seeds.
 
 Each finished run is a row of docs/results/learning.csv, with the tree and a digest of the settings that made it, and is
-not run again while these settings hold; a run that was interrupted goes on where it stopped. The tables of the README
-and of docs/learning.md are made of these rows. MovieLens is fetched; `cds` and `toys` take part where data/NAME holds
-their two files.
+not run again while these settings hold; a run that was interrupted goes on where it stopped. The tables of
+docs/results.md and docs/learning.md are made of these rows. MovieLens is fetched; `cds` and `toys` take part where
+data/NAME holds their two files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMES = (*KEY, "settings", "commit", "samples", "steps", "train_seconds", "test_
 VALUES = ("before", "after", "low", "high", "p", "before_without_reasoning", "after_without_reasoning")
 BASELINES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
 P_VALUES = tuple(f"p_{name}" for name in BASELINES)  # of paired tests: after against the baseline
-README, DOCS = ROOT / "README.md", ROOT / "docs" / "learning.md"
+RESULTS, DOCS = ROOT / "docs" / "results.md", ROOT / "docs" / "learning.md"
 BEGIN, END = "<!-- learning -->\n", "<!-- end learning -->"
 COLUMNS = ("NDCG@10 on test", "before", "after", "the same without reasoning", "item loss only", "token loss only")
 COLUMNS += ("popularity", "TF-IDF", "transitions")
@@ -112,7 +112,7 @@ def keep(new: dict[str, object]) -> None:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The README's table: a line for each data set and model, means over the seeds that are finished."""
+    """The table of docs/results.md: a line for each data set and model, means over the seeds that are finished."""
     lines = [f"| {' | '.join(COLUMNS)} |\n", "|---" * len(COLUMNS) + "|\n"]
     for dataset, model in sorted({(r["dataset"], r["model"]) for r in rows}):
         found = {arm: of(rows, dataset, model, arm) for arm in ARMS}
@@ -158,8 +158,8 @@ def gain(rows: list[dict[str, str]]) -> str:
 
 
 def show() -> None:
-    """Put the tables of all finished runs into the README and docs/learning.md."""
-    for file, made in ((README, table(read())), (DOCS, ablations(read()))):
+    """Put the tables of all finished runs into docs/results.md and docs/learning.md."""
+    for file, made in ((RESULTS, table(read())), (DOCS, ablations(read()))):
         before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
         with atomic_write(file) as partial:

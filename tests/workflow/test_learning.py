@@ -1,4 +1,4 @@
-"""What the README says of learning, against the runs that were finished."""
+"""What the documents say of learning, against the runs that were finished."""
 
 import importlib.util
 
@@ -20,7 +20,7 @@ def row(arm, seed, before, after, p, **more):
     return names | key | {"before": str(before), "after": str(after), "p": str(p)} | more
 
 
-@pytest.mark.parametrize(("file", "made"), [(learning.README, learning.table), (learning.DOCS, learning.ablations)])
+@pytest.mark.parametrize(("file", "made"), [(learning.RESULTS, learning.table), (learning.DOCS, learning.ablations)])
 def test_the_documents_show_the_finished_runs(file, made):
     shown = file.read_text(encoding="utf-8").partition(learning.BEGIN)[2].partition(learning.END)[0]
     assert shown == made(learning.read())
