@@ -66,8 +66,18 @@ def test_the_range_and_the_nulls_of_a_column_are_those_of_its_values(scores, tmp
 def test_as_many_rows_are_shown_as_asked_for_and_there_are(scores, rows, shown):
     text = show.describe(scores, rows)
     assert ("first" in text) == (shown > 0)
-    data = text.split("first")[1].splitlines()[2:] if shown else []
+    data = text.split("first")[1].split("\n\n")[0].splitlines()[2:] if shown else []
     assert [int(row.split()[0]) for row in data] == [30, 4, 7][:shown]
+
+
+def test_a_folder_of_results_is_listed_with_the_rows_of_its_tables(scores, gradients):
+    assert line(show.describe(scores.parent, 5), "scores.parquet").endswith(" bytes 3 rows")
+    assert line(show.describe(scores.parent, 5), "g.safetensors").endswith(" bytes")
+
+
+def test_the_data_come_before_what_made_them(scores):
+    text = show.describe(scores, rows=1)
+    assert text.index("gradient_norm") < text.index("first 1 rows") < text.index("made by minirec")
 
 
 def test_an_empty_table_is_shown(tmp_path):

@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation import metrics, ranking
-from minirec.model.items import Items
+from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, Whitening
 from minirec.stages import train

@@ -57,17 +57,17 @@ def align(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
     )
 
 
-def _made(made: dict[str, Any]) -> str:
+def _origin(provenance: dict[str, Any]) -> str:
     """What made an artefact, for people."""
-    if not made.get("stage"):
+    if not provenance.get("stage"):
         return "made elsewhere: it carries no record of how\n"
-    lines = [["settings", _short(value, f"{name}: ", 400)] for name, value in made.get("settings", {}).items()]
-    lines += [["input", f"{name} {str(digest)[:12]}"] for name, digest in made.get("inputs", {}).items()]
-    return f"made by minirec {made.get('version', '?')}, stage {made['stage']}\n{align(lines)}"
+    lines = [["settings", _short(value, f"{name}: ", 400)] for name, value in provenance.get("settings", {}).items()]
+    lines += [["input", f"{name} {str(digest)[:12]}"] for name, digest in provenance.get("inputs", {}).items()]
+    return f"made by minirec {provenance.get('version', '?')}, stage {provenance['stage']}\n{align(lines)}"
 
 
 def _parquet(path: Path, rows: int) -> str:
-    with tables.opened(path, foreign=True) as (file, made):
+    with tables.opened(path, foreign=True) as (file, provenance):
         schema = file.schema_arrow
         name = table_name(path, schema.names)
         known: dict[str, Column] = TABLES[name].columns if name else {}
@@ -79,11 +79,11 @@ def _parquet(path: Path, rows: int) -> str:
         first = next(file.iter_batches(batch_size=max(rows, 1)), None) if file.metadata.num_rows else None
         count = file.metadata.num_rows
     text = f"{path}: {name or 'a table unknown to minirec'}, {count:,} rows\n"
-    text += _made(made) + "\n" + align(lines)
+    text += align(lines)
     if first is not None and rows > 0:
         data = [schema.names, *([_short(v) for v in row.values()] for row in first.slice(0, rows).to_pylist())]
         text += f"\nfirst {len(data) - 1} rows\n{align(data)}"
-    return text
+    return f"{text}\n{_origin(provenance)}"
 
 
 def _span(file: pq.ParquetFile, column: str) -> tuple[int, str]:
@@ -103,7 +103,7 @@ def _span(file: pq.ParquetFile, column: str) -> tuple[int, str]:
     return nulls, "-" if low is None else f"{_short(low, '', 18)} to {_short(high, '', 18)}{unit}"
 
 
-def _safetensors(path: Path) -> str:
+def _safetensors(path: Path, in_folder: bool = False) -> str:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -111,23 +111,24 @@ def _safetensors(path: Path) -> str:
             shapes = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); make it again") from error
-    made = artefact.parse_record(metadata.get("minirec", "{}"), path)
+    provenance = artefact.parse_record(metadata.get("minirec", "{}"), path)
     count = sum(int(np.prod(shape)) for _, shape in shapes.values())
     lines = [["tensor", "type", "shape", "range"]]
-    arrays = tensors.read(path) if made else {}  # checks the digest
+    arrays = tensors.read(path) if provenance else {}  # checks the digest
     for name, (kind, shape) in shapes.items():
         array = arrays.get(name)
         span = (
             "-" if array is None or not array.size else f"{_short(array.min().item())} to {_short(array.max().item())}"
         )
         lines.append([name, str(kind), " x ".join(map(str, shape)) or "scalar", span])
-    return f"{path}: {len(shapes)} tensors, {count:,} numbers\n{_made(made)}\n{align(lines)}"
+    origin = "" if in_folder and not provenance else f"\n{_origin(provenance)}"  # the folder's record is its own
+    return f"{path}: {len(shapes)} tensors, {count:,} numbers\n{align(lines)}{origin}"
 
 
 def _folder(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     if not (path / "config.json").is_file() and not (path / ADAPTER_FILE).is_file():
-        raise InputError(f"{path} is a folder, but neither of an adapter nor of a model; name a file in it")
+        return _list(path, files)
     artefact.verify_folder(path, foreign=True)
     lines = [[str(file.relative_to(path)), f"{file.stat().st_size:,} bytes"] for file in files]
     text = f"{path}: {'adapter' if (path / ADAPTER_FILE).is_file() else 'model'}, {len(files)} files\n{align(lines)}"
@@ -136,19 +137,31 @@ def _folder(path: Path) -> str:
             text += f"\n{_json(file)}"
     for file in files:
         if file.suffix == ".safetensors":
-            text += f"\n{_safetensors(file)}"
+            text += f"\n{_safetensors(file, in_folder=True)}"
     return text
+
+
+def _list(path: Path, files: list[Path]) -> str:
+    """What lies in a folder of results: every table, tensor file and JSON file, without a look into them."""
+    shown = [file for file in files if file.suffix in (".parquet", ".safetensors", ".json", ".txt", ".png")]
+    if not shown:
+        raise InputError(f"{path} is a folder in which nothing is that minirec makes; name another, or a file")
+    lines = []
+    for file in shown:
+        rows = f"{pq.read_metadata(file).num_rows:,} rows" if file.suffix == ".parquet" else ""
+        lines.append([str(file.relative_to(path)), f"{file.stat().st_size:,} bytes", rows])
+    return f"{path}: {len(shown)} files; look into any with: minirec show FILE\n{align(lines)}"
 
 
 def _json(path: Path) -> str:
     content = artefact.load_json(path)
     if path.name == artefact.FOLDER_RECORD:
-        made, content = content, {}
+        provenance, content = content, {}
     else:
-        made = content.pop("provenance") if isinstance(content.get("provenance"), dict) else {}
-    if made:
-        artefact.verify(path, made)
-    return f"{path}\n{_made(made)}\n" + align(_leaves(content, ""))
+        provenance = content.pop("provenance") if isinstance(content.get("provenance"), dict) else {}
+    if provenance:
+        artefact.verify(path, provenance)
+    return f"{path}\n{align(_leaves(content, ''))}\n{_origin(provenance)}"
 
 
 def _leaves(value: Any, key: str) -> list[list[str]]:

@@ -18,7 +18,9 @@ from minirec.errors import InputError
 from minirec.experiment import config, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
+from minirec.experiment.costs import events
 from minirec.experiment.sections import Resources, Section
+from minirec.experiment.validation import suggestion
 from minirec.storage.files import atomic_write
 from minirec.storage.provenance import code_digest
 
@@ -244,6 +246,26 @@ class Rules:
             "seed": "0|[1-9][0-9]*",
             "shard": "0|[1-9][0-9]*",
         }
+
+    def check(self, arguments: Iterable[str]) -> None:
+        """End the program with one sentence where a target among the arguments is of a data set that is not known."""
+        top = Path(self.config.results)
+        for target in map(Path, arguments):
+            if target.is_relative_to(top) and len(target.parts) > len(top.parts) + 1:
+                dataset = target.relative_to(top).parts[0]
+                if dataset not in self.config.datasets:
+                    known = ", ".join(self.config.datasets)
+                    hint = suggestion(dataset, self.config.datasets)
+                    sys.exit(
+                        f"minirec: {target}: the data set {dataset} is not among {known}{hint}; name it in `datasets`"
+                    )
+
+    def print_failures(self, since: float) -> None:
+        """Print, for every job that has failed since a time, the sentence that says why."""
+        for log in sorted([*Path(self.config.results).rglob("logs/*.log"), *Path("data/logs").rglob("*.log")]):
+            _, end = events(log)
+            if end is not None and end["reason"] != "done" and log.stat().st_mtime >= since:
+                sys.stderr.write(f"minirec: {end['stage']} failed, {end['reason']} (log: {log})\n")
 
     def print_summaries(self, since: float) -> None:
         """Print the summaries and comparisons written since a time, in seconds since 1970."""

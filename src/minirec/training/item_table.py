@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minirec.model import distributed
-from minirec.model.head import Head
+from minirec.model.whitening import Head
 from minirec.model.items import ItemEncoder
 
 
