@@ -126,13 +126,8 @@ def defaults() -> config.Config:
     return config.validate(raw)
 
 
-@pytest.fixture(scope="session")
-def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
-    """What a rollout reads: 22 training samples of 30, a catalogue, its vectors and an adapter that is no zero."""
-    from minirec.model.policy import Policy
-    from minirec.stages import embed
-
-    folder = tmp_path_factory.mktemp("judged")
+def _write_catalogue(file: Path) -> None:
+    """Write a catalogue of 30 items."""
     words = ["Blue", "Train", "Kind", "Abbey", "Road", "Red", "Clay"]
     titles = [f"{words[i % 7]} {words[i // 7]} {i}" for i in range(30)]
     catalogue = {
@@ -142,8 +137,18 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         "text": [f"Title: {t}" for t in titles],
         "popularity": pa.array([1] * 30, pa.int64()),
     }
+    tables.write("catalogue", pa.table(catalogue), file, Provenance("prepare"))
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
+    """What a rollout reads: 22 training samples of 30, a catalogue, its vectors and an adapter that is no zero."""
+    from minirec.model.policy import Policy
+    from minirec.stages import embed
+
+    folder = tmp_path_factory.mktemp("judged")
     files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue")}
-    tables.write("catalogue", pa.table(catalogue), files["catalogue"], Provenance("prepare"))
+    _write_catalogue(files["catalogue"])
     generator = np.random.default_rng(0)
     rows = []
     for i in range(30):
@@ -175,3 +180,56 @@ def judged(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
         item_table=files["item_table"],
     )
     return files | {"model": tiny_model, "adapter": folder / "adapter"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model, defaults) -> dict[str, Path]:
+    """What train reads: 34 samples, a catalogue, a curriculum, and what embed makes of them."""
+    from training_runs import policy
+
+    from minirec.stages import embed
+
+    folder = tmp_path_factory.mktemp("project")
+    _write_catalogue(folder / "catalogue.parquet")
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(34):
+        items = generator.choice(30, 4, replace=False).tolist()
+        split = "train" if i < 22 else "valid" if i < 28 else "test"
+        rows.append(
+            {
+                "sample_id": i,
+                "split": split,
+                "user_id": f"u{i}",
+                "target_row": items[3],
+                "history_rows": items[:3],
+                "history_rating": [4.0, None, 5.0],
+                "history_age_ms": [3000, 2000, 1000],
+                "timestamp": 10**12 + i,
+            }
+        )
+    table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
+    tables.write("samples", table, folder / "samples.parquet", Provenance("prepare"))
+    order = [3, 1, 4, 15, 9, 2, 6, 5, 12, 8, 7]
+    curriculum = {
+        "position": pa.array(range(len(order)), pa.int32()),
+        "sample_id": pa.array(order, pa.int64()),
+        "group": pa.array([0] * len(order), pa.int32()),
+        "mean_reward": pa.nulls(len(order), pa.float64()),
+    }
+    tables.write("curriculum", pa.table(curriculum), folder / "curriculum.parquet", Provenance("curriculum"))
+    files = {name: folder / f"{name}.parquet" for name in ("samples", "catalogue", "curriculum")}
+    files |= {name: folder / f"{name}.safetensors" for name in ("whitening", "frozen_states")}
+    files["item_table"] = folder / "items.safetensors"
+    embed.run(
+        policy=policy(defaults),
+        embed=defaults.embed.model_copy(update={"keep_frozen_states": True}),
+        passes=PASSES,
+        samples=files["samples"],
+        catalogue=files["catalogue"],
+        model=tiny_model,
+        whitening=files["whitening"],
+        frozen_states=files["frozen_states"],
+        item_table=files["item_table"],
+    )
+    return files

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conftest import PASSES
 
 from minirec.errors import InputError
 from minirec.model.whitening import Whitening
@@ -52,10 +53,11 @@ def case(tmp_path):
 
 
 def run(folder, defaults, **changes):
-    names = ("samples.parquet", "rollouts.parquet", "items.safetensors", "whitening.safetensors", "hidden.safetensors")
+    names = ("samples.parquet", "rollouts.parquet", "whitening.safetensors", "hidden.safetensors")
     out = {"gradients": folder / "gradients.safetensors", "embeddings": folder / "embeddings.safetensors"}
-    given = {name.split(".")[0]: folder / name for name in names} | dict.fromkeys(("catalogue", "model", "adapter"))
-    gradient.run(policy=defaults.policy, gradient=defaults.gradient.model_copy(update=changes), **given, **out)
+    files = {name.split(".")[0]: folder / name for name in names} | {"item_table": folder / "items.safetensors"}
+    settings = {"policy": defaults.policy, "gradient": defaults.gradient.model_copy(update=changes), "passes": PASSES}
+    gradient.run(**settings, **files, **out)
     return [tensors.read(file) for file in out.values()], [file.read_bytes() for file in out.values()]
 
 

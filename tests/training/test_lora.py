@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import PASSES
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import config
+from minirec.experiment.sections import Engine
 from minirec.model import generate
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
@@ -120,14 +122,14 @@ def tried(judged, defaults, tmp_path_factory):
     )
     files = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
-    rollout.run(**sections, **judged, shard=None, **files)
+    rollout.run(**sections, passes=PASSES, engine=Engine(), **judged, **files)
     return given, files
 
 
 def run(judged, given, files, folder, **changes):
     out = {"gradients": folder / "gradients.safetensors", "embeddings": folder / "embeddings.safetensors"}
     paths = {**judged, **files, **out} | changes.pop("paths", {})
-    gradient.run(policy=given.policy, gradient=given.gradient.model_copy(update=changes), **paths)
+    gradient.run(policy=given.policy, gradient=given.gradient.model_copy(update=changes), passes=PASSES, **paths)
     return [tensors.read(file) for file in out.values()]
 
 
@@ -163,7 +165,7 @@ def test_the_stage_writes_projected_derivatives_of_every_sample(judged, tried, t
     assert found["gradient"].shape == found["hvp"].shape == (22, 64)
     assert np.allclose(embedded["embedding"], states["hidden"].mean(1), atol=1e-5)
     policy = Policy.load(judged["model"], given.policy, judged["adapter"])
-    goods = torch.from_numpy(tensors.read(judged["items"])["items"])
+    items = torch.from_numpy(tensors.read(judged["item_table"])["items"])
     split = splits.load(judged["samples"], judged["catalogue"], "train", given.policy.prompt_history)
     table = tables.read("rollouts", files["rollouts"])
     drawn = derivatives.sampled_candidates(split.sample_id, 30, candidates, given.gradient.seed)
@@ -174,7 +176,7 @@ def test_the_stage_writes_projected_derivatives_of_every_sample(judged, tried, t
         reading = lora_derivatives.PackedSample(
             policy, policy.user_prompts.encode(split.bodies[i]), [row["tokens"] for row in rows]
         )
-        scores = torch.nn.functional.normalize(reading.pooled(), dim=1) @ torch.nn.functional.normalize(goods, dim=1).T
+        scores = torch.nn.functional.normalize(reading.pooled(), dim=1) @ torch.nn.functional.normalize(items, dim=1).T
         out = torch.zeros(30, dtype=torch.bool)
         if drawn is not None:
             out[:] = True

@@ -62,7 +62,7 @@ def test_what_is_kept_is_the_policy_of_the_best_evaluation(project, tiny_model, 
     kept = Policy.load(tiny_model, policy(defaults), tmp_path / "adapter")
     whiten = Whitening.read(tmp_path / "adapter" / "whitening.safetensors")
     valid = splits.load(project["samples"], project["catalogue"], "valid", kept.settings.prompt_history)
-    items = whiten.item(Items(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
+    items = whiten.item(ItemEncoder(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
     ranked = ranking.rank(kept, whiten, items, valid, 3, 0, "valid")
     (first, *_), (best, maps, value), (last, *_) = seen
     assert (items - best).norm() < 1e-4 * best.norm()
@@ -89,7 +89,7 @@ def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, ti
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
-        "made.json",
+        "provenance.json",
         "whitening.safetensors",
     ]
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
@@ -109,8 +109,10 @@ def test_the_micro_batch_changes_memory_and_not_the_result(usual, project, tiny_
 
 
 def test_items_in_several_passes_give_the_gradients_of_one(usual, project, tiny_model, defaults, tmp_path, monkeypatch):
-    whole = Items.batches
-    monkeypatch.setattr(Items, "batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part])
+    whole = ItemEncoder.length_batches
+    monkeypatch.setattr(
+        ItemEncoder, "length_batches", lambda self, rows: [[b] for part in whole(self, rows) for b in part]
+    )
     assert alike(usual, run(project, tiny_model, defaults, tmp_path))
 
 
@@ -235,7 +237,7 @@ def test_checkpoints_of_other_code_are_not_resumed(tmp_path, monkeypatch):
     (tmp_path / "kept").touch()
     checkpoints.remove_unusable(tmp_path, Provenance("train"))
     assert (tmp_path / "kept").exists()
-    monkeypatch.setattr(checkpoints, "code_digest", lambda stage: f"another {stage}")
+    monkeypatch.setattr(artefact, "code_digest", lambda stage: f"another {stage}")
     checkpoints.remove_unusable(tmp_path, Provenance("train"))
     assert not (tmp_path / "kept").exists()
 
@@ -383,15 +385,6 @@ def test_an_interrupted_run_stops_as_early_as_an_undisturbed_one(
         assert again[name] == history[name]
 
 
-def test_the_proxy_trains_on_a_seeded_draw(project, tiny_model, defaults, tmp_path):
-    _, history = run(project, tiny_model, defaults, tmp_path, proxy_size=6, epochs=1)
-    seen = [sample for step in history["sample_ids"] for sample in step]
-    assert len(set(seen)) == 6
-    assert seen == train.proxy_samples(np.arange(22), 6, 0).tolist()
-    with pytest.raises(InputError, match=r"train\.proxy_size is 99, but there are only 22"):
-        run(project, tiny_model, defaults, tmp_path, proxy_size=99)
-
-
 def test_head_and_adapter_have_rates_of_their_own_and_no_weight_decays(project, tiny_model, defaults, tmp_path):
     base = Whitening.read(project["whitening"]).arrays
     one_step = {"batch_prompts": 11, "epochs": 1, "evaluations_per_epoch": 0, "scheduler": "constant"}
@@ -444,7 +437,7 @@ def test_a_checkpoint_without_a_record_is_not_resumed_from(tmp_path):
     assert not (folder / "checkpoint-3").exists()
     shutil.rmtree(folder)
     checkpoints.remove_unusable(folder, Provenance("train"))
-    assert [file.name for file in folder.iterdir()] == ["made.json"]
+    assert [file.name for file in folder.iterdir()] == ["provenance.json"]
 
 
 def test_a_checkpoint_whose_best_is_damaged_is_left_out(project, tiny_model, defaults, tmp_path, monkeypatch):

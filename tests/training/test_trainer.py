@@ -88,9 +88,9 @@ def scored(monkeypatch):
 
 def of_unequal_lengths(monkeypatch, tokenizer, marker):
     """Every second sample's first completion ends its turn, every third one's second writes the marker itself."""
-    draws, sample, marker_ids = generate.noise, generate._sample, torch.tensor(tokenizer.encode(marker))
+    draws, sample, marker_ids = generate.sampling_uniforms, generate._sample, torch.tensor(tokenizer.encode(marker))
 
-    def noise(seed, samples, *given):
+    def uniforms(seed, samples, *given):
         drawn = draws(seed, samples, *given)
         for i, number in enumerate(samples):  # a negative number is a token
             if number % 2 == 0:
@@ -99,10 +99,10 @@ def of_unequal_lengths(monkeypatch, tokenizer, marker):
                 drawn[i, 1, 1 : 1 + len(marker_ids)] = -marker_ids
         return drawn
 
-    def scripted(logits, noise, *given):
-        return torch.where(noise < 0, -noise.long(), sample(logits, noise.clamp(min=0), *given))
+    def scripted(logits, drawn, *given):
+        return torch.where(drawn < 0, -drawn.long(), sample(logits, drawn.clamp(min=0), *given))
 
-    monkeypatch.setattr(generate, "noise", noise)
+    monkeypatch.setattr(generate, "sampling_uniforms", uniforms)
     monkeypatch.setattr(generate, "_sample", scripted)
 
 
@@ -228,7 +228,7 @@ def test_evaluations_are_spread_evenly_over_an_epoch(steps, times, expected):
 def test_completions_with_the_same_tokens_have_the_same_reward(
     project, tiny_model, defaults, tmp_path, monkeypatch, dtype
 ):
-    draws, whole, seen = generate.noise, rewards.score_completions, []
+    draws, whole, seen = generate.sampling_uniforms, rewards.score_completions, []
 
     def alike(seed, samples, completions, count, epoch=0):
         return draws(seed, samples, 1, count, epoch).expand(-1, completions, -1).contiguous()
@@ -237,7 +237,7 @@ def test_completions_with_the_same_tokens_have_the_same_reward(
         seen.append(whole(*given))
         return seen[-1]
 
-    monkeypatch.setattr(generate, "noise", alike)
+    monkeypatch.setattr(generate, "sampling_uniforms", alike)
     monkeypatch.setattr(rewards, "score_completions", judged)
     more = {"completions": 4, "max_new_tokens": 8}
     run(project, tiny_model, defaults, tmp_path, of_policy={"dtype": dtype}, of_sampling=more, epochs=1)

@@ -170,16 +170,17 @@ class Chunk:
     @property
     def target(self) -> Tensor:
         """Catalogue rows [k]."""
-        return torch.from_numpy(tables.numpy(self.samples, "target").astype(np.int64))
+        return torch.from_numpy(tables.numpy(self.samples, "target_row").astype(np.int64))
 
     @property
     def history(self) -> Tensor:
         """Catalogue rows [k, w], padded with -1."""
-        return torch.from_numpy(splits.padded(self.samples["history"].combine_chunks()))
+        return torch.from_numpy(splits.padded(self.samples["history_rows"].combine_chunks()))
 
 
-SAMPLES, ROLLOUTS = ["sample_id", "target", "history"], ["sample_id", "completion", "advantage"]  # columns of a chunk
-PROMPTS, COMPLETIONS = ["history_rating", "history_age"], ["tokens"]  # further ones, for passes through the model
+SAMPLES = ["sample_id", "target_row", "history_rows"]  # columns of a chunk
+ROLLOUTS = ["sample_id", "completion", "advantage"]
+PROMPTS, COMPLETIONS = ["history_rating", "history_age_ms"], ["tokens"]  # further ones, for passes through the model
 
 
 def chunks(

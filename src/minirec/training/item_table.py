@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from minirec.model import distributed
-from minirec.model.whitening import Head
 from minirec.model.items import ItemEncoder
+from minirec.model.whitening import Head
 
 
 @dataclass
