@@ -297,7 +297,9 @@ def test_conversion_gives_the_same_bytes_every_time(tmp_path):
 
 def test_without_a_network_the_error_says_which_files_to_put_where(server, tmp_path):
     settings = source(server, url="http://127.0.0.1:1/")
-    with pytest.raises(InputError, match=r"put .*toys/interactions\.parquet and .*toys/items\.parquet there yourself"):
+    with pytest.raises(
+        InputError, match=r"put .*toys/interactions\.parquet and items\.parquet beside it there yourself"
+    ):
         fetch.run(source=settings, interactions=tmp_path / "toys" / "interactions.parquet")
 
 

@@ -118,7 +118,7 @@ def test_the_breakdown_is_of_the_ranks_with_reasoning(judged, defaults, policy, 
 
 @pytest.mark.parametrize("count", [29, 31])
 def test_an_item_table_of_another_catalogue_is_refused(judged, defaults, policy, tmp_path, count):
-    table = np.resize(tensors.read(judged["items"], "items")["items"], (count, 32))
+    table = np.resize(tensors.read(judged["item_table"], "items")["items"], (count, 32))
     tensors.write({"items": table, "row": np.arange(count)}, tmp_path / "items.safetensors", Provenance("embed"))
     with pytest.raises(InputError, match=f"items.safetensors has {count} items, but .*catalogue.parquet has 30"):
         evaluated(judged, defaults, policy, judged["whitening"], tmp_path, item_table=tmp_path / "items.safetensors")

@@ -13,7 +13,7 @@ from minirec.cli import parser
 from minirec.errors import InputError
 from minirec.experiment import commands, config
 from minirec.experiment.rules import Rules
-from minirec.experiment.sections import Resources, Section
+from minirec.experiment.sections import Processes, Resources, Section
 
 PAPER, QUICKSTART = ROOT / "config" / "config.yaml", ROOT / "config" / "quickstart.yaml"
 
@@ -305,6 +305,7 @@ def through_the_shell(given: config.Config, stage: str, method: str | None = Non
         if flag.required and commands.flag(flag.name) not in words:
             words += [commands.flag(flag.name), "0" if flag.kind == "int" else "x"]
     found = vars(parser.parser(words).parse_args(words))
+    found = {name: value for name, value in found.items() if name not in Processes.model_fields}  # as main leaves them
     return {name: section for name, section in parser.with_sections(stage, found).items() if name in SECTIONS_OF[stage]}
 
 

@@ -10,25 +10,26 @@ from copy import deepcopy
 
 import pytest
 import torch
-import yaml
 from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig, get_peft_model
 from torch import distributed
-from training_runs import policy, project, trained  # noqa: F401 (a fixture)
+from training_runs import policy, trained
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from minirec.cli import launch
 from minirec.cli.main import main
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import commands, config
 from minirec.model.distributed import ShardedLayers, all_reduce_sum
 from minirec.model.items import FrozenItemStates
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
+SHARDED = ["--shard-layers", "true"]
+
 
 @pytest.fixture
-def command(request, project, tiny_model, defaults, tmp_path):  # noqa: F811
+def command(project, tiny_model, defaults, tmp_path):
     """A command line of train, and the folder it writes to."""
     changes = {
         "batch_prompts": 5,  # of 11 samples: the processes' shares differ, and the last batch has one prompt
@@ -42,19 +43,19 @@ def command(request, project, tiny_model, defaults, tmp_path):  # noqa: F811
     }
     sampling = {"max_new_tokens": 3, "completions": 2}
     whole = config.load("config/config.yaml").model_dump(mode="json")
-    whole["policy"] |= policy(defaults).model_dump()
+    whole["policy"] |= policy(defaults).model_dump(mode="json")
     whole["train"] |= changes
     whole["sampling"] |= sampling
 
     def made(out, processes, *words, all_layers=False, **more):
         whole["train"] |= more
         whole["policy"] |= {"lora_layers": None} if all_layers else {}
-        flags = shlex.split(config.flags(config.validate(yaml.safe_load(yaml.safe_dump(whole))), "train"))
-        files = {**project, "model": tiny_model, "history": out / "history.parquet", "out": out / "adapter"}
+        flags = shlex.split(" ".join(commands.flags(config.validate(whole), "train")))
+        files = {**project, "model": tiny_model, "history": out / "history.parquet", "adapter": out / "adapter"}
         if all_layers:
             files["frozen_states"] = tmp_path / "frozen_states.safetensors"
             FrozenItemStates.write(None, files["frozen_states"], Provenance("embed"))
-        paths = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+        paths = [word for name, path in files.items() for word in (commands.flag(name), str(path))]
         more_words = ["--seed", "0", "--log", str(out / "log"), "--processes", str(processes), *words]
         return ["train", *flags, *paths, *more_words]
 
@@ -69,15 +70,15 @@ def train(arguments, **environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"shard_layers": True}, {"shard_layers": True, "all_layers": True, "micro_batch_prompts": 1}],
+    ("all_layers", "resources"),
+    [(False, []), (False, SHARDED), (True, [*SHARDED, "--micro-batch-prompts", "1"])],
     ids=["whole", "sharded", "sharded, all layers trained"],
 )
-def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, changes):
+def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, all_layers, resources):
     found = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        done = train(command(out, processes, **changes))
+        done = train(command(out, processes, *resources, all_layers=all_layers))
         assert done.returncode == 0, done.stderr
         found.append((trained(out / "adapter"), tables.read("history", out / "history.parquet").to_pydict()))
         assert not (out / "checkpoints").exists()

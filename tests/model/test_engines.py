@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.experiment.sections import Engine
+from minirec.experiment.sections import Engine, Passes
 from minirec.model import engines, generate
 from minirec.model.policy import Policy
 from minirec.stages import rollout
@@ -201,7 +201,8 @@ def test_completions_do_not_depend_on_the_batch_or_on_their_place_in_it(engine):
 
 
 def test_more_prompts_than_one_pass_holds_keep_their_order(engine):
-    few = changed(engine, policy={"batch_tokens": 60})
+    few = changed(engine)
+    few.policy.batch_tokens = 60
     assert len(list(few.policy.length_batches(few.policy.user_bodies(BODIES), 21))) > 1
     assert write(few).tokens == write(engine).tokens
     assert torch.allclose(write(few).hidden, write(engine).hidden, atol=1e-4)
@@ -253,29 +254,30 @@ def test_a_model_that_vllm_cannot_load_is_one_sentence(folders, defaults):
 
     with pretending() as vllm:
         vllm.LLM = fail
-        with pytest.raises(InputError, match=r"\(Free memory is less than desired\); change rollout\.vllm_memory"):
+        with pytest.raises(InputError, match=r"\(Free memory is less than desired\); change the resource vllm_memory"):
             load("vllm", folders, defaults)
 
 
-def stage(defaults, **changes):
+def stage(defaults):
     """The settings of a rollout by vLLM."""
-    given = config.overlay(defaults.model_dump(mode="json"), {"rollout": {"engine": "vllm"}} | changes)
-    return {name: getattr(config.validate(given), name) for name in ("policy", "sampling", "reward", "rollout")}
+    given = config.overlay(defaults.model_dump(mode="json"), {"rollout": {"engine": "vllm"}})
+    sections = {name: getattr(config.validate(given), name) for name in ("policy", "sampling", "reward", "rollout")}
+    return sections | {"passes": Passes(batch_tokens=60), "engine": Engine()}
 
 
 def test_the_stage_stops_before_it_reads_anything_where_the_engine_is_not_installed(defaults, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    names = ("samples", "catalogue", "items", "whitening", "model", "adapter", "rollouts", "hidden")
+    names = ("samples", "catalogue", "item_table", "whitening", "model", "adapter", "rollouts", "hidden")
     files = {name: tmp_path / name for name in names}
     with pytest.raises(InputError, match="vLLM is not installed; pip install vllm, or set it to builtin"):
-        rollout.run(**stage(defaults), **files, shard=None)
+        rollout.run(**stage(defaults), **files)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_stage_asks_the_engine_of_its_settings_and_notes_it(judged, defaults, tmp_path):
     out = {"rollouts": tmp_path / "rollouts.parquet", "hidden": tmp_path / "hidden.safetensors"}
     with pretending():
-        rollout.run(**stage(defaults, policy={"batch_tokens": 60}), **judged, **out, shard=None)
+        rollout.run(**stage(defaults), **judged, **out)
     found = tables.read("rollouts", out["rollouts"]).to_pylist()
     assert len(found) == 22 * 3
     vocabulary = len(AutoTokenizer.from_pretrained(judged["model"]))

@@ -54,7 +54,7 @@ def write_selection(folder: Path, ids, signals: bool) -> None:
     n = len(ids)
     place, signal = pa.array(range(n), pa.int32()), pa.array([0.5] * n) if signals else pa.nulls(n, pa.float64())
     columns = {"position": place, "sample_id": ids}
-    columns |= {name: signal for name in ("value", "learnability", "representativeness", "diversity")}
+    columns |= {name: signal for name in ("mean_reward", "value", "learnability", "representativeness", "diversity")}
     tables.write("selection", pa.table(columns), folder / "selection.parquet", Provenance("select"))
     groups = pa.array([i // 2 for i in range(n)], pa.int32())
     columns = {"position": place, "sample_id": ids, "group": groups, "mean_reward": signal}
@@ -131,12 +131,12 @@ def project(tmp_path, monkeypatch, defaults):
 
 def summarise_it(given) -> None:
     top = Path("results/movielens")
-    scores = top / "signals/gemma/scores.parquet"
+    scores = Rules(given).summary_scores({"results": "results", "dataset": "movielens"}).get("scores")
     summarise.run(
         measure=given.measure,
         runs=[str(run) for run in paths.main_runs(given)],
         folders=paths.folders(given, paths.main_runs(given)),
-        scores=scores if scores.is_file() else None,
+        scores=Path(scores) if scores else None,
         metrics=top / "metrics.json",
         summary=top / "summary.txt",
     )

@@ -83,7 +83,9 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     if asked and asked not in names and (close := difflib.get_close_matches(asked, names, n=1)):
         top.error(f"there is no command {asked}; did you mean {close[0]}?")
     for name, sentence in TYPED.items():
-        added = commands.add_parser(name, description=sentence, epilog=EXAMPLES[name], formatter_class=AsWritten)
+        added = commands.add_parser(
+            name, description=sentence, epilog=EXAMPLES[name], formatter_class=AsWritten, allow_abbrev=False
+        )
         _add_typed(added, name)
     for name in STAGES:
         about = f"{command(name).sentence}\n\n{METHOD}"
