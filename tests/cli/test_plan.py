@@ -10,12 +10,13 @@ from minirec.cli import plan
 from minirec.cli.plan import Sizes
 from minirec.errors import InputError
 from minirec.experiment import config
+from minirec.experiment.paths import compared_runs, main_runs
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
 SIZE = Sizes(train=100, valid=10, test=30, items=20, user_tokens=10, item_tokens=5)
 SMALL = {
-    "main": {"seeds": [0]},
+    "main": {"budget": 8, "seeds": [0]},
     "policy": {"whiten_dim": None},
     "sampling": {"completions": 2, "max_new_tokens": 3},
     "train": {
@@ -24,10 +25,9 @@ SMALL = {
         "epochs": 1,
         "evaluations_per_epoch": 0,
         "item_refresh_steps": 1000,
-        "proxy_size": 4,
-        "proxy_epochs": None,
     },
 }
+SMALL["proxy"] = SMALL["train"] | {"size": 4}
 
 
 @pytest.fixture
@@ -37,8 +37,9 @@ def given(defaults):
     return lambda **changes: config.validate(config.overlay(raw, changes))
 
 
-def needs(given, size=SIZE, budget=8, width=16):
-    return {need.stage: need for need in plan.needs(given, size, budget, width)}
+def needs(given, size=SIZE, runs=main_runs):
+    """What each rule needs for the one model of the runs, whose states are 16 wide."""
+    return {need.rule: need for need in plan.needs(given, size, runs(given), {"gemma": 16})}
 
 
 def test_a_rollout_reads_each_prompt_once_and_writes_g_completions(given):
@@ -56,9 +57,10 @@ def test_a_step_of_training_reads_twice_and_goes_back(given):
 
 
 def test_an_evaluation_embeds_the_catalogue_and_reads_every_test_sample(given):
-    need = needs(given())["evaluate"]
-    assert need.passes == 20 * 5 + 30 * (10 + 3)
-    assert need.written == 30 * 3
+    found = needs(given())
+    assert found["evaluate"].passes == 20 * 5 + 30 * (10 + 3)
+    assert found["evaluate_base"].passes == 30 * (10 + 3)  # embed_base has embedded the catalogue
+    assert found["evaluate"].written == found["evaluate_base"].written == 30 * 3
 
 
 def test_valid_evaluations_and_refreshes_of_the_table_are_counted(given):
@@ -70,15 +72,15 @@ def test_valid_evaluations_and_refreshes_of_the_table_are_counted(given):
 
 
 def test_the_whitening_reads_its_prompts(given):
-    plain = needs(given())["embed"].passes
+    plain = needs(given())["embed_base"].passes
     assert plain == 20 * 5
     for prompts, read in ((None, 100), (40, 40), (400, 100)):
-        found = needs(given(policy={"whiten_dim": 4}, embed={"whiten_prompts": prompts}))["embed"].passes
+        found = needs(given(policy={"whiten_dim": 4}, embed={"whiten_prompts": prompts}))["embed_base"].passes
         assert found - plain == read * 10
 
 
 @pytest.mark.parametrize(
-    ("changes", "stage", "field", "factor"),
+    ("changes", "rule", "field", "factor"),
     [
         ({"sampling": {"completions": 4}}, "rollout", "written", 2),
         ({"sampling": {"completions": 4}}, "train", "written", 2),
@@ -86,18 +88,18 @@ def test_the_whitening_reads_its_prompts(given):
         ({"sampling": {"max_new_tokens": 6}}, "evaluate", "written", 2),
         ({"sampling": {"max_new_tokens": 6}}, "rollout", "written", 2),
         ({"train": {"epochs": 3}}, "train", "passes", 3),
-        ({"train": {"epochs": 3}}, "train (proxy)", "written", 3),
-        ({"train": {"epochs": 3, "proxy_epochs": 1}}, "train (proxy)", "written", 1),
-        ({"train": {"proxy_size": 8}}, "train (proxy)", "passes", 2),
-        ({"train": {"proxy_size": 8}}, "train", "passes", 1),
+        ({"train": {"epochs": 3}}, "train_proxy", "written", 1),
+        ({"proxy": {"epochs": 3}}, "train_proxy", "written", 3),
+        ({"proxy": {"size": 8}}, "train_proxy", "passes", 2),
+        ({"proxy": {"size": 8}}, "train", "passes", 1),
         ({"main": {"seeds": [0, 1, 2]}}, "train", "passes", 3),
         ({"main": {"seeds": [0, 1, 2]}}, "evaluate", "jobs", 3),
         ({"main": {"seeds": [0, 1, 2]}}, "rollout", "passes", 1),
         ({"rollout": {"shards": 5}}, "rollout", "jobs", 5),
     ],
 )
-def test_needs_grow_with_the_setting_that_causes_them(given, changes, stage, field, factor):
-    before, after = (getattr(needs(g)[stage], field) for g in (given(), given(**changes)))
+def test_needs_grow_with_the_setting_that_causes_them(given, changes, rule, field, factor):
+    before, after = (getattr(needs(g)[rule], field) for g in (given(), given(**changes)))
     assert after == factor * before
 
 
@@ -106,13 +108,14 @@ def test_needs_grow_with_the_data_and_the_budget(given):
     assert needs(given(), twice)["rollout"].written == 2 * needs(given())["rollout"].written
     assert needs(given(), twice)["gradient"].disk == 2 * needs(given())["gradient"].disk
     assert needs(given(), twice)["train"] == needs(given())["train"]
-    assert needs(given(), budget=16)["train"].passes == 2 * needs(given())["train"].passes
-    assert needs(given(), budget=16)["rollout"] == needs(given())["rollout"]
+    larger = given(main={"budget": 16})
+    assert needs(larger)["train"].passes == 2 * needs(given())["train"].passes
+    assert needs(larger)["rollout"] == needs(given())["rollout"]
 
 
 @pytest.mark.parametrize("method", ["random", "full"])
 def test_a_method_without_signals_needs_neither_proxy_nor_rollout(given, method):
-    assert set(needs(given(main={"method": method}))) == {"embed", "evaluate (before RL)", "train", "evaluate"}
+    assert set(needs(given(main={"method": method}))) == {"embed_base", "evaluate_base", "train", "evaluate"}
 
 
 def test_the_parameters_of_a_model_are_counted_from_its_configuration(tiny_model, tmp_path):
@@ -132,12 +135,27 @@ def test_the_parameters_of_a_model_are_counted_from_its_configuration(tiny_model
     assert plan.shape(tiny_model, "bfloat16").key_value_bytes == 2 * stored / tokens
 
 
+def test_the_grid_of_a_comparison_is_counted_run_by_run_and_what_its_runs_share_once(given):
+    grid = {"models": ["gemma"], "methods": ["minirec", "random", "full"], "budgets": [8, 16], "seeds": [0, 1]}
+    one, grid = needs(given()), needs(given(compare=grid), runs=compared_runs)
+    assert grid["train"].jobs == grid["evaluate"].jobs == 2 * (2 + 2 + 1)  # full has one budget
+    assert grid["train"].written == 2 * (8 + 16 + 8 + 16 + 100) * 2 * 3
+    assert {rule for rule in grid if grid[rule] != one[rule]} == {"train", "evaluate"}
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch, defaults):
-    """A configuration in an empty folder; a function that says what plan prints."""
+    """A folder with nothing but a configuration."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(json.loads(defaults.model_dump_json())))
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text(yaml.safe_dump(defaults.model_dump(mode="json")))
     return tmp_path
+
+
+def planned(capsys, target="results/movielens/metrics.json", configfile=None) -> str:
+    """What plan prints."""
+    plan.run(target=target, configfile=configfile)
+    return capsys.readouterr().out
 
 
 def prepared(folder) -> None:
@@ -174,29 +192,54 @@ def test_sizes_come_from_the_tables(tmp_path):
 
 
 def test_what_is_not_known_yet_is_said_and_not_guessed(project, capsys):
-    plan.run(target="results/movielens/metrics.json", config=[project / "mine.yaml"])
-    assert "unknown until prepare has run" in capsys.readouterr().out
+    assert "unknown until prepare has run" in planned(capsys)
     prepared(project / "results" / "movielens")
-    plan.run(target="results/movielens/metrics.json", config=[project / "mine.yaml"])
-    text = capsys.readouterr().out
+    text = planned(capsys)
     assert "12 train, 2 valid, 2 test samples; 4 items" in text
-    assert "memory: unknown until the model gemma is fetched" in text
+    assert "memory of gemma: unknown until the model is fetched" in text
 
 
-def test_a_plan_has_a_line_for_every_stage_and_seconds_where_they_were_measured(project, capsys, tiny_model):
+def test_a_plan_has_a_line_for_every_rule_and_seconds_where_they_were_measured(project, capsys, tiny_model):
     prepared(project / "results" / "movielens")
     (project / "data" / "models").mkdir(parents=True)
     (project / "data" / "models" / "gemma").symlink_to(tiny_model)
-    measured = project / "results" / "benchmarks" / "movielens" / "rollout" / "gemma.tsv"
-    measured.parent.mkdir(parents=True)
-    measured.write_text("s\th:m:s\n321.0\t0:05:21\n")
-    plan.run(target="results/movielens/metrics.json", config=[project / "mine.yaml"])
-    text = capsys.readouterr().out
-    for stage in ("embed", "train (proxy)", "rollout", "gradient", "train", "evaluate"):
-        assert f"\n  {stage} " in text
+    for selector, seconds in (("gemma", 321.0), ("qwen", 5.0)):
+        log = project / f"results/movielens/signals/{selector}/logs/rollout.log"
+        log.parent.mkdir(parents=True)
+        end = {"event": "end", "reason": "done", "seconds": seconds, "cpu_seconds": 1.0, "peak_mib": 1.0}
+        log.write_text(json.dumps(end) + "\n")
+    text = planned(capsys)
+    rules = ("embed_base", "evaluate_base", "train_proxy", "embed_proxy", "rollout", "gradient", "train", "evaluate")
+    for rule in rules:
+        assert f"\n  {rule} " in text
     (rollout,) = [line for line in text.splitlines() if line.split()[:1] == ["rollout"]]
     assert rollout.split()[-1] == "321"
-    assert "memory: about" in text
+    assert "memory of gemma: about" in text
+
+
+def test_a_comparison_can_be_planned_and_lists_the_runs_of_the_grid(project, capsys):
+    (project / "grid.yaml").write_text(
+        "compare: {models: [qwen], methods: [minirec, random], budgets: [4], seeds: [7]}"
+    )
+    prepared(project / "results" / "movielens")
+    text = planned(capsys, "results/movielens/comparison.parquet", [project / "grid.yaml"])
+    assert "comparison.parquet: 5 runs\n" in text
+    assert "  gemma/gemma/minirec-256, seeds [0, 1, 2]\n  qwen/gemma/minirec-4, seeds [7]\n" in text
+    assert "  qwen/none/random-4, seeds [7]\n" in text
+    jobs = {tuple(line.split()[:2]): line.split()[2] for line in text.splitlines() if len(line.split()) > 6}
+    assert (jobs["train", "gemma"], jobs["train", "qwen"], jobs["evaluate_base", "qwen"]) == ("3", "2", "1")
+    assert ("rollout", "gemma") in jobs
+    assert ("rollout", "qwen") not in jobs  # it judges nothing
+
+
+def test_without_a_configfile_the_plan_is_of_the_configuration_that_made_the_results(project, capsys):
+    made_by, mine = project / "results/movielens/config.yaml", project / "mine.yaml"
+    assert "gemma/gemma/minirec-256, seeds [0, 1, 2]" in planned(capsys)
+    made_by.parent.mkdir(parents=True)
+    made_by.write_text("main: {method: random, seeds: [5]}")
+    mine.write_text("main: {method: full, seeds: [6]}")
+    assert "gemma/none/random-256, seeds [5]" in planned(capsys)
+    assert "gemma/none/full-all, seeds [6]" in planned(capsys, configfile=[mine])
 
 
 @pytest.mark.parametrize(
@@ -204,4 +247,4 @@ def test_a_plan_has_a_line_for_every_stage_and_seconds_where_they_were_measured(
 )
 def test_another_target_is_refused_with_the_data_sets_there_are(project, target):
     with pytest.raises(InputError, match="cds, instruments, movielens"):
-        plan.run(target=target, config=[project / "mine.yaml"])
+        plan.run(target=target, configfile=None)

@@ -1,7 +1,8 @@
-"""The structured lines of a job's log, and what status makes of logs, benchmarks and a dry run."""
+"""The structured lines of a job's log, and what status makes of logs and a dry run."""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,32 +11,28 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from minirec import progress
-from minirec.cli import main, status
+from minirec.cli import dryrun, main, status
+from minirec.errors import InputError
 
-DRY_RUN = """Building DAG of jobs...
-Job stats:
-job      count
-score        1
+SNAKEFILE = """
+rule all:
+    input: "shop/metrics.json"
 
-[Mon Nov 23 11:07:36 2026]
 rule score:
-    input: a, b
-    output: results/shop/scores.parquet
-    log: results/logs/shop/score/tiny.log
-    jobid: 10
-    benchmark: results/benchmarks/shop/score/tiny.tsv
-    reason: Params have changed since last execution
-    wildcards: results=results, dataset=shop, selector=tiny
-[Mon Nov 23 11:07:36 2026]
+    output: "shop/scores.parquet"
+    log: "shop/logs/score.log"
+    shell: "touch {output}"
+
 rule train:
-    log: results/logs/shop/train/tiny/seed0.log
-    benchmark: results/benchmarks/shop/train/tiny/seed0.tsv
-    reason: Missing output files: results/shop/adapter
-localrule all:
-    input: results/shop/metrics.json
+    input: "shop/scores.parquet"
+    output: "shop/metrics.json"
+    log: "shop/runs/seed0/logs/train.log"
+    shell: "touch {output}"
 """
+END = {"event": "end", "stage": "train", "cpu_seconds": 1.0, "peak_mib": 1.0}
 
 
 def lines(log: Path) -> list[dict]:
@@ -117,28 +114,30 @@ def test_a_job_touches_its_log_until_it_ends(tmp_path, monkeypatch):
     assert log.stat().st_mtime == 0
 
 
-def test_a_dry_run_is_read_rule_by_rule():
-    score, train = status.jobs(DRY_RUN)
+def test_a_dry_run_gives_the_rule_the_log_and_the_reason_of_every_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("Snakefile").write_text(SNAKEFILE)
+    score, train = dryrun.planned_jobs()  # `all` has no log: it does nothing
     assert (score.rule, train.rule) == ("score", "train")
-    assert score.log == Path("results/logs/shop/score/tiny.log")
-    assert train.benchmark == Path("results/benchmarks/shop/train/tiny/seed0.tsv")
-    assert train.reason == "Missing output files: results/shop/adapter"
+    assert score.log == Path("shop/logs/score.log")
+    assert train.log == Path("shop/runs/seed0/logs/train.log")
+    assert score.reason == "Missing output files: shop/scores.parquet"
+    assert [job.rule for job in dryrun.planned_jobs("--", "shop/scores.parquet")] == ["score"]
+    assert not Path("shop").exists()
+    with pytest.raises(InputError, match=r"the workflow cannot be planned \(.*no-such-file"):
+        dryrun.planned_jobs("--", "no-such-file")
 
 
 @pytest.fixture
 def job(tmp_path):
-    """A function that makes a job: its benchmark's seconds and the lines of its log."""
+    """A function that makes a job with the lines of its log."""
 
-    def make(rule, number, reason="Missing output files: x", seconds=None, log=()):
-        logs, times = (tmp_path / kind / "shop" / rule / str(number) for kind in ("logs", "benchmarks"))
-        for file, content in (
-            (logs.with_suffix(".log"), [json.dumps(line) for line in log]),
-            (times.with_suffix(".tsv"), ["s\th:m:s", f"{seconds}\t0:00:05"] if seconds is not None else []),
-        ):
-            if content:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text("\n".join(content) + "\n", encoding="utf-8")
-        return status.Planned(rule, logs.with_suffix(".log"), times.with_suffix(".tsv"), reason)
+    def make(rule, number, reason="Missing output files: x", log=(), dataset="shop"):
+        file = tmp_path / dataset / str(number) / "logs" / f"{rule}.log"
+        if log:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+        return dryrun.Planned(rule, file, reason)
 
     return make
 
@@ -151,22 +150,22 @@ def test_every_state_is_told_apart(tmp_path, job):
     running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "minirec"])
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    wrong = {"event": "end", "stage": "train", "reason": "error: x is wrong"}
-    done = job("train", 0, seconds=10)
+    wrong = END | {"reason": "error: x is wrong", "seconds": 1000}
+    done = job("train", 0, log=[start(ended.pid), END | {"reason": "done", "seconds": 10}])
     others = [
         job("train", 1, log=[start(running.pid)]),
         job("train", 2, log=[start(ended.pid)]),
         job("train", 3, log=[start(ended.pid), wrong]),
-        job("train", 4, "Params have changed", seconds=20, log=[start(ended.pid), wrong | {"reason": "done"}]),
+        job("train", 4, "Params have changed", log=[start(ended.pid), END | {"reason": "done", "seconds": 20}]),
         job("train", 5),
         job("train", 6, log=[start(ended.pid, "another")]),
         job("train", 7, log=[start(os.getppid())]),  # a number that another process has by now
     ]
     old = time.time() - 10 * status.SILENCE
     try:
-        found = status.states([done, *others], others, tmp_path / "benchmarks")
+        found = status.states([done, *others], others, tmp_path)
         os.utime(others[5].log, (old, old))
-        later = status.states([done, *others], others, tmp_path / "benchmarks")
+        later = status.states([done, *others], others, tmp_path)
     finally:
         running.kill()
         running.wait()
@@ -178,11 +177,9 @@ def test_every_state_is_told_apart(tmp_path, job):
 
 
 def test_the_rest_costs_what_the_same_rule_took_elsewhere_and_unknown_is_said(tmp_path, job):
-    elsewhere = tmp_path / "benchmarks" / "other" / "score" / "tiny.tsv"
-    elsewhere.parent.mkdir(parents=True)
-    elsewhere.write_text("s\th:m:s\n7.5\t0:00:07\n", encoding="utf-8")
+    job("score", 0, log=[END | {"reason": "done", "seconds": 7.5}], dataset="other")
     rest = [job("score", 0), job("train", 0)]
-    found = status.states(rest, rest, tmp_path / "benchmarks")
+    found = status.states(rest, rest, tmp_path)
     assert [state.seconds for state in found] == [7.5, None]
     said = status.text(Path("results/shop"), found)
     assert "left: 2 jobs, about 8 s one after the other, besides what no job has shown yet: train" in said
@@ -192,3 +189,20 @@ def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
     assert main.main(["status", "results/cdss"]) == 1
     assert "results/cdss is not results/DATASET with DATASET among cds" in capsys.readouterr().err
+
+
+def test_without_a_configfile_the_status_is_of_the_configuration_that_made_the_results(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(status, "planned_jobs", lambda *arguments: asked.append(arguments) or [])
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    target, mine = ("--", "results/cds/metrics.json"), "config/quickstart.yaml"
+    assert main.main(["status", "results/cds"]) == 0
+    made_by = Path("results/cds/config.yaml")
+    made_by.parent.mkdir(parents=True)
+    made_by.write_text("main: {method: random}")
+    assert main.main(["status", "results/cds"]) == 0
+    assert main.main(["status", "results/cds", "--configfile", mine]) == 0
+    files = [(), ("--configfile", str(made_by)), ("--configfile", mine)]
+    assert asked[0::2] == [("--forceall", *flags, *target) for flags in files]
+    assert asked[1::2] == [(*flags, *target) for flags in files]

@@ -26,21 +26,22 @@ def planned_jobs(*arguments: str) -> list[Planned]:
     command = [sys.executable, "-m", "minirec.cli.dryrun", "--dry-run", "--nocolor", "--rerun-incomplete", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        problems = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        problems = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise InputError(f"the workflow cannot be planned ({' '.join(problems[-3:])[:300]})")
     jobs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"rule"')]
     return [Planned(job["rule"], Path(job["log"]), job["reason"]) for job in jobs if job["log"]]
 
 
-class _Jobs(logging.Handler):
-    """Prints the jobs among Snakemake's log records."""
+class _Jobs(logging.Filter):
+    """Prints the jobs among Snakemake's log records; a filter, as Snakemake removes the handlers that it finds."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a record that is a job."""
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Print a record that is a job, and let every record pass."""
         if getattr(record, "event", None) == LogEvent.JOB_INFO:
             log = str(record.log[0]) if record.log else None  # type: ignore[attr-defined]
             job = {"rule": record.rule_name, "log": log, "reason": record.reason}  # type: ignore[attr-defined]
             sys.stdout.write(json.dumps(job) + "\n")
+        return True
 
 
 if __name__ == "__main__":
@@ -48,5 +49,5 @@ if __name__ == "__main__":
     from snakemake.logging import logger
     from snakemake_interface_logger_plugins.common import LogEvent
 
-    logger.addHandler(_Jobs())
+    logger.addFilter(_Jobs())
     main(sys.argv[1:])
