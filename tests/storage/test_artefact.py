@@ -204,3 +204,38 @@ def test_hidden_files_which_snakemake_adds_do_not_change_the_digest_of_a_folder(
     assert artefact.digest(tmp_path) == before
     (tmp_path / "part" / "b").write_text("b")
     assert artefact.digest(tmp_path) != before
+
+
+UNFINISHED = Provenance("rollout", {"seed": 0}, {"samples": "12"})
+
+
+@pytest.mark.parametrize(
+    ("provenance", "more", "kept"),
+    [
+        (UNFINISHED, {"shard": 1}, True),
+        (Provenance("rollout", {"seed": 1}, {"samples": "12"}), {"shard": 1}, False),
+        (Provenance("rollout", {"seed": 0}, {"samples": "13"}), {"shard": 1}, False),
+        (UNFINISHED, {"shard": 2}, False),
+        (UNFINISHED, {}, False),
+    ],
+    ids=["the same", "another setting", "another input", "another shard", "no shard"],
+)
+def test_unfinished_work_is_kept_only_where_the_same_inputs_and_settings_made_it(tmp_path, provenance, more, kept):
+    work = tmp_path / "unfinished"
+    artefact.keep_unfinished(work, UNFINISHED, shard=1)
+    (work / "batch.parquet").touch()
+    artefact.keep_unfinished(work, provenance, **more)
+    assert (work / "batch.parquet").exists() is kept
+    (work / "batch.parquet").touch()
+    artefact.keep_unfinished(work, provenance, **more)
+    assert (work / "batch.parquet").exists()  # what is begun anew is kept the next time
+
+
+def test_unfinished_work_of_other_code_or_of_unknown_origin_is_removed(tmp_path, monkeypatch):
+    work = tmp_path / "unfinished"
+    work.mkdir()
+    for unlike in (lambda: None, lambda: monkeypatch.setattr(artefact, "code_digest", lambda stage: f"other {stage}")):
+        (work / "batch.parquet").touch()
+        unlike()
+        artefact.keep_unfinished(work, UNFINISHED)
+        assert [file.name for file in work.iterdir()] == [artefact.FOLDER_RECORD]

@@ -1,0 +1,94 @@
+"""Where the files of an experiment lie: what variants share with all, and what they have of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from minirec.experiment import config, paths
+from minirec.experiment.paths import SIGNAL_SECTIONS, Run
+from minirec.experiment.rules import Rules
+
+TOP = {"results": "results", "dataset": "cds"}
+VARIANTS = {
+    "sharp": {"method": "minirec", "score": {"mu": 0.25}},
+    "by_lora": {"method": "minirec", "gradient": {"space": "lora"}},
+    "warmer": {"method": "minirec", "rollout": {"seed": 1}},
+    "longer": {"method": "minirec", "sampling": {"max_new_tokens": 300}},
+    "small_proxy": {"method": "minirec", "proxy": {"size": 32, "seed": 5}},
+    "flat": {"method": "minirec", "select": {"alpha": 0.5}, "curriculum": {"group_size": 1}, "train": {"epochs": 1}},
+}
+
+
+@pytest.fixture
+def given(defaults):
+    """The paper's configuration with the variants of this file."""
+    return config.validate(config.overlay(defaults.model_dump(mode="json"), {"variants": VARIANTS}))
+
+
+def own(given, variant: str) -> list[str]:
+    """The signal files that a variant does not share with its method."""
+    assert {paths.judge(given, file, "gemma", "minirec") for file in SIGNAL_SECTIONS} == {"gemma"}
+    return [file for file in SIGNAL_SECTIONS if paths.judge(given, file, "gemma", variant) == f"gemma@{variant}"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "first"),
+    [
+        ("sharp", "scores.parquet"),
+        ("by_lora", "gradients.safetensors"),
+        ("warmer", "rollouts.parquet"),
+        ("longer", "proxy/adapter"),
+        ("small_proxy", "proxy/adapter"),
+    ],
+)
+def test_a_variant_has_its_own_signals_from_the_first_that_it_changes_and_shares_those_before(given, variant, first):
+    files = list(SIGNAL_SECTIONS)
+    assert own(given, variant) == files[files.index(first) :]
+
+
+def test_a_variant_that_changes_no_signal_has_none_of_its_own(given):
+    assert own(given, "flat") == []
+    assert Rules(given).constraints()["judge"].endswith("(?:@(?:sharp|by_lora|warmer|longer|small_proxy))?")
+
+
+def test_the_selection_of_a_variant_of_the_score_reads_its_own_scores_and_the_embeddings_of_all(given):
+    rules, run = Rules(given), {**TOP, "selector": "gemma", "budget": "8", "seed": "0"}
+    inputs = {method: rules.select_inputs({**run, "method": method}) for method in ("minirec", "sharp", "flat")}
+    shared = "results/cds/signals/gemma"
+    assert inputs["minirec"] == inputs["flat"]
+    assert inputs["minirec"]["scores"] == f"{shared}/scores.parquet"
+    assert inputs["sharp"]["scores"] == f"{shared}@sharp/scores.parquet"
+    judge = {**TOP, "judge": "gemma@sharp"}  # the job that makes these scores
+    assert rules.signal("rollouts.parquet")(judge) == f"{shared}/rollouts.parquet"
+    assert rules.signal("gradients.safetensors")(judge) == f"{shared}/gradients.safetensors"
+
+
+def test_a_proxy_is_trained_on_a_random_selection_of_its_size_and_seed(given):
+    rules, where = Rules(given), "results/cds/selections/none/random-{}/seed{}/curriculum.parquet"
+    assert rules.proxy_curriculum({**TOP, "judge": "gemma"}) == where.format(256, 0)
+    assert rules.proxy_curriculum({**TOP, "judge": "gemma@small_proxy"}) == where.format(32, 5)
+
+
+def test_a_run_is_read_back_from_its_path():
+    run = Run("qwen", "gemma", "minirec", "256", 3)
+    assert Run.parse(str(run)) == run
+    assert run.folder(Path("top")) == Path("top/runs/qwen/gemma/minirec-256/seed3")
+    assert run.selection(Path("top")) == Path("top/selections/gemma/minirec-256/seed3")
+
+
+def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selection_and_itself(given):
+    run = paths.run_of(given, "qwen", "gemma", "sharp", 8, 1)
+    assert paths.folders(given, [run, run]) == [
+        "base/qwen",
+        "signals/gemma",
+        "signals/gemma@sharp",
+        "selections/none/random-256/seed0",
+        "selections/gemma/sharp-8/seed1",
+        "runs/qwen/gemma/sharp-8/seed1",
+    ]
+    without_signals = paths.run_of(given, "qwen", "gemma", "full", 8, 1)
+    assert paths.folders(given, [without_signals]) == [
+        "base/qwen",
+        "selections/none/full-all/seed1",
+        "runs/qwen/none/full-all/seed1",
+    ]
