@@ -11,31 +11,28 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, snakemake
 
-from minirec.cli import status
+from minirec.experiment import costs, paths
 
 PRETEND = '''
 def _pretend(stage, given):
-    """Write what the stage would write: every path that no input could be."""
-    names = {"fetch": "out", "prepare": "out", "embed": "out whitening frozen_states", "rollout": "rollouts hidden",
-             "gather": "rollouts hidden", "gradient": "gradients embeddings", "train": "out history"}
-    names = names.get(stage, "out").split()
-    if stage == "embed" and given["adapter"]:
-        names = ["out"]
-    files = [given[name] for name in names]
-    if stage == "prepare":
-        files = [given["out"] / name for name in ("samples.parquet", "catalogue.parquet", "prepare.json")]
-    elif stage == "fetch" and given["dataset"]:
-        files = [given["out"] / name for name in ("interactions.parquet", "items.parquet")]
-    elif stage in ("fetch", "train"):
-        files[0] = given["out"] / "weights"
-    elif stage == "summarise":
-        from minirec.experiment import rules
-        pictures = [f"figures/{name}.{kind}" for name in rules.pictures(given["run"]) for kind in ("png", "svg")]
-        files += [given["results"] / name for name in ("summary.txt", *pictures)]
+    """Write what the stage would write: the outputs it is given, and what lies beside them without a name."""
+    from minirec.experiment import paths
+    from minirec.experiment.commands import command
+
+    files = [given[flag.name] for flag in command(stage).flags if flag.writes and given[flag.name] is not None]
+    if stage == "fetch" and given["interactions"]:
+        files.append(given["interactions"].with_name("items.parquet"))
+    if stage == "embed" and not given["adapter"]:
+        files.append(given["frozen_states"])
+    pictures = []
+    if stage == "summarise":
+        pictures = paths.PICTURES if given["scores"] else ()
     elif stage == "compare":
-        pictures = ["figures/comparison.png", "figures/comparison.svg"]
-        files += [given["results"] / name for name in ("comparison.json", "comparison.txt", *pictures)]
+        pictures = ("comparison",)
+    files += [files[0].parent / "figures" / f"{name}.{kind}" for name in pictures for kind in ("png", "svg")]
+    folders = [given["model"]] if stage == "fetch" else [given["adapter"]] if stage == "train" else []
     for file in files:
+        file = file / "weights" if file in folders else file
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{stage} wrote this\\n")
 '''
@@ -91,6 +88,11 @@ def plan(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> dict[s
     return jobs
 
 
+def commands(said: str, stage: str) -> list[str]:
+    """The commands of a stage that `snakemake -p` prints, each on one line."""
+    return [line for line in said.replace(" \\\n    ", " ").splitlines() if f"-m minirec {stage} " in line]
+
+
 def once(*rules: str) -> dict[str, int]:
     return dict.fromkeys(rules, 1)
 
@@ -130,9 +132,8 @@ def test_a_variant_shares_the_signals(finished):
 
 def test_a_variant_of_training_has_flags_of_its_own(finished):
     done = spawn(finished, "-n", "-p", "results/toy/runs/tiny/none/item_loss-all/seed0/metrics.json")
-    trained = [line for line in done.stdout.splitlines() if "minirec train" in line]
-    assert len(trained) == 1
-    assert "--losses '[\"item\"]'" in trained[0]
+    (trained,) = commands(done.stdout, "train")
+    assert "--losses '[\"item\"]'" in trained
 
 
 def test_a_selection_in_two_rounds_picks_in_every_shard_first(finished):
@@ -142,15 +143,16 @@ def test_a_selection_in_two_rounds_picks_in_every_shard_first(finished):
     file = "results/toy/selections/tiny/{}-8/seed0/selection.parquet"
     assert plan(finished, file.format("rounds"), configs=(variants,)) == once("select") | {"select_shard": 2}
     done = spawn(finished, "-n", "-p", file.format("rounds"), configs=(variants,))
-    (told,) = [line for line in done.stdout.splitlines() if "--winners" in line]
+    first, second, last = commands(done.stdout, "select")
     shards = [f"results/toy/selections/tiny/rounds-8/seed0/shards/{shard}/selection.parquet" for shard in range(2)]
-    assert f"--winners {' '.join(shards)} --samples" in told
-    assert "--shards 2" in told
+    assert f"--shard-selections {' '.join(shards)} --samples" in last
+    assert all("--shards 2" in line for line in (first, second, last))
+    assert sorted(re.findall(r"--shard (\d)", first + second + last)) == ["0", "1"]
 
 
 def test_random_needs_no_signals(finished):
     jobs = plan(finished, "results/toy/runs/tiny/none/random-8/seed0/metrics.json")
-    assert jobs == once("select_without_signals", "curriculum_without_signals", "train", "evaluate", "measure")
+    assert jobs == once("select", "curriculum", "train", "evaluate", "measure")
 
 
 def test_full_has_no_budget_but_all(finished):
@@ -171,7 +173,7 @@ def test_a_comparison_trains_every_cell_of_the_grid_once(finished):
     grid = f"compare: {{models: [tiny], selectors: [tiny], {methods}, budgets: [8, 16], seeds: [0, 1]}}"
     jobs = plan(finished, "results/toy/comparison.parquet", configs=(grid,))
     assert jobs["train"] == 2 * 2 + 2 * 2 + 2 - 1  # minirec, random, full without a budget, less the run there is
-    assert jobs["select"] == 3
+    assert jobs["select"] == jobs["curriculum"] == jobs["train"]
     assert jobs["compare"] == 1
     assert not {"train_proxy", "rollout", "score"} & set(jobs)
 
@@ -182,8 +184,8 @@ def test_only_derivatives_by_the_adapter_need_the_policy(finished):
     for space in ("hidden", "lora"):
         config = f"gradient: {{space: {space}}}"
         done = spawn(finished, "-n", "-p", "-R", "gradient", "--", file, configs=(config,))
-        (told[space],) = [line for line in done.stdout.splitlines() if "minirec gradient" in line]
-    assert not {"--model", "--adapter", "--catalogue"} & set(told["hidden"].split())
+        (told[space],) = commands(done.stdout, "gradient")
+    assert not {"--model", "--catalogue"} & set(told["hidden"].split())  # the adapter holds the whitening
     assert "--adapter results/toy/signals/tiny/proxy/adapter" in told["lora"]
     assert "--model data/models/tiny" in told["lora"]
     assert "--catalogue results/toy/catalogue.parquet" in told["lora"]
@@ -218,9 +220,9 @@ def test_a_picture_is_a_result_like_any_other(finished):
 def test_the_log_of_every_job_names_its_wildcards(finished):
     done = spawn(finished, "-n", "-F", TARGET)
     planned = re.findall(r"^    log: (.*)$(?s:.*?)^    wildcards: (.*)$", done.stdout, re.MULTILINE)
-    assert len(planned) == 17
+    assert len(planned) == 19
     for log, wildcards in planned:
-        for line in status.ending(finished / log):
+        for line in costs.events(finished / log):
             assert ", ".join(f"{name}={value}" for name, value in line["wildcards"].items()) == wildcards
 
 
@@ -228,26 +230,27 @@ def test_settings_given_on_the_command_line_reach_the_summary_and_the_comparison
     grid = "compare={models: [tiny], selectors: [tiny], methods: [mine], budgets: [16], seeds: [3]}"
     change = ("--config", "main={seeds: [0, 3], budget: 16}", "variants={mine: {}}", grid)
     done = spawn(finished, "-n", "-p", TARGET, "results/toy/comparison.parquet", *change)
-    (summarise,) = [line for line in done.stdout.splitlines() if "minirec summarise" in line]
-    (compare,) = [line for line in done.stdout.splitlines() if "minirec compare" in line]
+    (summarise,), (compare,) = commands(done.stdout, "summarise"), commands(done.stdout, "compare")
     runs = [f"tiny/tiny/minirec-16/seed{seed}" for seed in (0, 3)]
-    assert f"--run {' '.join(runs)} --job" in summarise
-    assert '"seeds":[0,3]' in summarise
-    assert f"train/{runs[1]}" in summarise
-    assert f"--run {' '.join(runs)} tiny/tiny/mine-16/seed3 --out" in compare
+    assert f"--runs {' '.join(runs)} --folders " in summarise
+    assert {f"runs/{run}" for run in runs} <= set(summarise.split())
+    assert f"--runs {' '.join(runs)} tiny/tiny/mine-16/seed3 --comparison" in compare
 
 
 def test_the_jobs_of_the_summary_are_those_that_ran_for_it(finished):
     done = spawn(finished, "-n", "-p", "-F", TARGET)
-    benchmarks = re.findall(r"^    benchmark: results/benchmarks/toy/(.*)\.tsv$", done.stdout, re.MULTILINE)
-    (summarise,) = [line for line in done.stdout.splitlines() if "minirec summarise" in line]
-    named = summarise.split(" --job ")[1].split(" --out ")[0].split()
-    assert set(named) == set(benchmarks) - {"summarise"} | {"fetch"}
+    top = finished / "results" / "toy"
+    planned = re.findall(r"^    log: (results/.*)$", done.stdout, re.MULTILINE)
+    (summarise,) = commands(done.stdout, "summarise")
+    folders = summarise.split(" --folders ")[1].split(" --")[0].split()
+    found = {str(log.relative_to(finished)) for log in paths.logs(top, folders)}
+    assert found == set(planned)
 
 
 def test_an_edit_of_select_plans_select_and_what_follows(finished):
     with edited(finished / "src" / "minirec" / "stages" / "select.py", "\nNEW = 1\n"):
-        assert plan(finished, TARGET) == once("select", *AFTER_SELECT)
+        jobs = plan(finished, TARGET)
+    assert {"select": 2, **once(*AFTER_SELECT)}.items() <= jobs.items()  # two: the proxy's random samples
 
 
 def test_an_edit_of_a_comment_plans_nothing(finished):
@@ -265,7 +268,7 @@ def test_an_edit_of_the_policy_plans_every_stage_that_has_one(finished):
 def test_until_and_forced_reruns(finished):
     until = plan(finished, "--until", "score", "--", TARGET)
     assert until == {}
-    assert plan(finished, "-R", "select", "--", TARGET) == once("select", *AFTER_SELECT)
+    assert plan(finished, "-R", "train", "--", TARGET) == once("train", "evaluate", "measure", "summarise")
     assert plan(finished, "-R", "score", "--until", "score", "--", TARGET) == once("score")
 
 

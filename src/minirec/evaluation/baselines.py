@@ -15,8 +15,7 @@ from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec.data.splits import Split, padded
-from minirec.evaluation.metrics import K
-from minirec.evaluation.ranks import Ranks
+from minirec.evaluation.ranks import TOP, Ranks
 from minirec.storage import tables
 
 SCORES = 2**24  # scores ranked at a time: bounds memory whatever the size of the catalogue
@@ -63,7 +62,7 @@ def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[n
     own = scores[np.arange(len(target)), target][:, None]
     lower = np.arange(scores.shape[1]) < target[:, None]
     ranks = 1 + (scores > own).sum(1) + ((scores == own) & lower).sum(1)
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
     return ranks.astype(np.int32), np.where(np.take_along_axis(scores, top, 1) == -np.inf, -1, top)
 
 

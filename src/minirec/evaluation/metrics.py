@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-K = 10  # cut-off of the main metrics, NDCG@10 and HR@10, and number of recommended items that are recorded
+K = 10  # cut-off of the main metrics, NDCG@10 and HR@10
 
 
 def ndcg(rank: ArrayLike, k: int) -> np.ndarray:

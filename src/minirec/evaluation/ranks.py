@@ -14,6 +14,8 @@ from minirec.errors import InputError
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
+TOP = 10  # recommended items of a sample that are recorded
+
 
 @dataclass(frozen=True)
 class Ranks:

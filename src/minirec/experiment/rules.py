@@ -19,7 +19,7 @@ from minirec.experiment import config, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
 from minirec.experiment.costs import events
-from minirec.experiment.sections import Resources, Section
+from minirec.experiment.sections import Resources, Section, Select
 from minirec.experiment.validation import suggestion
 from minirec.storage.files import atomic_write
 from minirec.storage.provenance import code_digest
@@ -64,16 +64,19 @@ class Rules:
         """
         sections = {name: fixed.pop(name, name) for name in command(stage).sections}
         known = {parameter.name for parameter in command(stage).flags}
+        scalars = [parameter.name for parameter in command(stage).flags if parameter.kind in ("int", "str")]
 
         def values(wildcards: Wildcards) -> dict[str, Any]:
             given = {name: value(wildcards) if callable(value) else value for name, value in fixed.items()}
-            own = {name: wildcards.get(name) for name in sorted(known) if wildcards.get(name) is not None}
+            own = {name: wildcards[name] for name in scalars if wildcards.get(name) is not None}
             if method := own.get("method"):
                 own["method"] = self.config.method(method).name
             return own | {name: value for name, value in given.items() if value is not None}
 
         def settings(wildcards: Wildcards) -> list[tuple[str, Section]]:
             varied = self.config.varied(wildcards.get("method") or _variant(wildcards))
+            if stage == "select":
+                varied = varied.model_copy(update={"select": self.select_settings(wildcards["method"])})
             return [(n, getattr(varied, o)) for n, o in sections.items() if not issubclass(SECTIONS[n], Resources)]
 
         def text(wildcards: Wildcards, input: Any, output: Any, resources: Any) -> str:
@@ -125,6 +128,12 @@ class Rules:
             folder = paths.FOLDERS["selection"].format(**wildcards)
             inputs["shard_selections"] = [f"{folder}/shards/{shard}/selection.parquet" for shard in range(shards)]
         return inputs
+
+    def select_settings(self, method: str) -> Section:
+        """The section `select` with the settings that a method has; those it does not read at their defaults."""
+        given = self.config.varied(method).select
+        own = {name: getattr(given, name) for name in self.config.method(method).settings}
+        return Select(shards=self.select_shards(method), **own)
 
     def select_shards(self, method: str) -> int:
         """`select.shards` of a method; methods without embeddings have nothing to share."""

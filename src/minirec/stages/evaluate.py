@@ -11,8 +11,7 @@ import torch
 
 from minirec.data import splits
 from minirec.evaluation import ranking
-from minirec.evaluation.metrics import K
-from minirec.evaluation.ranks import write_ranks
+from minirec.evaluation.ranks import TOP, write_ranks
 from minirec.experiment import sections
 from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
@@ -45,6 +44,6 @@ def run(
     else:
         states = FrozenItemStates.read(frozen_states) if frozen_states else None
         table = whiten.item(ItemEncoder(loaded, splits.catalogue_texts(catalogue), states).embed(what="items"))
-    ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, K, "evaluate")
+    ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, TOP, "evaluate")
     inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     write_ranks(ranked, ranks, Provenance("evaluate", policy.model_dump() | sampling.model_dump(), inputs))

@@ -7,31 +7,35 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from minirec.storage.columns import TABLES
+
 PACKAGE = Path(__file__).parents[1]
 NO_BYTES = {  # modules that check, report and start; an edit may stop a stage, but cannot change what it writes
     "errors",
+    "experiment.commands",
     "experiment.config",
+    "experiment.sections",  # settings count by their values
     "experiment.validation",
     "progress",
-    "storage.artefact",
-    "storage.columns",
+    "storage.columns",  # counts by the tables of a stage
     "storage.files",
     "storage.memory",
     "storage.provenance",
-    "storage.stream",
-    "storage.tables",
-    "storage.tensors",
 }
+FOREIGN = {"item_metadata": "items"}  # parameter: its table, where the two have different names
 
 
 def code_digest(stage: str, *more: str, package: Path = PACKAGE) -> str:
-    """Digest of a stage's module, of `more` modules, and of all that these import, directly or through others.
+    """Digest of a stage's module, of `more` modules, of all that these import, and of the stage's tables.
 
-    Comments and docstrings do not count.
+    Imports through others count, comments and docstrings do not. Of a table, names and types of its columns count.
     """
     whole = hashlib.sha256()
     for module in sorted(set().union(*(modules(start, package) for start in (f"stages.{stage}", *more)))):
         whole.update(f"{module}\0{_code(_file(module, package))}\0".encode())
+    for table in sorted(tables(stage, package)):
+        columns = [(name, column.type, column.nullable) for name, column in TABLES[table].columns.items()]
+        whole.update(f"{table}\0{columns}\0".encode())
     return whole.hexdigest()[:16]
 
 
@@ -45,6 +49,17 @@ def modules(start: str, package: Path = PACKAGE) -> set[str]:
             found.add(module)
             waiting |= imports(_file(module, package), package) - NO_BYTES
     return found
+
+
+def tables(stage: str, package: Path = PACKAGE) -> set[str]:
+    """The tables that a stage names among its inputs and outputs; `out` is the table of its own name."""
+    parameters = {
+        argument.arg
+        for node in _tree(_file(f"stages.{stage}", package)).body
+        if isinstance(node, ast.FunctionDef) and node.name == "run"
+        for argument in node.args.kwonlyargs
+    }
+    return {FOREIGN.get(name, name) for name in (parameters | {stage})} & TABLES.keys()
 
 
 def imports(file: Path, package: Path = PACKAGE) -> set[str]:
