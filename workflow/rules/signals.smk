@@ -1,6 +1,6 @@
 """What a selector, trained as a proxy, makes of every training sample; computed once for all methods and budgets."""
 
-SHARDS = CONFIG.rollout.shards
+SHARDS = ask.config.rollout.shards
 PART = "shards/{shard}/" if SHARDS > 1 else ""
 
 
@@ -36,7 +36,7 @@ use rule stage as train_proxy with:
     log:
         "<signals>/proxy/logs/train_proxy.log",
     params:
-        **job("train", train="proxy", seed=CONFIG.proxy.seed),
+        **job("train", train="proxy", seed=ask.config.proxy.seed),
 
 
 use rule stage as embed_proxy with:

@@ -14,7 +14,7 @@ use rule stage as summarise with:
     log:
         "<top>/logs/summarise.log",
     params:
-        **job("summarise", runs=ask.main_runs, folders=paths.folders(CONFIG, ask.main_runs)),
+        **job("summarise", runs=ask.main_runs, folders=paths.folders(ask.config, ask.main_runs)),
 
 
 use rule stage as compare with:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,6 @@ from minirec.storage.provenance import code_digest
 Wildcards = Mapping[str, str]
 
 
-def checked(raw: Mapping[str, Any]) -> Config:
-    """The configuration that Snakemake merged; ends the program with one sentence where it is wrong."""
-    try:
-        return config.validate(raw)
-    except InputError as error:
-        sys.exit(f"minirec: configuration error: {error}")
-
-
-def own_python_first() -> None:
-    """Let `python` in a rule mean the Python that runs Snakemake; an environment that a job activates still wins."""
-    folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
-    os.environ["PATH"] = os.pathsep.join(dict.fromkeys(folders))
-
-
 def one_of(names: Iterable[str]) -> str:
     """A regular expression that matches the names and nothing else."""
     return "|".join(map(re.escape, names)) or r"\b\B"
@@ -49,8 +36,23 @@ def one_of(names: Iterable[str]) -> str:
 class Rules:
     """The rules of one configuration."""
 
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Rules:
+        """The rules of the configuration that Snakemake merged; ends the program with one sentence where it is wrong.
+
+        `python` in a rule then means the Python that runs Snakemake; an environment that a job activates still wins.
+        """
+        folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
+        os.environ["PATH"] = os.pathsep.join(dict.fromkeys(folders))
+        try:
+            rules = cls(config.validate(raw))
+        except InputError as error:
+            sys.exit(f"minirec: configuration error: {error}")
+        rules.check(sys.argv[1:])
+        return rules
+
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config, self.started = config, time.time()
         self.main_runs = paths.main_runs(config)
         self.compared_runs = paths.compared_runs(config)
 
@@ -269,17 +271,17 @@ class Rules:
                         f"minirec: {target}: the data set {dataset} is not among {known}{hint}; name it in `datasets`"
                     )
 
-    def print_failures(self, since: float) -> None:
-        """Print, for every job that has failed since a time, the sentence that says why."""
+    def print_failures(self) -> None:
+        """Print, for every job that has failed in this run, the sentence that says why."""
         for log in sorted([*Path(self.config.results).rglob("logs/*.log"), *Path("data/logs").rglob("*.log")]):
             _, end = events(log)
-            if end is not None and end["reason"] != "done" and log.stat().st_mtime >= since:
+            if end is not None and end["reason"] != "done" and log.stat().st_mtime >= self.started:
                 sys.stderr.write(f"minirec: {end['stage']} failed, {end['reason']} (log: {log})\n")
 
-    def print_summaries(self, since: float) -> None:
-        """Print the summaries and comparisons written since a time, in seconds since 1970."""
+    def print_summaries(self) -> None:
+        """Print the summaries and comparisons that this run has written."""
         for file in sorted(Path(self.config.results).glob("*/*.txt")):
-            if file.stat().st_mtime >= since:
+            if file.stat().st_mtime >= self.started:
                 sys.stdout.write(file.read_text(encoding="utf-8"))
 
 
