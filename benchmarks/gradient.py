@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
 from minirec.experiment import config
+from minirec.experiment.sections import Passes
 from minirec.model.whitening import Whitening
 from minirec.stages import gradient
 from minirec.storage import tables, tensors
@@ -106,8 +107,8 @@ def peak(call: Callable[[], Pair]) -> float:
 def files(n: int, folder: Path) -> dict[str, Path]:
     """What the stage reads, of n samples; written as streams, too."""
     generator = np.random.default_rng(0)
-    names = ("samples.parquet", "rollouts.parquet", "items.safetensors", "whitening.safetensors", "hidden.safetensors")
-    paths = {name.split(".")[0]: folder / name for name in names}
+    names = ("samples.parquet", "rollouts.parquet", "whitening.safetensors", "hidden.safetensors")
+    paths = {name.split(".")[0]: folder / name for name in names} | {"item_table": folder / "items.safetensors"}
     none = {"history_rating": [[None]], "history_age_ms": [[1]], "user_id": ["u"], "split": ["train"], "timestamp": [1]}
     judged = {"reward": 0.5, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 1.0, "text": "a"}
     with (
@@ -126,7 +127,7 @@ def files(n: int, folder: Path) -> dict[str, Path]:
             add_rollouts(pa.table(tried, tables.TABLES["rollouts"].schema()))
             add_hidden(sample_id=ids, hidden=generator.standard_normal((k, GROUPS, WIDTH), dtype=np.float32))
     items = generator.standard_normal((FEW, WIDTH), dtype=np.float32)
-    tensors.write({"items": items, "row": np.arange(FEW)}, paths["items"], Provenance("embed"))
+    tensors.write({"items": items, "row": np.arange(FEW)}, paths["item_table"], Provenance("embed"))
     Whitening.identity().write(paths["whitening"], Provenance("embed"))
     return paths
 
@@ -136,7 +137,7 @@ def stage(paths: dict[str, Path], folder: Path, results: object) -> None:
     settings = config.load(ROOT / "config" / "config.yaml")
     started = time.perf_counter()
     out = {name: folder / f"{name}.safetensors" for name in ("gradients", "embeddings")}
-    gradient.run(policy=settings.policy, gradient=settings.gradient, **paths, **out)
+    gradient.run(policy=settings.policy, gradient=settings.gradient, passes=Passes(), **paths, **out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     results.put((time.perf_counter() - started, peak))  # type: ignore[attr-defined]
 

@@ -9,6 +9,7 @@ the matrix in memory. `--large` adds a million rows in a memory-mapped file, aga
 from __future__ import annotations
 
 import argparse
+import importlib
 import tempfile
 import time
 import tracemalloc
@@ -19,7 +20,7 @@ import matplotlib
 import numpy as np
 
 from minirec.selection import distances
-from minirec.stages import select
+from minirec.selection.greedy import greedy, greedy_with_diversity
 from minirec.storage import tables, tensors
 
 matplotlib.use("Agg")
@@ -42,7 +43,7 @@ class Watched(distances.NearestDistances):
         Watched.last = self
 
 
-select.NearestDistances = Watched  # type: ignore[misc]
+importlib.import_module("minirec.selection.greedy").NearestDistances = Watched  # the package has a function of its name
 
 
 def mixture(n: int, d: int, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -83,13 +84,13 @@ def compare(
     """Print a row; brute force stops after `against` picks and is extrapolated, where given. Returns both seconds."""
     tracemalloc.start()
     started = time.perf_counter()
-    picks, diversity = select.greedy_with_diversity(points, value, budget)
+    picks, diversity = greedy_with_diversity(points, value, budget)
     seconds = time.perf_counter() - started
     memory = 1 + tracemalloc.get_traced_memory()[1] / points.nbytes
     tracemalloc.stop()
     share = Watched.last.similarities / len(points) / budget
     started = time.perf_counter()
-    alone = select.greedy(points, value, budget)
+    alone = greedy(points, value, budget)
     without = time.perf_counter() - started
     assert np.array_equal(picks, alone)
     plain, short, apart = brute_force(points, value, picks[:against], diversity)

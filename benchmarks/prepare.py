@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
-from minirec.experiment import config
+from minirec.experiment import commands, config
 
 CONFIG = Path(__file__).parents[1] / "config" / "config.yaml"
 CONVERT = """
@@ -115,17 +114,19 @@ def main() -> None:
         print(f"made {options.interactions:,} interactions ({size[0]}) and {options.items:,} items ({size[1]})")
         print(f"in {time.perf_counter() - started:.0f} s; {os.cpu_count()} cores\n")
         raw, out = folder / "raw", folder / "out"
-        flags = [*shlex.split(config.flags(config.load(CONFIG), "prepare")), "--filter", "{}", "--out", str(out)]
-        for table in ("interactions", "items"):
-            flags += [f"--{table}", str(raw / f"{table}.parquet")]
-        commands = {
+        paths = {"interactions": raw / "interactions.parquet", "item_metadata": raw / "items.parquet"}
+        paths |= {"samples": out / "samples.parquet", "catalogue": out / "catalogue.parquet"}
+        paths |= {"dropped": out / "prepare.json"}
+        flags = commands.flags(config.load(CONFIG), "prepare")
+        flags += [word for name, path in paths.items() for word in (commands.flag(name), str(path))]
+        stages = {
             "fetch (conversion)": [sys.executable, "-c", CONVERT, *map(str, files), str(raw)],
             "prepare": [sys.executable, "-m", "minirec", "prepare", *flags],
         }
         rows = options.interactions + options.items
         print(f"| {'stage':18} | {'seconds':>7} | {'rows/s':>9} | {'peak GB':>7} |")
         print(f"|{'-' * 20}|{'-' * 8}:|{'-' * 10}:|{'-' * 8}:|")
-        for stage, command in commands.items():
+        for stage, command in stages.items():
             seconds, memory = measured(command)
             print(f"| {stage:18} | {seconds:7.1f} | {rows / seconds:9,.0f} | {memory:7.2f} |", flush=True)
         samples, catalogue = (pq.read_metadata(out / f"{t}.parquet").num_rows for t in ("samples", "catalogue"))

@@ -26,6 +26,7 @@ from transformers import DynamicCache
 
 from minirec.data import models
 from minirec.experiment import config
+from minirec.experiment.sections import Engine, Passes
 from minirec.model import generate
 from minirec.model.policy import Policy
 from minirec.stages import embed, rollout
@@ -37,6 +38,7 @@ from matplotlib import pyplot as plt
 
 GROWTH, ITEMS, FEW = (2_000, 4_000, 8_000, 16_000), 500, {"completions": 2, "max_new_tokens": 2}
 ROOT = Path(__file__).resolve().parents[1]
+PASSES = Passes(batch_tokens=4096)
 
 
 def ours(policy: Policy, prompts: list[list[int]], groups: int, new: int) -> None:
@@ -74,7 +76,7 @@ WAYS: dict[str, Callable[..., None]] = {"minirec": ours, "generate + forward": p
 
 @torch.no_grad()
 def measure(way: str, model: Path, count: int, length: int, groups: int, new: int, results: object) -> None:
-    policy = Policy.load(model, settings().policy)
+    policy = Policy.load(model, settings().policy, batch_tokens=PASSES.batch_tokens)
     policy.__dict__["eos_ids"] = set()  # nobody stops early
     generator = torch.Generator().manual_seed(0)
     body = torch.randint(1000, 20_000, (count, length - len(policy.user_prompts.prefix)), generator=generator)
@@ -106,16 +108,10 @@ def prepared(folder: Path) -> dict[str, Path]:
     tables.write(
         "catalogue", pa.table(rows, tables.TABLES["catalogue"].schema()), paths["catalogue"], Provenance("prepare")
     )
-    paths |= {"whitening": folder / "whitening.safetensors", "items": folder / "items.safetensors"}
+    paths |= {"whitening": folder / "whitening.safetensors", "item_table": folder / "items.safetensors"}
     policy = settings().policy.model_copy(update={"whiten_dim": None})
-    files = {
-        **paths,
-        "samples": folder / "none",
-        "frozen_states": folder / "frozen_states.safetensors",
-        "out": paths["items"],
-    }
-    files.pop("items")
-    embed.run(policy=policy, embed=settings().embed, adapter=None, **files)
+    files = {**paths, "samples": folder / "none", "frozen_states": folder / "frozen_states.safetensors"}
+    embed.run(policy=policy, embed=settings().embed, passes=PASSES, **files)
     return paths
 
 
@@ -138,7 +134,7 @@ def stage(paths: dict[str, Path], folder: Path, results: object) -> None:
     sections = {"sampling": given.sampling.model_copy(update=FEW), "reward": given.reward, "rollout": given.rollout}
     started = time.perf_counter()
     out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
-    rollout.run(policy=policy, **sections, **paths, adapter=None, shard=None, **out)
+    rollout.run(policy=policy, **sections, passes=PASSES, engine=Engine(), **paths, **out)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = used.ru_utime + used.ru_stime
     results.put((time.perf_counter() - started, cpu, used.ru_maxrss / 2**20))  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from minirec.data.splits import Split
 from minirec.experiment import config
+from minirec.experiment.sections import Backward
 from minirec.model import scoring
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
@@ -38,6 +39,7 @@ from minirec.training.trainer import RecommenderTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, WARM = 4, 1  # steps, and how many of them are not counted
+BATCH_TOKENS = 4096
 CATALOGUE = 2_000
 PARTS = ("generate", "loss", "items")  # of a step; the mean, as of the whole
 
@@ -73,7 +75,7 @@ def case(policy: Policy, given: argparse.Namespace) -> tuple[list[list[int]], Sp
 
 def loaded(given: argparse.Namespace, losses: list[str]) -> tuple[Policy, config.Config]:
     chosen = settings(given, losses)
-    policy = Policy.load(given.model, chosen.policy)
+    policy = Policy.load(given.model, chosen.policy, batch_tokens=BATCH_TOKENS)
     policy.add_adapter(0)
     generator = torch.Generator().manual_seed(1)
     for name, weight in policy.model.named_parameters():
@@ -105,6 +107,7 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> Ours:
         sampling=chosen.sampling,
         reward=chosen.reward,
         validate=None,
+        micro_batch_prompts=Backward().micro_batch_prompts,
         seed=0,
         args=grpo_arguments(chosen.train, given.groups, 0, Path(folder), validated=False),
     )

@@ -20,7 +20,7 @@ from greedy import mixture
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from minirec.stages import select
+from minirec.selection import greedy
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -33,8 +33,8 @@ SYNTHETIC = 40_000
 def histories(folder: Path) -> np.ndarray:
     """One vector for every interaction but a user's first: TF-IDF of the titles before it, in the order of time."""
     rows = pq.read_table(folder / "interactions.parquet").to_pandas().sort_values(["timestamp", "user_id", "item_id"])
-    goods = pq.read_table(folder / "items.parquet", columns=["item_id", "title"]).to_pandas()
-    title = dict(zip(goods["item_id"], goods["title"].fillna(""), strict=True))
+    items = pq.read_table(folder / "items.parquet", columns=["item_id", "title"]).to_pandas()
+    title = dict(zip(items["item_id"], items["title"].fillna(""), strict=True))
     seen: dict[str, list[str]] = {}
     texts = []
     for user, item in zip(rows["user_id"], rows["item_id"], strict=True):
@@ -79,12 +79,12 @@ def two_rounds(points: np.ndarray, value: np.ndarray, budget: int, shards: int) 
     for shard in range(shards):
         begin, end = len(points) * shard // shards, len(points) * (shard + 1) // shards
         started = time.perf_counter()
-        own = select.greedy(points[begin:end], value[begin:end], min(budget, end - begin))
+        own = greedy(points[begin:end], value[begin:end], min(budget, end - begin))
         slowest = max(slowest, time.perf_counter() - started)
         winners.append(begin + own)
     pool = np.sort(np.concatenate(winners))
     started = time.perf_counter()
-    picks = pool[select.greedy(points[pool], value[pool], budget)]
+    picks = pool[greedy(points[pool], value[pool], budget)]
     return picks, slowest, time.perf_counter() - started
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     for name, points, value in pools(given.cds, given.published):
         for budget in BUDGETS:
             started = time.perf_counter()
-            exact = select.greedy(points, value, budget)
+            exact = greedy(points, value, budget)
             seconds = time.perf_counter() - started
             best, shares = worth(points, value, exact), []
             for shards in SHARDS:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
-from minirec.experiment import config, rules
+from minirec.experiment import config, paths
+from minirec.experiment.costs import by_rule, cost, costs, events
+from minirec.experiment.paths import Run
 from minirec.storage import tables
 from minirec.storage.files import atomic_write
 
@@ -28,75 +28,71 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "bill.csv"
 DATASET = "cds"
 LAYERS = {"tiny": ["quickstart", "learning", "bill"], "smollm": ["quickstart", "learning"]}
-SMALL = {"prepare": {"max_train": 96}, "train": {"proxy_size": 48, "epochs": 1, "evaluations_per_epoch": 0}}
+SHORT = {"epochs": 1, "evaluations_per_epoch": 0}
+SMALL = {"prepare": {"max_train": 96}, "train": SHORT, "proxy": SHORT | {"size": 48}}
+JOBS = ("train_proxy", "embed_proxy", "rollout", "gradient", "score", "select", "curriculum", "train")
 NAMES = ("model", "job", "samples", "seconds", "share_of_everything", "how")
 
 
-def run(model: str, changes: dict, budget: int, everything: bool) -> tuple[config.Config, Path, str]:
-    """Let the workflow train on a selection, and on everything; returns settings, results and the run's path."""
+def run(model: str, changes: dict, budget: int, everything: bool) -> tuple[config.Config, Run, Run]:
+    """Let the workflow train on a selection, and on everything; returns the settings and the two runs."""
     overlay = ROOT / "results" / "bill" / f"{model}.yaml"
     overlay.parent.mkdir(parents=True, exist_ok=True)
     overlay.write_text(yaml.safe_dump({"results": f"results/bill/{model}"} | changes), encoding="utf-8")
     files = [*[ROOT / "config" / f"{name}.yaml" for name in LAYERS[model]], overlay]
-    given = config.load(ROOT / "config" / "config.yaml", *files)
-    name = "bill_cds" if model == "tiny" else model
-    picked = rules.run_path(given, name, name, "minirec", budget, 0)
-    whole = rules.run_path(given, name, "none", "full", "all", 0)
-    wanted = [f"{given.results}/{DATASET}/runs/{path}/history.parquet" for path in [picked] + [whole] * everything]
+    settings = config.load(ROOT / "config" / "config.yaml", *files)
+    name, top = "bill_cds" if model == "tiny" else model, Path(settings.results) / DATASET
+    picked = paths.run_of(settings, name, name, "minirec", budget, 0)
+    whole = paths.run_of(settings, name, "none", "full", "all", 0)
+    wanted = [f"{one.folder(top)}/history.parquet" for one in [picked] + [whole] * everything]
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "host", "reason", "rules"]
     subprocess.run([*command, "--configfile", *map(str, files), "--", *wanted], cwd=ROOT, check=True)
-    return given, ROOT / given.results, picked
+    return settings, picked, whole
 
 
-def ended(results: Path, job: str) -> dict[str, Any]:
-    """How a job ended, by the last line of its log: CPU seconds, which other work does not lengthen, and rates."""
-    file = results / "logs" / DATASET / f"{job}.log"
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        sys.exit(f"{file} is not there; remove {results} and start again")
-    return json.loads([line for line in lines if line.startswith("{")][-1])
-
-
-def jobs(name: str, picked: str) -> dict[str, str]:
-    """The log of every job of a selection, in their order, without its suffix."""
-    selection = picked.split("/", 1)[1]
-    plain = {job: f"{job}/{name}" for job in ("train_proxy", "embed_proxy", "rollout", "gradient", "score")}
-    chosen = {job: f"{job}/{selection}" for job in ("select", "curriculum")}
-    return plain | chosen | {"train": f"train/{picked}"}
+def spent(settings: config.Config, top: Path, picked: Run) -> dict[str, float]:
+    """CPU seconds of the jobs of a selection by rule, the proxy's included; other work does not lengthen them."""
+    known = by_rule(costs(top, paths.logs(top, paths.folders(settings, [picked]))), "cpu_seconds")
+    if missing := set(JOBS) - set(known):
+        sys.exit(f"no log says what {', '.join(missing)} took; remove {top} and start again")
+    return {job: known[job] for job in JOBS}
 
 
 def measured(given: argparse.Namespace) -> list[dict[str, object]]:
     """The bill of the tiny model."""
     changes = {
         "prepare": {"max_train": given.samples},
-        "train": {"proxy_size": given.proxy, "epochs": given.epochs},
+        "train": {"epochs": given.epochs},
+        "proxy": {"epochs": given.epochs, "size": given.proxy},
     }
-    settings, results, picked = run("tiny", changes, given.budget, everything=True)
-    name = picked.split("/")[0]
-    seconds = {job: ended(results, file)["cpu_seconds"] for job, file in jobs(name, picked).items()}
-    whole = ended(results, f"train/{rules.run_path(settings, name, 'none', 'full', 'all', 0)}")["cpu_seconds"]
-    return rows("tiny", seconds, whole, "CPU time, measured", given)
+    settings, picked, whole = run("tiny", changes, given.budget, everything=True)
+    top = ROOT / settings.results / DATASET
+    everything = cost(whole.folder(top) / "logs" / "train.log")
+    if everything is None:
+        sys.exit(f"no log says what {whole} took; remove {top} and start again")
+    return rows("tiny", spent(settings, top, picked), everything["cpu_seconds"], "CPU time, measured", given)
 
 
 def extrapolated(given: argparse.Namespace) -> list[dict[str, object]]:
     """The bill of SmolLM2, from the rates of a small run."""
-    settings, results, picked = run("smollm", SMALL, 48, everything=False)
-    history = tables.read("history", results / DATASET / "runs" / picked / "history.parquet")
+    settings, picked, _ = run("smollm", SMALL, 48, everything=False)
+    top = ROOT / settings.results / DATASET
+    history = tables.read("history", picked.folder(top) / "history.parquet")
     step = float(np.mean(tables.numpy(history, "seconds")))
-    name = picked.split("/")[0]
-    known = {job: ended(results, file)["cpu_seconds"] for job, file in jobs(name, picked).items()}
 
-    def rate(job: str, loop: str) -> float:
-        return ended(results, f"{job}/{name}")["per_second"][loop]
+    def rate(job: str) -> float:
+        """Samples a second of a job."""
+        _, end = events(top / "signals" / picked.selector / "logs" / f"{job}.log")
+        assert end is not None
+        return end["per_second"][f"{job} samples"]
 
     def training(samples: int) -> float:
         return step * given.epochs * math.ceil(samples / settings.train.batch_prompts)
 
-    seconds = known | {
+    seconds = spent(settings, top, picked) | {
         "train_proxy": training(given.proxy),
-        "rollout": given.samples / rate("rollout", "rollout samples"),
-        "gradient": given.samples / rate("gradient", "gradient samples"),
+        "rollout": given.samples / rate("rollout"),
+        "gradient": given.samples / rate("gradient"),
         "train": training(given.budget),
     }
     how = f"clock, extrapolated: {step:.1f} s a step of {settings.train.batch_prompts} prompts"

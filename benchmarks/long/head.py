@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from learning import ROOT, settings_of
+from learning import BATCH_TOKENS, ROOT, settings_of
 from torch import Tensor
 
 from minirec.data import splits
@@ -52,21 +52,21 @@ TRIED = {  # name: type, default, meaning
 class States:
     """Pooled states of the items, and of the users of both splits, with what to predict."""
 
-    def __init__(self, settings: config.Config, name: str, top: Path, history: int) -> None:
+    def __init__(self, settings: config.Config, name: str, top: Path, history: int, batch_tokens: int) -> None:
         files = [top / f"{part}.parquet" for part in ("samples", "catalogue")]
         self.parts: dict[str, Split] = {part: splits.load(*files, part, history) for part in ("train", "valid")}
         model = ROOT / "data" / "models" / name
-        made = Provenance(
+        provenance = Provenance(
             "states", settings.policy.model_dump(), {"samples": files[0], "catalogue": files[1], "model": model}
         )
-        kept = top / "states" / f"{name}-{history}-{sha256(made.json().encode()).hexdigest()[:12]}.safetensors"
+        kept = top / "states" / f"{name}-{history}-{sha256(provenance.json().encode()).hexdigest()[:12]}.safetensors"
         if not kept.is_file():
-            policy = Policy.load(model, settings.policy)
-            goods = ItemEncoder(policy, splits.catalogue_texts(files[1]))
+            policy = Policy.load(model, settings.policy, batch_tokens=batch_tokens)
+            items = ItemEncoder(policy, splits.catalogue_texts(files[1]))
             with torch.no_grad():
                 found = {part: user_states(policy, of.bodies).numpy() for part, of in self.parts.items()}
-                found["items"] = goods.embed(what="items").numpy()
-            tensors.write(found, kept, made)
+                found["items"] = items.embed(what="items").numpy()
+            tensors.write(found, kept, provenance)
         self.states = {part: torch.from_numpy(values) for part, values in tensors.read(kept).items()}
 
     def ndcg(self, head: Whitening | Head) -> float:
@@ -126,7 +126,7 @@ def main() -> None:
         sys.stdout.write(f"{dataset} {baseline}: {metrics.ndcg(ranks.rank, metrics.K).mean():.4f}\n")
     for values in itertools.product(*given.values()):
         trial, started = argparse.Namespace(**dict(zip(given, values, strict=True))), time.monotonic()
-        states = States(settings, name, top, trial.history)
+        states = States(settings, name, top, trial.history, BATCH_TOKENS[model])
         users = states.states["train"]
         spread = np.linspace(0, len(users) - 1, min(1000, len(users))).round().astype(int)
         items = states.states["items"].numpy()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minirec.experiment import config, rules
+from minirec.experiment import commands, config, paths
 from minirec.storage import artefact, tables
 from minirec.storage.files import atomic_write
 
@@ -28,6 +28,8 @@ OUT = ROOT / "docs" / "results" / "learning.csv"
 ARMS = ("full", "item_loss", "token_loss")
 ABLATIONS = ("no_head", "group_advantage")  # config/learning.yaml; of the tiny model
 STAGES = ("prepare", "embed", "curriculum", "train", "evaluate", "measure")  # whose settings decide what comes out
+BATCH_TOKENS = {"tiny": 4096, "smollm": 2048}  # of a forward pass: what is fastest on a CPU
+MICRO_BATCH_PROMPTS = {"tiny": 24, "smollm": 16}
 NDCG = "ndcg@10"
 KEY = ("dataset", "model", "arm", "seed")
 NAMES = (*KEY, "settings", "commit", "samples", "steps", "train_seconds", "test_samples")
@@ -42,7 +44,7 @@ COLUMNS += ("popularity", "TF-IDF", "transitions")
 
 def digest(settings: config.Config, dataset: str, model: str, arm: str) -> str:
     """Of all settings on which a run depends; the data set and the model by where they come from."""
-    sections = {section for stage in STAGES for section in config.SECTIONS[stage]}
+    sections = {section for stage in STAGES for section in commands.command(stage).sections}
     said = settings.model_dump(mode="json", include=sections)
     said |= {"dataset": settings.datasets[dataset].model_dump(mode="json")}
     said |= {"model": settings.models[model].model_dump(mode="json")}
@@ -173,6 +175,14 @@ def settings_of(model: str, dataset: str, *more: str) -> tuple[list[Path], confi
     return files, config.load(ROOT / "config" / "config.yaml", *files), f"tiny_{dataset}" if model == "tiny" else model
 
 
+def resources(model: str) -> list[str]:
+    """The resources of the rules that run a model, as words of Snakemake's command line; the profile's do not hold."""
+    words = [f"train:micro_batch_prompts={MICRO_BATCH_PROMPTS[model]}"]
+    for rule in ("embed_base", "train", "evaluate", "evaluate_base"):
+        words += [f"{rule}:gpu=1", f"{rule}:batch_tokens={BATCH_TOKENS[model]}"]
+    return ["--set-resources", *words]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny", "smollm"], choices=["tiny", "smollm"], help="all")
@@ -196,9 +206,9 @@ def main() -> None:
         if own and not (ROOT / "data" / dataset / "interactions.parquet").is_file():
             sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
             continue
-        top = Path(settings.results) / dataset
-        run = top / "runs" / rules.run_path(settings, name, "none", arm, "all", seed)
+        run = paths.run_of(settings, name, "none", arm, "all", seed).folder(Path(settings.results) / dataset)
         command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
+        command += resources(model)
         command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json"]
         key["commit"] = commit()
         subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)

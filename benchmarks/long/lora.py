@@ -17,7 +17,9 @@ import yaml
 from scipy.stats import spearmanr
 
 from minirec.experiment import config
-from minirec.stages import gradient, score
+from minirec.experiment.sections import Passes
+from minirec.selection.signals import direction, representativeness
+from minirec.stages import gradient
 from minirec.storage import tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,10 +34,10 @@ def derive(given: config.Config, top: Path, out: Path, **changes) -> tuple[dict[
     gradient.run(
         policy=given.policy,
         gradient=given.gradient.model_copy(update=changes),
+        passes=Passes(batch_tokens=4096),
         samples=top / "samples.parquet",
         catalogue=top / "catalogue.parquet",
-        items=signals / "items.safetensors",
-        whitening=signals / "proxy" / "adapter" / "whitening.safetensors",
+        item_table=signals / "items.safetensors",
         rollouts=signals / "rollouts.parquet",
         hidden=signals / "hidden.safetensors",
         model=ROOT / "data" / "models" / MODEL,
@@ -69,7 +71,7 @@ def main() -> None:
     kinds = ("hvp", "grad", "lookahead")
 
     def ranking(found: dict[str, np.ndarray], kind: str) -> np.ndarray:
-        return score.representativeness(score.direction(found["gradient"], found["hvp"], kind, settings.score.eta))
+        return representativeness(direction(found["gradient"], found["hvp"], kind, settings.score.eta))
 
     for dimensions in given.dimensions:
         found, seconds = derive(settings, top, overlay.parent, space="lora", dimensions=dimensions)

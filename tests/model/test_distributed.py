@@ -91,6 +91,31 @@ def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path
         assert again[name] == pytest.approx(history[name], abs=1e-5, rel=1e-4)
 
 
+def patched(folder, code):
+    """PYTHONPATH with which every process runs some code first."""
+    (folder / "patch").mkdir()
+    (folder / "patch" / "sitecustomize.py").write_text(code)  # Python imports it first
+    return os.pathsep.join([str(folder / "patch"), os.environ.get("PYTHONPATH", "")])
+
+
+SLOW_IN_ONE = """
+import os, time
+
+if os.environ.get("RANK") == "1":
+    from minirec.training.trainer import RecommenderTrainer
+
+    whole = RecommenderTrainer._load_best_model
+    RecommenderTrainer._load_best_model = lambda self: time.sleep(3) or whole(self)
+"""
+
+
+@pytest.mark.slow
+def test_the_checkpoints_stay_until_the_slowest_process_has_read_the_best(command, tmp_path):
+    done = train(command(tmp_path, 2), PYTHONPATH=patched(tmp_path, SLOW_IN_ONE))
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
 FAILS_IN_ONE = """
 import importlib, os
 from minirec.errors import NotFinite
@@ -121,11 +146,10 @@ if os.environ.get("RANK") == "1":
 def test_when_one_process_diverges_both_stop_and_the_best_policy_is_kept(
     command, tmp_path, module, function, call, said
 ):
-    broken = tmp_path / "broken" / "sitecustomize.py"  # Python imports it first
-    broken.parent.mkdir()
-    broken.write_text(FAILS_IN_ONE.format(module=module, function=function, call=call))
-    path = os.pathsep.join([str(broken.parent), os.environ.get("PYTHONPATH", "")])
-    done = train(command(tmp_path, 2), PYTHONPATH=path)
+    done = train(
+        command(tmp_path, 2),
+        PYTHONPATH=patched(tmp_path, FAILS_IN_ONE.format(module=module, function=function, call=call)),
+    )
     assert done.returncode != 0
     log = (tmp_path / "log").read_text()
     assert re.search(rf"error: training diverged, .*{said}; .*policy of checkpoint-3 is kept in .*last_good", log)

@@ -95,6 +95,8 @@ def run(
         if first:
             checkpoints.save_adapter(trainer, adapter, provenance)
             tables.write("history", history_table(trainer.state.log_history), history, provenance)
+    with distributed.first_rank_alone() as first:  # by now every process has read its best checkpoint
+        if first:
             shutil.rmtree(folder)
             shutil.rmtree(last_good, ignore_errors=True)
 
