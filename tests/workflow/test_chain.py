@@ -26,7 +26,8 @@ main: {model: tiny, selector: tiny, method: minirec, budget: 20, seeds: [0]}
 policy: {lora_layers: 1, whiten_dim: 16, max_item_tokens: 32}
 prepare: {max_train: 60, max_valid: 20, max_test: 20}
 rollout: {shards: 2}
-train: {proxy_size: 16, batch_prompts: 8, extra_negatives: 8, learning_rate: 0.001}
+train: &train {batch_prompts: 8, extra_negatives: 8, learning_rate: 0.001}
+proxy: {<<: *train, size: 16}
 measure: {bootstrap: 100}
 """
 RUN = "tiny/tiny/minirec-20/seed0"
@@ -99,7 +100,10 @@ def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
     assert tensors.read(top / "signals" / "tiny" / "hidden.safetensors", "hidden")["hidden"].shape == (60, 4, 32)
     metrics = json.loads((top / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
-    assert set(metrics["cost"]) >= {"prepare", "embed_base/tiny", f"train/{RUN}", f"evaluate/{RUN}", f"measure/{RUN}"}
+    jobs = {"prepare", "base/tiny/embed_base", "signals/tiny/proxy/train_proxy", "signals/tiny/shards/1/rollout"}
+    jobs |= {f"runs/{RUN}/{rule}" for rule in ("train", "evaluate", "measure")}
+    logs = {str(Path(job).parent / "logs" / f"{Path(job).name}.log") for job in jobs}
+    assert set(metrics["cost"]) >= logs
     for file in (f"runs/{RUN}/metrics.json", "metrics.json"):
         found = json.loads((top / file).read_text(encoding="utf-8"))
         assert set(found["baselines"]) == {"popularity", "tfidf_last", "tfidf_history", "transitions"}, file
@@ -148,7 +152,7 @@ def test_status_says_what_is_done_and_what_a_change_makes_stale(project):
     (folder / "mu.yaml").write_text("score: {mu: 0.4}\n", encoding="utf-8")
     told = {}
     for name, more in (("done", []), ("stale", ["mu.yaml"])):
-        command = [sys.executable, "-m", "minirec", "status", "results/shop", "--config", "config/quickstart.yaml"]
+        command = [sys.executable, "-m", "minirec", "status", "results/shop", "--configfile", "config/quickstart.yaml"]
         environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
         told[name] = subprocess.run(
             [*command, "shop.yaml", *more], cwd=folder, env=environment, text=True, capture_output=True, check=True

@@ -68,12 +68,22 @@ def test_conda_has_a_python_that_the_package_accepts(conda, project):
     assert SpecifierSet(project["requires-python"]).contains(python.split("=")[1] + ".0")
 
 
-def test_every_rule_names_the_environment():
-    for file in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
-        text = file.read_text(encoding="utf-8")
-        named = re.findall(r"^ +conda:\n +\"(.*)\"$", text, re.MULTILINE)
-        assert len(named) == len(re.findall(r"^ *rule \w+:", text, re.MULTILINE)) > 0
-        assert {(file.parent / name).resolve() for name in named} == {ROOT / "environment.yml"}
+RULES = {
+    rule: parent
+    for file in (ROOT / "workflow" / "rules").glob("*.smk")
+    for parent, rule in re.findall(r"^ *use rule (\w+) as (\w+) with:", file.read_text(encoding="utf-8"), re.MULTILINE)
+}
+
+
+def test_every_rule_has_the_environment_of_the_rule_that_all_come_from():
+    """Each inherits from `stage`, at most through another, and names no environment of its own."""
+    texts = {file: file.read_text(encoding="utf-8") for file in (ROOT / "workflow").rglob("*.smk")}
+    written = [rule for text in texts.values() for rule in re.findall(r"^ *rule (\w+):", text, re.MULTILINE)]
+    assert written == ["stage"]
+    assert len(RULES) > 15
+    assert {RULES.get(parent, parent) for parent in RULES.values()} == {"stage"}
+    named = [(file, name) for file, text in texts.items() for name in re.findall(r"conda:\s+\"(.*)\"", text)]
+    assert [(file.parent / name).resolve() for file, name in named] == [ROOT / "environment.yml"]
 
 
 # Stands for conda, which no registry of Python packages has: it makes an environment of the packages that are here,
@@ -139,16 +149,11 @@ def _report(stage):
     words = ["--cores", "2", "--use-conda", "--configfile", "toy.yaml", "--", *targets]
     done = snakemake(folder, *words, environment=environment)
     assert done.returncode == 0, done.stdout
-    rules = {
-        rule
-        for file in (ROOT / "workflow" / "rules").glob("*.smk")
-        for rule in re.findall(r"^ *rule (\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
-    }
-    assert set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.MULTILINE)) == rules
+    assert set(re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.MULTILINE)) == RULES.keys()
     ((file, prefix),) = [line.split() for line in (tools / "created").read_text(encoding="utf-8").splitlines()]
     assert Path(file).read_bytes() == (ROOT / "environment.yml").read_bytes()
     ran = [line.split() for line in (folder / "ran").read_text(encoding="utf-8").splitlines()]
-    assert len(ran) > len(rules)
+    assert len(ran) > len(RULES)
     assert {(where, package) for _, where, package in ran} == {(prefix, str(program.with_name("__init__.py")))}
 
 

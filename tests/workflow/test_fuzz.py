@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import zipfile
@@ -26,10 +27,10 @@ from conftest import ROOT
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from minirec.cli.main import sections
 from minirec.data import amazon, download, models, movielens, titles
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import commands, config
+from minirec.experiment.sections import Prepare, Queries
 from minirec.model import policy, prompts
 from minirec.stages import prepare
 from minirec.storage import artefact, tables, tensors
@@ -339,18 +340,17 @@ def test_any_value_of_any_setting_is_refused_or_reaches_the_stage_unharmed(path,
     inner[path[-1]] = value
     with reading("configuration value"):
         given_config = config.validate(changed)
-        for stage in config.SECTIONS:
+        for stage in commands.STAGES:
             arrives_unharmed(given_config, stage)
 
 
 def arrives_unharmed(given_config: config.Config, stage: str) -> None:
-    import shlex
-
-    words = shlex.split(config.flags(given_config, stage))
-    flags = dict(zip(words[::2], words[1::2], strict=True))
-    names = {name: flags[config.flag(name)] for _, name, _ in config.fields(stage)}
-    for section, found in sections(stage, names).items():
-        assert found == getattr(given_config, section)
+    words = shlex.split(" ".join(commands.flags(given_config, stage)))
+    values = dict(zip(words[::2], words[1::2], strict=True))
+    names = {commands.flag(name): name for _, name, _ in commands.command(stage).settings()}
+    sections = commands.parse(stage, {names[flag]: value for flag, value in values.items()}, {})
+    for section in sections.keys() & config.Config.model_fields.keys():
+        assert sections[section] == getattr(given_config, section)
 
 
 @inputs(1_200, 8)
@@ -424,14 +424,19 @@ def test_any_interactions_are_prepared_or_refused(folder, events, core, history,
     kinds = (pa.string(), pa.string(), pa.int64(), pa.float32())
     arrays = [pa.array(list(column), kind) for column, kind in zip(columns, kinds, strict=True)]
     pq.write_table(pa.table(arrays, ["user_id", "item_id", "timestamp", "rating"]), folder / "events.parquet")
-    goods = {"item_id": ["i1", "i2", "i3", "-", "i\t4"], "title": ["One", "<answer>", "", "a\x00b", "x" * 5000]}
-    pq.write_table(pa.table(goods), folder / "goods.parquet")
-    chosen = config.validate(RAW).prepare.model_copy(update={"history": history, "memory": "500MB"})
+    titles_of_items = {
+        "item_id": ["i1", "i2", "i3", "-", "i\t4"],
+        "title": ["One", "<answer>", "", "a\x00b", "x" * 5000],
+    }
+    pq.write_table(pa.table(titles_of_items), folder / "events-items.parquet")
+    out = folder / "prepared"
+    files = {"interactions": folder / "events.parquet", "item_metadata": folder / "events-items.parquet"}
+    files |= {name: out / f"{name}.parquet" for name in ("samples", "catalogue")} | {"dropped": out / "prepare.json"}
     with reading("interactions"):
-        files = {"interactions": folder / "events.parquet", "items": folder / "goods.parquet"}
-        prepare.run(prepare=chosen, filter=json.dumps({"core": core} | days), out=folder / "prepared", **files)
-        samples = tables.read("samples", folder / "prepared" / "samples.parquet")
-        catalogue = tables.read("catalogue", folder / "prepared" / "catalogue.parquet")
+        settings = {"prepare": Prepare(history=history), "queries": Queries(memory="500MB")}
+        prepare.run(**settings, filter=json.dumps({"core": core} | days), **files)
+        samples = tables.read("samples", files["samples"])
+        catalogue = tables.read("catalogue", files["catalogue"])
         assert max(samples["target_row"].to_pylist()) < catalogue.num_rows
         assert all(1 <= len(row) <= history for row in samples["history_rows"].to_pylist())
         assert not any(re.search(r"[\x00-\x08\x0b-\x1f]", text) for text in catalogue["text"].to_pylist())

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT, snakemake
+from conftest import PASSES, ROOT, snakemake
 
 from minirec.cli import main, plan
 from minirec.data import amazon, download, movielens
 from minirec.errors import InputError
 from minirec.experiment import config
+from minirec.experiment.sections import Prepare, Queries
 from minirec.stages import embed, prepare
 from minirec.storage import artefact, memory, tables
 from minirec.storage.artefact import Provenance
@@ -163,23 +164,13 @@ def test_results_stays_below_the_folder_it_is_started_in():
             config.validate(changed(("results",), value))
 
 
-def rules() -> list[tuple[str, str]]:
-    """(file, shell text) of every rule."""
-    found = []
-    for file in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
-        for block in re.findall(r"^ +shell:\n((?: +\".*\"\n)+)", file.read_text(encoding="utf-8"), re.MULTILINE):
-            found.append((file.name, block))
-    return found
-
-
 def test_no_rule_gives_an_unquoted_value_to_a_shell():
-    quoted = {f"params.{name}" for name in ("settings", "policy", "shard", "titles", "winners")}  # each part is
-    digits = {"params.seed", *(f"wildcards.{name}" for name in ("seed", "budget", "shard"))}
-    digits |= {"resources.processes", "resources.nodes"}
-    assert len(rules()) >= 15
-    for file, text in rules():
-        for field in re.findall(r"\{([^{}]+)\}", text):
-            assert field.endswith(":q") or field in quoted | digits, f"{file}: {{{field}}}"
+    """Of the command, which the workflow makes, every word is quoted: the next test sends them through a shell."""
+    files = [*(ROOT / "workflow").rglob("*.smk"), ROOT / "workflow" / "Snakefile"]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    (shell,) = re.findall(r"^ +shell:\n +\"(.*)\"$", text, re.MULTILINE)
+    assert re.findall(r"\{([^{}]+)\}", shell) == ["params.command", "log:q"]
+    assert not re.search(r"^ *(run|script|shell\(.*)\b", text, re.MULTILINE)
 
 
 DUMP = '''
@@ -315,10 +306,19 @@ def prepared(folder: Path, events: list[tuple], title: str = "T", **rules) -> pa
     columns = [pa.array(column, kind) for column, kind in zip(zip(*events, strict=True), kinds, strict=True)]
     pq.write_table(pa.table(columns, ["user_id", "item_id", "timestamp", "rating"]), folder / "events.parquet")
     ids = [f"i{number}" for number in range(10)]
-    pq.write_table(pa.table({"item_id": ids, "title": [title] * 10}), folder / "goods.parquet")
-    files = {"interactions": folder / "events.parquet", "items": folder / "goods.parquet"}
-    prepare.run(prepare=config.validate(RAW).prepare, filter=json.dumps(rules), out=folder / "out", **files)
-    return tables.read("samples", folder / "out" / "samples.parquet").sort_by("sample_id")
+    pq.write_table(pa.table({"item_id": ids, "title": [title] * 10}), folder / "items.parquet")
+    out = folder / "out"
+    prepare.run(
+        prepare=Prepare(),
+        queries=Queries(),
+        interactions=folder / "events.parquet",
+        item_metadata=folder / "items.parquet",
+        filter=json.dumps(rules),
+        samples=out / "samples.parquet",
+        catalogue=out / "catalogue.parquet",
+        dropped=out / "prepare.json",
+    )
+    return tables.read("samples", out / "samples.parquet").sort_by("sample_id")
 
 
 def test_a_rating_that_is_no_number_is_unknown(tmp_path):
@@ -366,12 +366,13 @@ TITLES += ["\u202eمرحبا", "🎷" * 9, "x" * 1_000_000, "日本 " * 300_000,
 @pytest.mark.parametrize(("users", "times"), [(9, 1), (1, 9)], ids=["everyone bought everything", "one user"])
 def test_a_hostile_shop_goes_through_every_stage(tmp_path, monkeypatch, users, times):
     from test_chain import CONFIG
+    from test_workflow import commands
 
     for part in ("workflow", "config"):
         shutil.copytree(ROOT / part, tmp_path / part)
     shutil.copy(ROOT / "environment.yml", tmp_path)
     less = {"title: true": "title: false", "whiten_dim: 16": "whiten_dim: 4", "budget: 20": "budget: 4"}
-    less |= {"proxy_size: 16": "proxy_size: 4", "batch_prompts: 8": "batch_prompts: 4"}
+    less |= {"size: 16}": "size: 4}", "batch_prompts: 8": "batch_prompts: 4"}
     smaller = CONFIG
     for old, new in less.items():
         assert old in smaller
@@ -394,8 +395,8 @@ def test_a_hostile_shop_goes_through_every_stage(tmp_path, monkeypatch, users, t
     words = ["--configfile", "config/quickstart.yaml", "shop.yaml", "--", "results/shop/metrics.json"]
     planned = snakemake(tmp_path, "-n", "-p", *words)
     assert planned.returncode == 0, planned.stdout
-    jobs = [line.split("python -m minirec ")[1] for line in planned.stdout.splitlines() if "-m minirec " in line]
-    assert len(jobs) == 17
+    jobs = commands(planned.stdout)
+    assert len(jobs) == 21
     for words in jobs:
         assert main.main(shlex.split(words)) == 0, words
     summary = artefact.read_json(tmp_path / "results" / "shop" / "metrics.json")
@@ -447,25 +448,26 @@ def test_a_catalogue_larger_than_memory_stops_before_any_item_is_embedded(tiny_m
     prepared(tmp_path, EVENTS)
     out = tmp_path / "out"
     monkeypatch.setattr(memory, "free", lambda: 2 * 4 * 32 * 10 - 1)  # two tables of 10 items in 32 dimensions
-    arguments = {"policy": defaults.policy, "embed": defaults.embed, "model": tiny_model, "adapter": None}
+    arguments = {"policy": defaults.policy, "embed": defaults.embed, "passes": PASSES, "model": tiny_model}
     arguments |= {"samples": out / "samples.parquet", "catalogue": out / "catalogue.parquet"}
-    arguments |= {name: tmp_path / f"{name}.safetensors" for name in ("whitening", "frozen_states", "out")}
+    arguments |= {name: tmp_path / f"{name}.safetensors" for name in ("whitening", "frozen_states", "item_table")}
     with pytest.raises(InputError, match=r"the catalogue of 10 items .* needs about 0\.0 GB of memory.*filter"):
         embed.run(**arguments)
     assert not list(tmp_path.glob("*.safetensors"))
     monkeypatch.setattr(memory, "free", lambda: 2 * 4 * 32 * 10)
     embed.run(**arguments)
-    assert (tmp_path / "out.safetensors").is_file()
+    assert (tmp_path / "item_table.safetensors").is_file()
 
 
 def test_plan_says_when_a_catalogue_does_not_fit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     prepared(tmp_path, EVENTS)
+    shutil.copytree(ROOT / "config", tmp_path / "config")
     shutil.copytree(tmp_path / "out", tmp_path / "results" / "cds")
     (tmp_path / "data" / "models" / "gemma").mkdir(parents=True)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
     (tmp_path / "data" / "models" / "gemma" / "config.json").write_text(json.dumps(shape | {"vocab_size": 99}))
     for free, told in ((10**15, False), (10, True)):
         monkeypatch.setattr(memory, "free", lambda free=free: free)
-        plan.run(target="results/cds/metrics.json", config=[ROOT / "config" / "config.yaml"])
+        plan.run(target="results/cds/metrics.json", configfile=None)
         assert ("set a stricter datasets.cds.filter" in capsys.readouterr().out) == told

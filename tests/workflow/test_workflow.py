@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -88,16 +90,131 @@ def plan(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> dict[s
     return jobs
 
 
-def commands(said: str, stage: str) -> list[str]:
-    """The commands of a stage that `snakemake -p` prints, each on one line."""
-    return [line for line in said.replace(" \\\n    ", " ").splitlines() if f"-m minirec {stage} " in line]
+def commands(said: str, stage: str = r"\w+") -> list[str]:
+    """The words after `python -m minirec` of the commands, of one stage or all, that `snakemake -p` prints."""
+    return re.findall(rf"^Shell command: python -m minirec ({stage} .*)$", said.replace("\\\n", ""), re.MULTILINE)
 
 
 def once(*rules: str) -> dict[str, int]:
     return dict.fromkeys(rules, 1)
 
 
-AFTER_SELECT = ("curriculum", "train", "evaluate", "measure", "summarise")
+# The rules of the toy project, each with those that follow it.
+MEASURED = {"measure", "measure_base", "summarise"}
+TRAINED = {"train", "evaluate", "measure", "summarise"}
+SELECTED = {"select", "curriculum", *TRAINED}
+SCORED = {"score", *SELECTED}
+ROLLED_OUT = {"rollout", "gradient", *SCORED}
+PROXY = {"train_proxy", "embed_proxy", *ROLLED_OUT}
+WITH_POLICY = {"embed_base", "evaluate_base", "measure_base", *PROXY}
+EVERYTHING = {"prepare", "baselines", *WITH_POLICY}  # but fetch_model, whose code counts nowhere
+
+SETTINGS = {  # laid over the finished experiment: the rules that a dry run then plans
+    "datasets: {toy: {filter: {core: 2}}}": EVERYTHING,
+    "prepare: {history: 3}": EVERYTHING,
+    "policy: {tau: 0.5}": WITH_POLICY,
+    "embed: {keep_frozen_states: true}": WITH_POLICY,
+    "reward: {beta: 0.5}": PROXY,
+    "proxy: {learning_rate: 0.5}": PROXY,
+    "proxy: {size: 16}": PROXY,
+    "proxy: {seed: 1}": PROXY,
+    "rollout: {seed: 1}": ROLLED_OUT,
+    "gradient: {seed: 1}": {"gradient", *SCORED},
+    "score: {mu: 0.4}": SCORED,
+    "select: {alpha: 0.5}": SELECTED,
+    "select: {mu: 0.4}": set(),  # a setting of another method
+    "train: {patience: 1}": TRAINED,
+    "train: {learning_rate: 0.5}": TRAINED,
+    "measure: {cutoffs: [10, 100]}": MEASURED,
+    "measure: {bootstrap: 200}": MEASURED,
+    "variants: {mine: {score: {mu: 0.4}}}": set(),
+}
+RESOURCES = [  # change memory and speed, and re-run nothing
+    "prepare:memory=2GB",
+    "prepare:mem_mb=9000",
+    *[f"{rule}:batch_tokens=512" for rule in ("embed_base", "embed_proxy", "rollout", "gradient", "evaluate")],
+    *[f"train:{name}" for name in ("batch_tokens=512", "micro_batch_prompts=1", "shard_layers=true", "gpu=1")],
+    "train_proxy:micro_batch_prompts=1",
+    "rollout:vllm_memory=0.9",
+]
+EDITS = {  # a line of code more in a file of the package
+    "data/samples.py": EVERYTHING,
+    "storage/database.py": EVERYTHING,
+    "storage/artefact.py": EVERYTHING,  # the record is part of every file
+    "storage/tables.py": EVERYTHING,
+    "storage/stream.py": EVERYTHING - {"prepare"},
+    "storage/tensors.py": WITH_POLICY,
+    "model/policy.py": WITH_POLICY,
+    "training/losses.py": PROXY,
+    "training/lora_derivatives.py": {"gradient", *SCORED},
+    "selection/signals.py": PROXY,  # select draws the proxy's samples, too
+    "selection/methods/random.py": PROXY,
+    "selection/methods/hardest.py": set(),
+    "selection/methods/minirec.py": SELECTED,
+    "selection/greedy.py": SELECTED,
+    "stages/score.py": SCORED,
+    "stages/select.py": PROXY,
+    "evaluation/baselines.py": {"baselines", *MEASURED},
+    "evaluation/metrics.py": PROXY | MEASURED,  # NDCG on valid decides which step of a training is kept
+    "evaluation/significance.py": MEASURED,
+    "evaluation/comparison.py": set(),
+    "report/figures.py": {"summarise"},
+    "experiment/paths.py": {"summarise"},
+    "experiment/costs.py": {"summarise"},
+}
+NO_EDITS = ["errors", "progress", "storage/files", "storage/memory", "storage/provenance", "storage/columns"]
+NO_EDITS += [f"experiment/{name}" for name in ("commands", "config", "rules", "sections", "validation")]
+NO_EDITS += [f"cli/{name}" for name in ("main", "parser", "launch", "status", "plan", "show", "dryrun")]
+REWORDED = {  # (file, text, another): rules
+    ("model/policy.py", '"""', '"""Another docstring. '): set(),
+    ("model/policy.py", "\n\n", "\n\n# a comment\n"): set(),
+    ("experiment/sections.py", '"AdamW\'s peak rate"', '"another description"'): set(),
+    ("storage/columns.py", '"rank of the target after greedy reasoning"', '"another meaning"'): set(),
+    ("storage/columns.py", '_column("i32", "rank of the target after greedy', '_column("i64", "rank after'): {
+        *("evaluate", "evaluate_base"),
+        *MEASURED,
+    },
+    ("storage/columns.py", '"learnability": _column("f64?"', '"learnability": _column("f32?"'): PROXY,
+    ("storage/columns.py", '"value": _column("f64", "mean over', '"value": _column("f32", "mean over'): set(),
+}
+
+
+@pytest.mark.parametrize(("change", "rules"), SETTINGS.items(), ids=SETTINGS)
+def test_a_changed_setting_plans_what_depends_on_it_and_nothing_else(finished, change, rules):
+    assert set(plan(finished, TARGET, configs=(change,))) == rules
+
+
+def test_a_changed_resource_plans_nothing(finished):
+    assert plan(finished, "--set-resources", *RESOURCES, "--", TARGET) == {}
+
+
+@pytest.mark.parametrize(("name", "rules"), EDITS.items(), ids=EDITS)
+def test_an_edit_plans_the_stages_whose_results_it_can_change_and_what_follows(finished, name, rules):
+    with edited(finished / "src" / "minirec" / name, "\nNEW = 1\n"):
+        assert set(plan(finished, TARGET)) == rules
+
+
+def test_an_edit_of_code_that_writes_no_byte_of_a_result_plans_nothing(finished):
+    with ExitStack() as stack:
+        for name in NO_EDITS:
+            stack.enter_context(edited(finished / "src" / "minirec" / f"{name}.py", "\nNEW = 1\n"))
+        assert plan(finished, TARGET) == {}
+
+
+@pytest.mark.parametrize(("change", "rules"), REWORDED.items())
+def test_an_edit_of_words_plans_nothing_and_that_of_a_column_those_who_write_or_read_it(finished, change, rules):
+    name, old, new = change
+    with edited(finished / "src" / "minirec" / name, new, instead_of=old):
+        assert set(plan(finished, TARGET)) == rules
+
+
+@pytest.mark.parametrize(
+    ("method", "left_out"),
+    [("minirec", set()), ("hardest", {"gradient", "score"}), ("random", PROXY - SELECTED), ("full", PROXY - SELECTED)],
+)
+def test_a_method_waits_for_the_signals_that_it_needs_alone(finished, method, left_out):
+    jobs = plan(finished, "fresh/toy/metrics.json", configs=("results: fresh", f"main: {{method: {method}}}"))
+    assert set(jobs) == EVERYTHING - left_out
 
 
 def test_a_second_run_has_nothing_to_do(finished):
@@ -105,29 +222,19 @@ def test_a_second_run_has_nothing_to_do(finished):
     assert "Nothing to be done" in done.stdout
 
 
-def test_a_change_of_mu_plans_score_and_what_follows_only(finished):
-    jobs = plan(finished, TARGET, configs=("score: {mu: 0.4}",))
-    assert jobs == once("score", "select", *AFTER_SELECT)
-
-
-def test_a_change_of_what_is_measured_runs_no_model(finished):
-    jobs = plan(finished, TARGET, configs=("measure: {bootstrap: 200, cutoffs: [10, 100]}",))
-    assert jobs == once("measure", "measure_base", "summarise")
-
-
 def test_a_second_budget_plans_one_select_curriculum_train_and_evaluate(finished):
     jobs = plan(finished, TARGET, configs=("main: {budget: 16}",))
-    assert jobs == once("select", *AFTER_SELECT)
+    assert jobs == once(*SELECTED)
 
 
 def test_another_seed_plans_one_more_run(finished):
     jobs = plan(finished, TARGET, configs=("main: {seeds: [0, 1]}",))
-    assert jobs == once("select", *AFTER_SELECT)
+    assert jobs == once(*SELECTED)
 
 
 def test_a_variant_shares_the_signals(finished):
     jobs = plan(finished, TARGET, configs=("main: {method: no_diversity}",))
-    assert jobs == once("select", *AFTER_SELECT)
+    assert jobs == once(*SELECTED)
 
 
 def test_a_variant_of_training_has_flags_of_its_own(finished):
@@ -138,14 +245,14 @@ def test_a_variant_of_training_has_flags_of_its_own(finished):
 
 def test_a_selection_in_two_rounds_picks_in_every_shard_first(finished):
     jobs = plan(finished, TARGET, configs=("select: {shards: 3}",))
-    assert jobs == once("select", *AFTER_SELECT) | {"select_shard": 3}
+    assert jobs == once(*SELECTED) | {"select_shard": 3}
     variants = "variants: {rounds: {select: {shards: 2}}}"
     file = "results/toy/selections/tiny/{}-8/seed0/selection.parquet"
     assert plan(finished, file.format("rounds"), configs=(variants,)) == once("select") | {"select_shard": 2}
     done = spawn(finished, "-n", "-p", file.format("rounds"), configs=(variants,))
     first, second, last = commands(done.stdout, "select")
     shards = [f"results/toy/selections/tiny/rounds-8/seed0/shards/{shard}/selection.parquet" for shard in range(2)]
-    assert f"--shard-selections {' '.join(shards)} --samples" in last
+    assert f"--shard-selections {' '.join(shards)} --samples" in " ".join(last.split())
     assert all("--shards 2" in line for line in (first, second, last))
     assert sorted(re.findall(r"--shard (\d)", first + second + last)) == ["0", "1"]
 
@@ -242,27 +349,9 @@ def test_the_jobs_of_the_summary_are_those_that_ran_for_it(finished):
     top = finished / "results" / "toy"
     planned = re.findall(r"^    log: (results/.*)$", done.stdout, re.MULTILINE)
     (summarise,) = commands(done.stdout, "summarise")
-    folders = summarise.split(" --folders ")[1].split(" --")[0].split()
+    folders = summarise.split("--folders ")[1].split("--")[0].split()
     found = {str(log.relative_to(finished)) for log in paths.logs(top, folders)}
     assert found == set(planned)
-
-
-def test_an_edit_of_select_plans_select_and_what_follows(finished):
-    with edited(finished / "src" / "minirec" / "stages" / "select.py", "\nNEW = 1\n"):
-        jobs = plan(finished, TARGET)
-    assert {"select": 2, **once(*AFTER_SELECT)}.items() <= jobs.items()  # two: the proxy's random samples
-
-
-def test_an_edit_of_a_comment_plans_nothing(finished):
-    with edited(finished / "src" / "minirec" / "model" / "policy.py", "\n# a comment\n"):
-        assert plan(finished, TARGET) == {}
-
-
-def test_an_edit_of_the_policy_plans_every_stage_that_has_one(finished):
-    with edited(finished / "src" / "minirec" / "model" / "policy.py", "\nNEW = 1\n"):
-        jobs = plan(finished, TARGET)
-    assert {"embed_base", "train_proxy", "embed_proxy", "rollout", "train", "evaluate"} <= set(jobs)
-    assert not {"fetch_data", "fetch_model", "prepare"} & set(jobs)
 
 
 def test_until_and_forced_reruns(finished):
@@ -317,28 +406,23 @@ def test_a_path_with_an_unknown_name_has_no_rule(finished):
         assert "No rule to produce" in done.stdout
 
 
-class edited:
-    """A file with text added, as long as the block lasts."""
-
-    def __init__(self, file: Path, text: str) -> None:
-        self.file, self.text = file, text
-
-    def __enter__(self) -> None:
-        self.before = self.file.read_text(encoding="utf-8") if self.file.exists() else None
-        self.file.write_text((self.before or "") + self.text, encoding="utf-8")
-
-    def __exit__(self, *_: object) -> None:
-        self.file.unlink() if self.before is None else self.file.write_text(self.before, encoding="utf-8")
+@contextmanager
+def edited(file: Path, text: str, instead_of: str = "") -> Iterator[None]:
+    """A file with a text put in for the first occurrence of another, or at its end, as long as the block lasts."""
+    before = file.read_text(encoding="utf-8")
+    assert instead_of in before
+    file.write_text(before.replace(instead_of, text, 1) if instead_of else before + text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        file.write_text(before, encoding="utf-8")
 
 
-class deleted:
+@contextmanager
+def deleted(file: Path) -> Iterator[None]:
     """A file out of the way, as long as the block lasts."""
-
-    def __init__(self, file: Path) -> None:
-        self.file, self.away = file, file.with_name("away")
-
-    def __enter__(self) -> None:
-        self.file.rename(self.away)
-
-    def __exit__(self, *_: object) -> None:
-        self.away.rename(self.file)
+    file.rename(file.with_name("away"))
+    try:
+        yield
+    finally:
+        file.with_name("away").rename(file)

@@ -1,6 +1,6 @@
 """How one command line becomes several processes: `accelerate launch` on every node, `srun` where there are several.
 
-Only `workflow/resources.yaml` says how many. The precision is the model's, `policy.dtype`, and never accelerate's.
+Only the workflow's profile says how many. The precision is the model's, `policy.dtype`, and never accelerate's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def command(arguments: Sequence[str], processes: int, nodes: int, environment: M
         return [*_accelerate(processes, 1, environment), "--main_process_port", "0", *_module(arguments)]
     if "SLURM_JOB_ID" not in environment:
         raise InputError(
-            f"--nodes is {nodes}, but this is no Slurm job; lower nodes of train in workflow/resources.yaml to 1, "
+            f"--nodes is {nodes}, but this is no Slurm job; lower nodes of train in the workflow's profile to 1, "
             "or submit it to Slurm"
         )
     for tool in ("srun", "scontrol"):
