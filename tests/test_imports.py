@@ -9,7 +9,7 @@ import pytest
 
 from minirec.cli.main import TYPED
 from minirec.experiment.commands import STAGES
-from minirec.storage.provenance import imports
+from minirec.storage.code_digest import imports
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "minirec"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -107,7 +107,7 @@ def test_the_probe_sees_a_heavy_library():
     "code",
     [
         "import minirec",
-        "import minirec.experiment.rules, minirec.storage.provenance",
+        "import minirec.experiment.rules, minirec.storage.code_digest",
         "import minirec.stages.prepare, minirec.storage.tables, minirec.storage.tensors",
         "import minirec.stages.fetch",
         "import minirec.stages.select, minirec.stages.curriculum, minirec.stages.score",

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from minirec.experiment import config, paths
-from minirec.experiment.costs import by_rule, cost, costs, events
+from minirec.experiment.job_logs import by_rule, cost, costs, events
 from minirec.experiment.paths import Run
 from minirec.storage import tables
 from minirec.storage.files import atomic_write

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from minirec import progress
-from minirec.cli import dryrun, main, status
+from minirec.cli import main, planned_jobs, status
 from minirec.errors import InputError
 
 SNAKEFILE = """
@@ -117,15 +117,15 @@ def test_a_job_touches_its_log_until_it_ends(tmp_path, monkeypatch):
 def test_a_dry_run_gives_the_rule_the_log_and_the_reason_of_every_job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("Snakefile").write_text(SNAKEFILE)
-    score, train = dryrun.planned_jobs()  # `all` has no log: it does nothing
+    score, train = planned_jobs.planned_jobs()  # `all` has no log: it does nothing
     assert (score.rule, train.rule) == ("score", "train")
     assert score.log == Path("shop/logs/score.log")
     assert train.log == Path("shop/runs/seed0/logs/train.log")
     assert score.reason == "Missing output files: shop/scores.parquet"
-    assert [job.rule for job in dryrun.planned_jobs("--", "shop/scores.parquet")] == ["score"]
+    assert [job.rule for job in planned_jobs.planned_jobs("--", "shop/scores.parquet")] == ["score"]
     assert not Path("shop").exists()
     with pytest.raises(InputError, match=r"the workflow cannot be planned \(.*no-such-file"):
-        dryrun.planned_jobs("--", "no-such-file")
+        planned_jobs.planned_jobs("--", "no-such-file")
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def job(tmp_path):
         if log:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
-        return dryrun.Planned(rule, file, reason)
+        return planned_jobs.Planned(rule, file, reason)
 
     return make
 

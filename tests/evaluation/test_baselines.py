@@ -11,7 +11,7 @@ from sklearn.metrics.pairwise import linear_kernel
 from minirec.errors import InputError
 from minirec.evaluation import baselines
 from minirec.evaluation.breakdown import EvaluationSet
-from minirec.evaluation.ranks import read_baselines
+from minirec.evaluation.rank_tables import read_baselines
 from minirec.stages import baselines as stage
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance

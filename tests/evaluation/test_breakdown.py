@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minirec.evaluation.breakdown import EvaluationSet, by_group
-from minirec.evaluation.ranks import Ranks
+from minirec.evaluation.rank_tables import Ranks
 
 
 @pytest.fixture

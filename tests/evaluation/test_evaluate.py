@@ -10,7 +10,7 @@ from conftest import PASSES
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation.breakdown import POPULARITY, EvaluationSet
-from minirec.evaluation.ranks import read_ranks
+from minirec.evaluation.rank_tables import read_ranks
 from minirec.model import generate
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, MEANS, Whitening

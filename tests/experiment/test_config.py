@@ -298,7 +298,7 @@ def test_overlay_lets_the_top_win_where_a_section_meets_a_value(base, top):
 def through_the_shell(given: config.Config, stage: str, method: str | None = None) -> dict[str, Section]:
     """The sections of a stage after its command went through a shell's words and the command line."""
     job = Rules(given).job(stage)
-    wildcards = {"method": method} if method else {}
+    wildcards = {"method": method or given.main.method}
     text = job["command"](wildcards, {}, {}, {})
     words = shlex.split(text.replace("\\\n", " "))[3:]
     for flag in commands.command(stage).flags:

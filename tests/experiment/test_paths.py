@@ -27,8 +27,8 @@ def given(defaults):
 
 def own(given, variant: str) -> list[str]:
     """The signal files that a variant does not share with its method."""
-    assert {paths.judge(given, file, "gemma", "minirec") for file in SIGNAL_SECTIONS} == {"gemma"}
-    return [file for file in SIGNAL_SECTIONS if paths.judge(given, file, "gemma", variant) == f"gemma@{variant}"]
+    assert {paths.signal_set(given, file, "gemma", "minirec") for file in SIGNAL_SECTIONS} == {"gemma"}
+    return [file for file in SIGNAL_SECTIONS if paths.signal_set(given, file, "gemma", variant) == f"gemma@{variant}"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_variant_has_its_own_signals_from_the_first_that_it_changes_and_shares
 
 def test_a_variant_that_changes_no_signal_has_none_of_its_own(given):
     assert own(given, "flat") == []
-    assert Rules(given).constraints()["judge"].endswith("(?:@(?:sharp|by_lora|warmer|longer|small_proxy))?")
+    assert Rules(given).constraints()["signal_set"].endswith("(?:@(?:sharp|by_lora|warmer|longer|small_proxy))?")
 
 
 def test_the_selection_of_a_variant_of_the_score_reads_its_own_scores_and_the_embeddings_of_all(given):
@@ -58,15 +58,15 @@ def test_the_selection_of_a_variant_of_the_score_reads_its_own_scores_and_the_em
     assert inputs["minirec"] == inputs["flat"]
     assert inputs["minirec"]["scores"] == f"{shared}/scores.parquet"
     assert inputs["sharp"]["scores"] == f"{shared}@sharp/scores.parquet"
-    judge = {**TOP, "judge": "gemma@sharp"}  # the job that makes these scores
+    judge = {**TOP, "signal_set": "gemma@sharp"}  # the job that makes these scores
     assert rules.signal("rollouts.parquet")(judge) == f"{shared}/rollouts.parquet"
     assert rules.signal("gradients.safetensors")(judge) == f"{shared}/gradients.safetensors"
 
 
 def test_a_proxy_is_trained_on_a_random_selection_of_its_size_and_seed(given):
     rules, where = Rules(given), "results/cds/selections/none/random-{}/seed{}/curriculum.parquet"
-    assert rules.proxy_curriculum({**TOP, "judge": "gemma"}) == where.format(256, 0)
-    assert rules.proxy_curriculum({**TOP, "judge": "gemma@small_proxy"}) == where.format(32, 5)
+    assert rules.proxy_curriculum({**TOP, "signal_set": "gemma"}) == where.format(256, 0)
+    assert rules.proxy_curriculum({**TOP, "signal_set": "gemma@small_proxy"}) == where.format(32, 5)
 
 
 def test_a_run_is_read_back_from_its_path():

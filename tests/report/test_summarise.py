@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from minirec.errors import InputError
-from minirec.evaluation.ranks import PolicyRanks, Ranks, write_baselines, write_ranks
+from minirec.evaluation.rank_tables import PolicyRanks, Ranks, write_baselines, write_ranks
 from minirec.experiment import config, paths
 from minirec.experiment.rules import Rules
 from minirec.stages import measure, summarise

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, snakemake
 
-from minirec.experiment import costs, paths
+from minirec.experiment import job_logs, paths
 
 PRETEND = '''
 def _pretend(stage, given):
@@ -160,7 +160,7 @@ EDITS = {  # a line of code more in a file of the package
     "evaluation/comparison.py": set(),
     "report/figures.py": {"summarise"},
     "experiment/paths.py": {"summarise"},
-    "experiment/costs.py": {"summarise"},
+    "experiment/job_logs.py": {"summarise"},
 }
 NO_EDITS = ["errors", "progress", "storage/files", "storage/memory", "storage/provenance", "storage/columns"]
 NO_EDITS += [f"experiment/{name}" for name in ("commands", "config", "rules", "sections", "validation")]
@@ -329,7 +329,7 @@ def test_the_log_of_every_job_names_its_wildcards(finished):
     planned = re.findall(r"^    log: (.*)$(?s:.*?)^    wildcards: (.*)$", done.stdout, re.MULTILINE)
     assert len(planned) == 19
     for log, wildcards in planned:
-        for line in costs.events(finished / log):
+        for line in job_logs.events(finished / log):
             assert ", ".join(f"{name}={value}" for name, value in line["wildcards"].items()) == wildcards
 
 

@@ -26,10 +26,10 @@ use rule stage as train_proxy with:
         samples="<top>/samples.parquet",
         catalogue="<top>/catalogue.parquet",
         curriculum=ask.proxy_curriculum,
-        item_table=ask.judge_base("items.safetensors"),
-        whitening=ask.judge_base("whitening.safetensors"),
-        frozen_states=ask.judge_base("frozen_states.safetensors"),
-        model=ask.judge_model,
+        item_table=ask.selector_base("items.safetensors"),
+        whitening=ask.selector_base("whitening.safetensors"),
+        frozen_states=ask.selector_base("frozen_states.safetensors"),
+        model=ask.selector_model,
     output:
         adapter=directory("<signals>/proxy/adapter"),
         history="<signals>/proxy/history.parquet",
@@ -44,8 +44,8 @@ use rule stage as embed_proxy with:
     input:
         samples="<top>/samples.parquet",
         catalogue="<top>/catalogue.parquet",
-        frozen_states=ask.judge_base("frozen_states.safetensors"),
-        model=ask.judge_model,
+        frozen_states=ask.selector_base("frozen_states.safetensors"),
+        model=ask.selector_model,
         adapter=ask.signal("proxy/adapter"),
     output:
         item_table="<signals>/items.safetensors",
@@ -61,7 +61,7 @@ use rule stage as rollout with:
         samples="<top>/samples.parquet",
         catalogue="<top>/catalogue.parquet",
         item_table=ask.signal("items.safetensors"),
-        model=ask.judge_model,
+        model=ask.selector_model,
         adapter=ask.signal("proxy/adapter"),
     output:
         rollouts=f"<signals>/{PART}rollouts.parquet",

@@ -15,7 +15,7 @@ import numpy as np
 
 from minirec.errors import InputError
 from minirec.experiment.config import DEFAULTS, Config, load, remembered
-from minirec.experiment.costs import by_rule, costs
+from minirec.experiment.job_logs import by_rule, costs
 from minirec.experiment.paths import Run, compared_runs, folders, logs, main_runs
 from minirec.experiment.sections import Passes, Train
 from minirec.storage import artefact, memory, tables
@@ -105,27 +105,27 @@ def needs(config: Config, size: Sizes, runs: list[Run], widths: dict[str, int]) 
 
     rows = []
     fitted = min(config.embed.whiten_prompts or size.train, size.train) if config.policy.whiten_dim else 0
-    judges = [run.selector for run in runs if run.selector != "none"]
-    for model in dict.fromkeys([run.model for run in runs] + judges):
+    selectors = [run.selector for run in runs if run.selector != "none"]
+    for model in dict.fromkeys([run.model for run in runs] + selectors):
         rows.append(
             Need("embed_base", model, 1, items + fitted * size.user_tokens, disk=4 * size.items * widths[model])
         )
     for model in dict.fromkeys(run.model for run in runs):
         rows.append(Need("evaluate_base", model, 1, *tested))
-    for judge in dict.fromkeys(judges):
-        width, whole = widths[judge], size.train * g
+    for selector in dict.fromkeys(selectors):
+        width, whole = widths[selector], size.train * g
         rows += [
-            Need("train_proxy", judge, 1, *training(config.proxy, config.proxy.size)),
-            Need("embed_proxy", judge, 1, items, disk=4 * size.items * width),
+            Need("train_proxy", selector, 1, *training(config.proxy, config.proxy.size)),
+            Need("embed_proxy", selector, 1, items, disk=4 * size.items * width),
             Need(
                 "rollout",
-                judge,
+                selector,
                 config.rollout.shards,
                 size.train * size.user_tokens + whole * new,
                 whole * new,
                 4 * whole * (width + new),
             ),
-            Need("gradient", judge, 1, 0, disk=12 * size.train * width),
+            Need("gradient", selector, 1, 0, disk=12 * size.train * width),
         ]
     for model in dict.fromkeys(run.model for run in runs):
         own = [run for run in runs if run.model == model]

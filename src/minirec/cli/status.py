@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 
-from minirec.cli.dryrun import Planned, planned_jobs
+from minirec.cli.planned_jobs import Planned, planned_jobs
 from minirec.errors import InputError
 from minirec.experiment.config import DEFAULTS, load, remembered
-from minirec.experiment.costs import cost, events
+from minirec.experiment.job_logs import cost, events
 
 STATES = ("done", "running", "failed", "stale", "planned")
 SILENCE = 120.0  # seconds after which a job on another machine counts as dead; a job touches it every 30 s

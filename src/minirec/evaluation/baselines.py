@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec.data.splits import Split, padded
-from minirec.evaluation.ranks import TOP, Ranks
+from minirec.evaluation.rank_tables import TOP, Ranks
 from minirec.storage import tables
 
 SCORES = 2**24  # scores ranked at a time: bounds memory whatever the size of the catalogue

@@ -16,7 +16,7 @@ import numpy as np
 from minirec.data import splits
 from minirec.data.splits import Split
 from minirec.evaluation.metrics import K, ndcg
-from minirec.evaluation.ranks import Ranks
+from minirec.evaluation.rank_tables import Ranks
 from minirec.storage import tables
 
 HISTORY = (1, 2, 5, 10)  # items at which the groups of history lengths start

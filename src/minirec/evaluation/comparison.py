@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from minirec.evaluation.ranks import read_ranks
+from minirec.evaluation.rank_tables import read_ranks
 from minirec.evaluation.significance import paired_tests
 from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure

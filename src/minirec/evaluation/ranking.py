@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minirec.data.splits import Split
-from minirec.evaluation.ranks import PolicyRanks
+from minirec.evaluation.rank_tables import PolicyRanks
 from minirec.model import generate, scoring
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening

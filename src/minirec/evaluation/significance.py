@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from minirec.evaluation.metrics import K, hit, ndcg
-from minirec.evaluation.ranks import PolicyRanks, Ranks
+from minirec.evaluation.rank_tables import PolicyRanks, Ranks
 from minirec.experiment.sections import Measure
 
 BLOCK = 10_000_000  # resampled values at a time: bounds memory whatever the number of samples

@@ -11,7 +11,7 @@ from minirec.experiment.config import Config
 FOLDERS = {  # of the results, as patterns; the workflow writes <name>/file
     "top": "{results}/{dataset}",
     "base": "{results}/{dataset}/base/{model}",
-    "signals": "{results}/{dataset}/signals/{judge}",  # {judge}: a selector, or selector@variant
+    "signals": "{results}/{dataset}/signals/{signal_set}",  # {signal_set}: a selector, or selector@variant
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
@@ -27,7 +27,7 @@ SIGNAL_SECTIONS = {  # what a file below signals/ depends on, besides what its p
 }
 
 
-def judge(config: Config, file: str, selector: str, method: str) -> str:
+def signal_set(config: Config, file: str, selector: str, method: str) -> str:
     """The folder below signals/ of a file as a method reads it: `selector`, or `selector@variant`.
 
     It is the variant's own where the variant changes how the file is made. So an ablation of `score.mu` has scores of
@@ -122,7 +122,7 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
     for run in runs:
         found.append(f"base/{run.model}")
         if run.selector != "none":
-            found += [f"signals/{judge(config, file, run.selector, run.method)}" for file in SIGNAL_SECTIONS]
+            found += [f"signals/{signal_set(config, file, run.selector, run.method)}" for file in SIGNAL_SECTIONS]
             proxy = config.varied(run.method).proxy
             found.append(str(Run("", "none", "random", proxy.size, proxy.seed).selection(Path())))
         found += [str(run.selection(Path())), str(run.folder(Path()))]

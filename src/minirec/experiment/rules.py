@@ -19,11 +19,11 @@ from minirec.errors import InputError
 from minirec.experiment import config, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
-from minirec.experiment.costs import events
+from minirec.experiment.job_logs import events
 from minirec.experiment.sections import Resources, Section, Select
 from minirec.experiment.validation import suggestion
+from minirec.storage.code_digest import code_digest
 from minirec.storage.files import atomic_write
-from minirec.storage.provenance import code_digest
 
 Wildcards = Mapping[str, str]
 
@@ -109,9 +109,9 @@ class Rules:
         """A file below signals/ as input of a job that makes signals, or of one that reads them for a method."""
 
         def path(wildcards: Wildcards) -> str:
-            selector = wildcards.get("selector") or wildcards["judge"].split("@")[0]
-            judge = paths.judge(self.config, file, selector, wildcards.get("method") or _variant(wildcards) or "")
-            return paths.FOLDERS["signals"].format(**{**wildcards, "judge": judge}) + f"/{file}"
+            selector = wildcards.get("selector") or wildcards["signal_set"].split("@")[0]
+            own = paths.signal_set(self.config, file, selector, wildcards.get("method") or _variant(wildcards) or "")
+            return paths.FOLDERS["signals"].format(**{**wildcards, "signal_set": own}) + f"/{file}"
 
         return path
 
@@ -147,17 +147,17 @@ class Rules:
         if self.config.varied(_variant(wildcards)).gradient.space != "lora":
             return {}
         top = paths.FOLDERS["top"].format(**wildcards)
-        return {"catalogue": f"{top}/catalogue.parquet", "model": self.judge_model(wildcards)}
+        return {"catalogue": f"{top}/catalogue.parquet", "model": self.selector_model(wildcards)}
 
-    def judge_model(self, wildcards: Wildcards) -> str:
-        """The folder of the language model behind signals/{judge}."""
-        return f"data/models/{wildcards['judge'].split('@')[0]}"
+    def selector_model(self, wildcards: Wildcards) -> str:
+        """The folder of the language model behind signals/{signal_set}."""
+        return f"data/models/{wildcards['signal_set'].split('@')[0]}"
 
-    def judge_base(self, file: str) -> Callable[[Wildcards], str]:
-        """A file of the base model behind signals/{judge}."""
+    def selector_base(self, file: str) -> Callable[[Wildcards], str]:
+        """A file of the base model behind signals/{signal_set}."""
 
         def path(wildcards: Wildcards) -> str:
-            model = Path(self.judge_model(wildcards)).name
+            model = Path(self.selector_model(wildcards)).name
             return paths.FOLDERS["base"].format(**{**wildcards, "model": model}) + f"/{file}"
 
         return path
@@ -243,7 +243,7 @@ class Rules:
         """A regular expression for every wildcard: names of the configuration and nothing else."""
         names = self.config.method_names
         whole = [name for name in names if self.config.method(name).takes_all]
-        judging = [n for n in self.config.variants if paths.judge(self.config, "scores.parquet", "", n)]
+        own_signals = [n for n in self.config.variants if paths.signal_set(self.config, "scores.parquet", "", n)]
         free = [name for name in names if not self.config.method(name).reads]
         others = [name for name in names if name not in free]
         return {
@@ -251,7 +251,7 @@ class Rules:
             "dataset": one_of(self.config.datasets),
             "model": one_of(self.config.models),
             "selector": one_of([*self.config.models, "none"]),
-            "judge": f"(?:{one_of(self.config.models)})(?:@(?:{one_of(judging)}))?",
+            "signal_set": f"(?:{one_of(self.config.models)})(?:@(?:{one_of(own_signals)}))?",
             "method": f"(?<=/none/)(?:{one_of(free)})|(?<!/none/)(?:{one_of(others)})",
             "budget": "all|" + "".join(f"(?<!/{re.escape(name)}-)" for name in whole) + "[1-9][0-9]*",  # no full-256
             "seed": "0|[1-9][0-9]*",
@@ -287,7 +287,7 @@ class Rules:
 
 def _variant(wildcards: Wildcards) -> str | None:
     """The variant that owns a folder below signals/; None where it is nobody's own."""
-    return (wildcards.get("judge") or "").partition("@")[2] or None
+    return (wildcards.get("signal_set") or "").partition("@")[2] or None
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from minirec.evaluation.significance import Interval, PairedTest
-from minirec.experiment.costs import by_rule
+from minirec.experiment.job_logs import by_rule
 
 WIDTH = 100  # columns of the summary
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minirec.data import splits
 from minirec.evaluation.baselines import rank_split
-from minirec.evaluation.ranks import write_baselines
+from minirec.evaluation.rank_tables import write_baselines
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output
 

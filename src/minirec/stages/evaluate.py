@@ -11,7 +11,7 @@ import torch
 
 from minirec.data import splits
 from minirec.evaluation import ranking
-from minirec.evaluation.ranks import TOP, write_ranks
+from minirec.evaluation.rank_tables import TOP, write_ranks
 from minirec.experiment import sections
 from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minirec.evaluation import significance
 from minirec.evaluation.breakdown import EvaluationSet
-from minirec.evaluation.ranks import read_baselines, read_ranks
+from minirec.evaluation.rank_tables import read_baselines, read_ranks
 from minirec.experiment.sections import Measure
 from minirec.progress import log
 from minirec.storage import artefact

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from minirec.data.signals import rewards
+from minirec.data.stored_signals import rewards
 from minirec.experiment.sections import Score
 from minirec.selection.signals import direction, learnability, representativeness_of_blocks
 from minirec.storage import tables, tensors

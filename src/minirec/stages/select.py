@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from minirec.data import signals as stored
+from minirec.data import stored_signals as stored
 from minirec.errors import InputError
 from minirec.experiment.sections import Select
 from minirec.experiment.validation import require_shard

@@ -10,8 +10,8 @@ from typing import Any
 
 from minirec.evaluation import significance
 from minirec.evaluation.breakdown import EvaluationSet, mean_breakdown
-from minirec.evaluation.ranks import read_baselines, read_ranks
-from minirec.experiment.costs import costs
+from minirec.evaluation.rank_tables import read_baselines, read_ranks
+from minirec.experiment.job_logs import costs
 from minirec.experiment.paths import Run, logs
 from minirec.experiment.sections import Measure
 from minirec.progress import log

@@ -19,8 +19,8 @@ from typing import Any
 
 from minirec import __version__
 from minirec.errors import InputError
+from minirec.storage.code_digest import code_digest
 from minirec.storage.files import atomic_write, temporary
-from minirec.storage.provenance import code_digest
 
 FOLDER_RECORD = "provenance.json"
 BLOCK = 1 << 20  # bytes hashed at a time

@@ -20,7 +20,7 @@ NO_BYTES = {  # modules that check, report and start; an edit may stop a stage, 
     "storage.columns",  # counts by the tables of a stage
     "storage.files",
     "storage.memory",
-    "storage.provenance",
+    "storage.code_digest",
 }
 FOREIGN = {"item_metadata": "items"}  # parameter: its table, where the two have different names
 

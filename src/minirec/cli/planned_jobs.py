@@ -1,4 +1,4 @@
-"""Plan the workflow and print each job as a line of JSON: `python -m minirec.cli.dryrun ARGUMENTS OF SNAKEMAKE`."""
+"""Plan the workflow, each job as a line of JSON: `python -m minirec.cli.planned_jobs ARGUMENTS OF SNAKEMAKE`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ class Planned:
 
 def planned_jobs(*arguments: str) -> list[Planned]:
     """The jobs that a run with these arguments would start; raises InputError where the workflow cannot be planned."""
-    command = [sys.executable, "-m", "minirec.cli.dryrun", "--dry-run", "--nocolor", "--rerun-incomplete", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "minirec.cli.planned_jobs",
+        "--dry-run",
+        "--nocolor",
+        "--rerun-incomplete",
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         problems = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minirec.experiment.costs import by_rule, cost, costs, events
+from minirec.experiment.job_logs import by_rule, cost, costs, events
 
 START = {"event": "start", "stage": "train", "pid": 1}
 END = {"event": "end", "stage": "train", "reason": "done", "seconds": 2.0, "cpu_seconds": 3.5, "peak_mib": 40.0}
