@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -20,43 +21,28 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from conftest import ROOT, snakemake
 from test_chain import CONFIG, shop, untimed
+from test_workflow import commands
 
 from minirec.cli import main
+from minirec.experiment.commands import STAGES, command, flag
 from minirec.progress import log
 from minirec.storage import artefact
 
 pytestmark = pytest.mark.faults
 METRICS, COMPARISON = "results/shop/metrics.json", "results/shop/comparison.parquet"
-WRITES = {  # flags that name what a stage writes
-    "fetch": ("--out",),
-    "prepare": ("--out",),
-    "embed": ("--out",),
-    "rollout": ("--rollouts", "--hidden"),
-    "gather": ("--rollouts", "--hidden"),
-    "gradient": ("--gradients", "--embeddings"),
-    "train": ("--history", "--out"),
-}
-JOBS = ("fetch", "prepare", "embed_base", "train_proxy", "embed_proxy", "rollout", "gather", "gradient", "score")
-JOBS += (
-    "select",
-    "curriculum",
-    "train",
-    "evaluate",
-    "measure",
-    "evaluate_base",
-    "measure_base",
-    "baselines",
-    "summarise",
-    "compare",
-)
+JOBS = ("fetch_model", "prepare", "embed_base", "train_proxy", "embed_proxy", "rollout", "gather", "gradient", "score")
+JOBS += ("select", "curriculum", "train", "evaluate", "measure", "evaluate_base", "measure_base", "baselines")
+JOBS += ("summarise", "compare")
 KILLS = 3  # a stage, one after the other
 COUNT: Counter[str] = Counter()
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
@@ -98,19 +84,19 @@ class Job:
     def stage(self) -> str:
         return self.words[0]
 
-    def value(self, flag: str) -> str:
-        return self.words[self.words.index(flag) + 1]
+    def value(self, name: str) -> str:
+        return self.words[self.words.index(name) + 1]
 
-    def flags(self) -> tuple[str, ...]:
-        more = ("--whitening", "--frozen_states") if self.stage == "embed" and "--adapter" not in self.words else ()
-        return WRITES.get(self.stage, ("--out",)) + more
+    def flags(self) -> list[str]:
+        """The flags that name what the job writes."""
+        written = [flag(parameter.name) for parameter in command(self.stage).flags if parameter.writes]
+        if self.stage == "embed" and "--adapter" not in self.words:
+            written.append("--frozen-states")
+        return [name for name in written if name in self.words]
 
     def outputs(self) -> list[Path]:
         """Files and folders the job writes."""
-        found = [self.folder / self.value(flag) for flag in self.flags()]
-        if self.stage == "prepare":
-            found = [found[0] / name for name in ("samples.parquet", "catalogue.parquet", "prepare.json")]
-        return found
+        return [self.folder / self.value(name) for name in self.flags()]
 
     def inputs(self) -> list[Path]:
         """Files the job is given that are artefacts."""
@@ -123,9 +109,13 @@ class Job:
 
     def elsewhere(self, top: Path) -> Job:
         """The same job, writing below another folder."""
+        if self.stage in ("summarise", "compare"):  # they read what lies beside their outputs
+            for path in (self.folder / "results/shop").iterdir():
+                if path not in self.outputs() and path.name != "figures":
+                    (top / path.name).symlink_to(path)
         words = list(self.words)
-        for flag in self.flags():
-            words[words.index(flag) + 1] = str(top / Path(self.value(flag)).name)
+        for name in self.flags():
+            words[words.index(name) + 1] = str(top / Path(self.value(name)).name)
         return Job(self.folder, tuple(words))
 
     def start(self) -> Running:
@@ -151,10 +141,16 @@ def spawn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return snakemake(folder, *WORDS, *arguments, environment=ENVIRONMENT)
 
 
-def contents(paths: list[Path]) -> dict[Path, bytes]:
-    """Bytes of every file under some paths that the workflow made; not what Snakemake adds."""
+def contents(paths: list[Path], instead: Mapping[str, str] = MappingProxyType({})) -> dict[Path, bytes]:
+    """Bytes of every file under some paths that the workflow made; not what Snakemake adds.
+
+    instead: texts, and what is put in their place.
+    """
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
-    return {file: file.read_bytes() for file in files if file.is_file() and not file.name.startswith(".snakemake")}
+    found = {file: file.read_bytes() for file in files if file.is_file() and not file.name.startswith(".snakemake")}
+    for old, new in instead.items():
+        found = {file: content.replace(old.encode(), new.encode()) for file, content in found.items()}
+    return found
 
 
 def remove(paths: list[Path]) -> None:
@@ -175,7 +171,7 @@ def unfinished(job: Job, whole: dict[Path, bytes]) -> list[Path]:
 def project(tmp_path_factory) -> Path:
     """A folder in which the whole workflow has run."""
     os.environ |= ENVIRONMENT
-    FORKS.set_forkserver_preload(["transformers.models.llama.modeling_llama", *(f"minirec.{s}" for s in main.STAGES)])
+    FORKS.set_forkserver_preload(["transformers.models.llama.modeling_llama", *(f"minirec.stages.{s}" for s in STAGES)])
     folder = tmp_path_factory.mktemp("faults")
     for part in ("workflow", "config"):
         shutil.copytree(ROOT / part, folder / part)
@@ -194,12 +190,11 @@ def jobs(project) -> dict[str, Job]:
     planned = spawn(project, "-n", "-p", "-F", "--", METRICS, COMPARISON)
     assert planned.returncode == 0, planned.stdout
     found: dict[str, Job] = {}
-    for line in planned.stdout.splitlines():
-        if "python -m minirec " in line:
-            job = Job(project, tuple(shlex.split(line.split("python -m minirec ", 1)[1])))
-            logged = Path(job.value("--log")).relative_to("results/logs")
-            name = job.stage if job.stage in ("fetch", "rollout") else logged.parts[1].removesuffix(".log")
-            found.setdefault(name, job)
+    rules = re.findall(r"^rule (\w+):$", planned.stdout, re.MULTILINE)
+    for rule, line in zip(rules, commands(planned.stdout), strict=True):
+        job = Job(project, tuple(shlex.split(line)))
+        if "method=random" not in job.words:  # not the proxy's own selection
+            found.setdefault(rule, job)
     assert sorted(found) == sorted(JOBS)
     return found
 
@@ -306,7 +301,7 @@ def instead(file: Path, content: bytes):
         artefact._sha256.cache_clear()
 
 
-@pytest.mark.parametrize("name", [name for name in JOBS if name != "fetch"])
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "fetch_model"])
 def test_a_damaged_input_is_named_and_nothing_is_computed_from_it(jobs, whole, monkeypatch, capsys, name):
     job = jobs[name]
     monkeypatch.chdir(job.folder)
@@ -375,9 +370,11 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(jobs, whole, disk,
     code, said = moved.run()
     assert code == 0, said
     for old, new in zip(job.outputs(), moved.outputs(), strict=True):
-        before = {path.relative_to(old.parent): content for path, content in contents([old]).items()}
-        after = {path.relative_to(new.parent): content for path, content in contents([new]).items()}
-        assert after == before or new.name == "history.parquet" or old == job.folder / METRICS
+        before, after = (
+            {path.relative_to(top.parent): untimed(path.name, content) for path, content in found.items()}
+            for top, found in ((old, contents([old])), (new, contents([new], {str(disk): "results/shop"})))
+        )
+        assert after == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a folder read-only")
@@ -389,6 +386,8 @@ def test_a_read_only_folder_of_results_is_named_by_every_stage(jobs, project):
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", results], check=True)
         for name, job in jobs.items():
+            if name == "fetch_model":  # writes below data/
+                continue
             code, said = job.run()
             assert code == 1, name
             assert "Read-only file system" in said
@@ -401,7 +400,7 @@ def test_a_read_only_folder_of_results_is_named_by_every_stage(jobs, project):
 
 def science(project: Path) -> dict[Path, object]:
     """What the results say, but for the seconds in them."""
-    timed = ("benchmarks", "logs", "comparison", "figures")
+    timed = ("logs", "comparison", "figures")
     return {
         file: untimed(file.name, content)
         for file, content in contents([project / "results" / "shop"]).items()

@@ -165,7 +165,7 @@ def run(*, target: str, configfile: list[Path] | None) -> None:
     rows = needs(config, size, runs, {name: s.width if s else 0 for name, s in shapes.items()})
     _print_table(rows, shapes, by_rule(costs(folder, logs(folder, folders(config, runs)))))
     for name, model in shapes.items():
-        out(f"\n  memory of {name}: {_memory(config, size, model)}\n")
+        out(f"\n  memory of {name}: {_memory(config, folder.name, size, model)}\n")
 
 
 def _print_table(rows: list[Need], shapes: dict[str, Shape | None], seconds: dict[str, float]) -> None:
@@ -180,7 +180,7 @@ def _print_table(rows: list[Need], shapes: dict[str, Shape | None], seconds: dic
         sys.stdout.write(_LINE.format(row.rule, row.model, row.jobs, *counts, flops, disk, measured))
 
 
-def _memory(config: Config, size: Sizes, model: Shape | None) -> str:
+def _memory(config: Config, dataset: str, size: Sizes, model: Shape | None) -> str:
     if model is None:
         return "unknown until the model is fetched"
     batch_tokens = Passes().batch_tokens
@@ -194,7 +194,7 @@ def _memory(config: Config, size: Sizes, model: Shape | None) -> str:
     )
     if needed > there:
         text += (
-            f"\n  this machine has {there / 1e9:.1f} GB free: set a stricter datasets.NAME.filter, "
+            f"\n  this machine has {there / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "
             "embed.keep_frozen_states to false, or take a larger one"
         )
     return text

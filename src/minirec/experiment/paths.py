@@ -130,5 +130,6 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
 
 
 def logs(top: Path, folders: list[str]) -> list[Path]:
-    """The logs of the jobs that have started in these folders, and of those for the data set as a whole."""
-    return [*top.glob("logs/*.log"), *(log for folder in folders for log in (top / folder).rglob("logs/*.log"))]
+    """The logs of the jobs that have started in these folders, and of those for the whole data set but `compare`."""
+    whole = [log for log in top.glob("logs/*.log") if log.stem != "compare"]  # which is for other runs, too
+    return [*whole, *(log for folder in folders for log in (top / folder).rglob("logs/*.log"))]
