@@ -349,6 +349,11 @@ def disk(tmp_path):
         pass
 
 
+def unwrapped(name: str, content: bytes) -> object:
+    """What a file says but for its seconds and, of a text, the ends of lines, which depend on the folder's name."""
+    return untimed(name, content.replace(b"\n   ", b"") if name.endswith(".txt") else content)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 @pytest.mark.parametrize("name", JOBS)
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(jobs, whole, disk, name):
@@ -371,7 +376,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(jobs, whole, disk,
     assert code == 0, said
     for old, new in zip(job.outputs(), moved.outputs(), strict=True):
         before, after = (
-            {path.relative_to(top.parent): untimed(path.name, content) for path, content in found.items()}
+            {path.relative_to(top.parent): unwrapped(path.name, content) for path, content in found.items()}
             for top, found in ((old, contents([old])), (new, contents([new], {str(disk): "results/shop"})))
         )
         assert after == before
