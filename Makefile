@@ -52,7 +52,8 @@ bench-learning: $(installed) ## measure what RL teaches, by loss, data set and s
 	python benchmarks/long/learning.py
 
 report: $(installed) ## one HTML page about a finished run: pictures, tables, settings, times
-	@snakemake --configfile $(CONFIG) --report $(dir $(target))report.html -- $(target)
+	@test -f $(target) || { echo "$(target) is not there; run the workflow first, e.g. with: make quickstart" >&2; exit 1; }
+	@snakemake --configfile $(or $(wildcard $(dir $(target))config.yaml),$(CONFIG)) --report $(dir $(target))report.html -- $(target)
 
 clean: ## remove results and caches; data and models stay
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -200,6 +200,32 @@ def test_make_installs_torch_exactly_and_first():
     assert commands.index("grep '^torch=='") < commands.index("--requirement requirements.lock")
 
 
+def report(*words: str) -> subprocess.CompletedProcess[str]:
+    """`make report` with the environment taken for built."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "-C", str(ROOT), "--no-print-directory", "--old-file=.venv/.installed", "report", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_the_report_of_a_run_that_is_not_there_is_refused_in_one_sentence():
+    done = report("DATASET=nothing")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == (
+        "results/nothing/metrics.json is not there; run the workflow first, e.g. with: make quickstart"
+    )
+    assert not (ROOT / "results" / "nothing").exists()
+
+
+def test_the_report_has_the_configuration_that_the_results_were_made_with(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"results: {tmp_path}\n", encoding="utf-8")
+    words = ("--dry-run", f"CONFIG={config}", "DATASET=toy")
+    assert f"--configfile {config} --report" in report(*words).stdout
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "config.yaml").touch()
+    assert f"--configfile {tmp_path}/toy/config.yaml --report" in report(*words).stdout
+
+
 def test_clean_never_names_data_or_models():
     for line in make("--dry-run", "clean").splitlines():
         assert not re.search(r"\bdata\b", line), line
