@@ -21,7 +21,9 @@ from test_chain import CONFIG, RUN, shop, untimed
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "results/shop/metrics.json"
-LONGER = CONFIG.replace("train: {", "train: {epochs: 20, proxy_epochs: 1, patience: 100, ")  # time to be interrupted
+LONGER = CONFIG.replace("train: &train {", "train: &train {epochs: 20, patience: 100, ")  # time to be interrupted
+LONGER = LONGER.replace("size: 16}", "size: 16, epochs: 1}")
+PROFILE = Path("workflow/profiles/slurm/config.yaml")
 STEP = "runner(stage)(**given)"
 
 
@@ -42,17 +44,24 @@ def _no_job_is_left(slurm):
 
 
 def project(folder: Path, **changes: dict) -> Path:
-    """A folder with data, the workflow and its profile; every stage asks for one thread, and for what `changes` say."""
+    """A folder with data, the workflow and its profile; every rule asks for one thread, and for what `changes` say."""
     for part in ("src", "workflow", "config"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(ROOT / "environment.yml", folder)
     (folder / "shop.yaml").write_text(LONGER, encoding="utf-8")
     shop(folder / "data" / "shop")
-    table = folder / "workflow" / "resources.yaml"
-    asked = yaml.safe_load(table.read_text(encoding="utf-8"))
-    asked = {stage: line | {"threads": 1} | changes.get(stage, {}) for stage, line in asked.items()}
-    table.write_text(yaml.safe_dump(asked), encoding="utf-8")
+    ask(folder, **changes)
     return folder
+
+
+def ask(folder: Path, **changes: dict) -> None:
+    """Write the profile of a project: every rule asks for one thread, or `threads`, and some for other resources."""
+    profile = yaml.safe_load((ROOT / PROFILE).read_text(encoding="utf-8"))
+    profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
+    for rule, more in changes.items():
+        profile["set-threads"][rule] = more.pop("threads", 1)
+        profile["set-resources"][rule] |= more
+    (folder / PROFILE).write_text(yaml.safe_dump(profile), encoding="utf-8")
 
 
 def pretend(folder: Path, code: str) -> None:
@@ -66,8 +75,8 @@ def pretend(folder: Path, code: str) -> None:
 
 
 WRITE = """
-for name in ("samples.parquet", "catalogue.parquet", "prepare.json"):
-    (given["out"] / name).write_text("written")
+for name in ("samples", "catalogue", "dropped"):
+    given[name].write_text("written")
 """
 
 
@@ -136,8 +145,9 @@ def test_the_whole_workflow_runs_as_jobs_of_slurm(undisturbed):
     metrics = json.loads((folder / TARGET).read_text(encoding="utf-8"))
     assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
     once = "fetch_model prepare baselines embed_base evaluate_base measure_base train_proxy embed_proxy gather gradient"
-    once += " score select curriculum train evaluate measure summarise"
-    assert Counter(job["rule"] for job in ran) == dict.fromkeys(once.split(), 1) | {"rollout": 2}
+    once += " score train evaluate measure summarise"
+    twice = ("rollout", "select", "curriculum")  # two shards; the proxy has a selection of its own
+    assert Counter(job["rule"] for job in ran) == dict.fromkeys(once.split(), 1) | dict.fromkeys(twice, 2)
     assert {job["state"] for job in ran} == {"COMPLETED"}
 
 
@@ -147,17 +157,16 @@ def test_the_shards_of_a_rollout_run_side_by_side(undisturbed):
     assert second["start"] < first["end"]
 
 
-def test_slurm_is_asked_for_gpus_by_the_stages_that_want_one_and_no_others(undisturbed):
-    wanted = yaml.safe_load((ROOT / "workflow" / "resources.yaml").read_text(encoding="utf-8"))
-    with_gpu = {stage for stage, line in wanted.items() if line.get("gpu")}
+def test_slurm_is_asked_for_gpus_by_the_rules_that_want_one_and_no_others(undisturbed):
+    wanted = yaml.safe_load((ROOT / PROFILE).read_text(encoding="utf-8"))["set-resources"]
+    with_gpu = {rule for rule, line in wanted.items() if line.get("gpu")}
     assert with_gpu
     for job in undisturbed[1]:
-        stage = job["rule"].split("_")[0]
-        assert job["gpus"] == ("gres:gpu:1" if stage in with_gpu else "N/A"), job
+        assert job["gpus"] == ("gres:gpu:1" if job["rule"] in with_gpu else "N/A"), job
 
 
 def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(tmp_path):
-    folder = project(tmp_path / "project", prepare={"mem_mb": 900})
+    folder = project(tmp_path / "project", prepare={"mem_mb": "900 * attempt"})
     pretend(folder, "import time; hog = b'x' * 1_000_000_000; time.sleep(15)" + WRITE)
     status, said = finish(start(folder, "--", "results/shop/samples.parquet"))
     assert status == 0, said
@@ -178,21 +187,21 @@ for step in range(6000):
 """,
     )
     process = start(folder, "--retries", "0", "--", "results/shop/samples.parquet", "data/models/tiny")
-    logs = folder / "results" / "logs"
+    prepare, fetch = folder / "results" / "shop" / "logs" / "prepare.log", folder / "data/logs/models/tiny.log"
 
-    def words(name: str) -> list[str]:
-        return re.findall(r".*is at step \d+", (logs / name).read_text(encoding="utf-8"))
+    def words(log: Path) -> list[str]:
+        return re.findall(r".*is at step \d+", log.read_text(encoding="utf-8"))
 
-    await_that(lambda: (logs / "models" / "tiny.log").exists() and len(words("models/tiny.log")) > 3, process)
+    await_that(lambda: fetch.exists() and len(words(fetch)) > 3, process)
     subprocess.run(["scancel", *running(folder, "fetch_model")], check=True)
     status, said = finish(process)
     assert status != 0
     (timeout,), (cancelled,) = complaints(said, "prepare"), complaints(said, "fetch_model")
     assert "TIMEOUT" in timeout
     assert "DUE TO TIME LIMIT" in timeout
-    assert words("shop/prepare.log")[-1] in timeout
+    assert words(prepare)[-1] in timeout
     assert "CANCELLED" in cancelled
-    assert words("models/tiny.log")[-1] in cancelled
+    assert words(fetch)[-1] in cancelled
 
 
 def test_more_gpus_than_there_are_fail_at_once_and_say_so(tmp_path):
@@ -222,12 +231,11 @@ with pathlib.Path("launched").open("a") as launched:
 def test_two_nodes_train_to_the_bytes_of_two_processes_on_one(undisturbed, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(undisturbed[0], folder, symlinks=True)
-    table = folder / "workflow" / "resources.yaml"
-    asked = yaml.safe_load(table.read_text(encoding="utf-8"))
+    two_nodes = {"nodes": 2, "mpi": "srun", "tasks": 2, "tasks_per_gpu": 0, "gpu": 0, "gres": "gpu:1"}
     adapter = Path("results/shop/runs") / RUN / "adapter"
     weights = []
-    for more in ({"gpu": 2}, {"gpu": 1, "nodes": 2, "slurm_partition": "pair"}):
-        table.write_text(yaml.safe_dump(asked | {"train": asked["train"] | more}), encoding="utf-8")
+    for more in ({"gpu": 2, "processes": 2}, two_nodes | {"processes": 1, "slurm_partition": "pair"}):
+        ask(folder, train=more)
         shutil.rmtree(folder / adapter)
         status, said = finish(start(folder, "--", str(adapter)))
         assert status == 0, said
@@ -249,8 +257,10 @@ def undone(done: Path, folder: Path) -> Path:
     """A copy of a project in which everything from the rollouts on is still to be done."""
     shutil.copytree(done, folder)
     top = folder / "results" / "shop"
-    signals = [path for path in (top / "signals" / "tiny").iterdir() if path.name not in ("proxy", "items.safetensors")]
-    for path in [*signals, *(top / name for name in ("selections", "runs", "figures", "metrics.json", "summary.txt"))]:
+    kept = ("proxy", "items.safetensors", "logs")
+    signals = [path for path in (top / "signals" / "tiny").iterdir() if path.name not in kept]
+    others = ("selections/tiny", "runs", "figures", "metrics.json", "summary.txt")  # not the proxy's own selection
+    for path in [*signals, *(top / name for name in others)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return folder
 
@@ -273,7 +283,7 @@ def test_after_two_deaths_of_the_main_process_the_results_are_those_of_an_undist
     kill(folder, lambda: len(running(folder, "rollout")) == 2, cancel=False)
     checkpoints = folder / "results" / "shop" / "runs" / RUN / "checkpoints"
     kill(folder, lambda: any(checkpoints.glob("checkpoint-*/items.safetensors")), cancel=True)
-    log = folder / "results" / "logs" / "shop" / "train" / f"{RUN}.log"
+    log = checkpoints.with_name("logs") / "train.log"
     status, said = finish(start(folder, "--", TARGET))
     assert status == 0, said
     assert "going on from" in log.read_text(encoding="utf-8")
@@ -281,7 +291,7 @@ def test_after_two_deaths_of_the_main_process_the_results_are_those_of_an_undist
         {
             str(file.relative_to(top)): untimed(file.name, file.read_bytes())
             for file in sorted(top.rglob("*"))
-            if file.is_file()
+            if file.is_file() and "logs" not in file.parts
         }
         for top in (undisturbed[0] / "results" / "shop", folder / "results" / "shop")
     )
