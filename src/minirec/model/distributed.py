@@ -104,9 +104,7 @@ class ShardedLayers:
         self.whole = torch.zeros(shard * world_size(), dtype=torch.uint8, device=device)  # the layer `gathered`
         self.gathered = NO_LAYER
         self.shards = [self._take(ws).split(shard)[rank()].to(device, copy=True) for ws in weights]
-        self.requests = dist.new_group(
-            backend="gloo"
-        )  # agrees on layers on the CPU: no GPU is waited for
+        self.requests = dist.new_group(backend="gloo")  # agrees on layers on the CPU: no GPU is waited for
         for number, (layer, of_layer) in enumerate(zip(layers, weights, strict=True)):
             layer.forward = self._gathering(number, of_layer, layer.forward)
         on_collective(self.finish_gathers)
