@@ -115,7 +115,7 @@ class Projection:
         self.sign = torch.from_numpy(generator.integers(0, 2, width, dtype=np.int8) * 2 - 1).to(device)
 
     def __call__(self, weights: Weights) -> Tensor:
-        """Project tensors that have `width` numbers together, in the order of their names, to one vector [dimensions]."""
+        """Project tensors with `width` numbers in all, in the order of their names, to a vector [dimensions]."""
         flat = torch.cat([weights[name].flatten() for name in sorted(weights)])
         return flat.new_zeros(self.dimensions).index_add(0, self.place, self.sign * flat)
 
