@@ -37,7 +37,7 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
 
 
 def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
-    """A line for the policy before and after RL and for each baseline; the last column: NDCG@10 after RL minus theirs."""
+    """A line for the policy before and after RL and for each baseline; last column: NDCG@10 after RL minus its."""
     tests = {"before RL": summary["improvement"], **summary["paired_tests"]}
     rows = {
         "before RL": summary["before"],

@@ -10,7 +10,7 @@ from minirec.storage.files import Output
 
 
 def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Output, hidden: Output) -> None:
-    """Write the joined rollouts.parquet and hidden.safetensors, the same bytes as a rollout without shards.
+    """Write the joined rollouts.parquet and hidden.safetensors, with the provenance of a rollout without shards.
 
     Memory holds one window of samples at a time.
     """

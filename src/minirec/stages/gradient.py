@@ -36,7 +36,7 @@ def run(
     gradients: Output,
     embeddings: Output,
 ) -> None:
-    """Write gradient g and product Hg, by the hidden state or the adapter's weights, and embedding z, of every sample."""
+    """Write g and Hg, by the hidden state or by the adapter's weights, and the embedding z of every sample."""
     shape = tensors.shapes(hidden, "sample_id", "hidden")["hidden"]
     table = torch.from_numpy(tensors.read(item_table, "items")["items"])
     table = table.to("cuda" if torch.cuda.is_available() else "cpu")

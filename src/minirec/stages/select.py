@@ -38,7 +38,7 @@ def run(
     shard: int | None = None,
     selection: Output,
 ) -> None:
-    """Write selection.parquet, picked from all training samples, from one shard, or from what the shards have picked."""
+    """Write selection.parquet, picked from all training samples, from one shard, or from the shards' picks."""
     chosen = _method(method, scores, rollouts, embeddings)
     require_shard("select", shard, select.shards)
     if embeddings is not None and shard is None:

@@ -1,8 +1,8 @@
 """train: train a fresh policy on a curriculum with GRPO and the item loss (METHOD 3, 4.8).
 
-Checkpoints lie in `checkpoints/` beside the adapter: one after every evaluation on valid but the last, or four an epoch
-without evaluations. An interrupted run resumes from the last complete one and ends with the same weights. A run that
-diverges leaves the policy of its best checkpoint in `last_good/`.
+Checkpoints lie in `checkpoints/` beside the adapter: one after every evaluation on valid unless training stops there,
+or four an epoch without evaluations. An interrupted run resumes from the last complete one and ends with the same
+weights. A run that diverges leaves the policy of its best checkpoint in `last_good/`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def train_or_keep_last_good(trainer: RecommenderTrainer, folder: Path, last_good
 
 
 def validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) -> Callable[[Tensor], float]:
-    """A function that takes the item table [m, d'] and returns the policy's NDCG@10 on valid, the same in every process.
+    """A function from the item table [m, d'] to the policy's NDCG@10 on valid, the same in every process.
 
     It returns nan if a score in any process is not finite.
     """
