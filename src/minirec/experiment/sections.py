@@ -54,9 +54,7 @@ class Resources(Section):
 class Passes(Resources):
     """Resources of the stages that run the language model."""
 
-    batch_tokens: int = Field(
-        16_384, ge=1, description="most tokens of one forward pass, padding included; fewer need less memory"
-    )
+    batch_tokens: int = Field(16_384, ge=1, description="tokens of a forward pass with padding; fewer need less memory")
 
 
 class Engine(Resources):
@@ -92,21 +90,16 @@ class Queries(Resources):
 class Policy(Section):
     """The recommender: a language model that embeds users and items (METHOD 2)."""
 
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="number type of the base model; adapters are float32"
-    )
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the base model; adapters are float32")
     lora_r: int = Field(4, ge=1, description="rank r of the LoRA adapters")
     lora_alpha: int = Field(128, ge=1, description="LoRA alpha: adapters are scaled by alpha / r")
     lora_targets: list[str] = Field(LORA_TARGETS, min_length=1, description="linear layers that get an adapter")
     lora_layers: int | None = Field(None, ge=1, description="only the top n layers get adapters; null: all")
     marker: str = Field("<answer>", min_length=1, max_length=64, description="text that ends the reasoning")
     pooling: Literal["last", "mean", "context"] = Field(
-        "last",
-        description="hidden state: at the marker (last), mean over the completion, or over history and completion (context)",
+        "last", description="hidden state at the marker, or mean over completion, or over history and completion"
     )
-    whiten_dim: int | None = Field(
-        None, ge=2, description="whiten users and items by a PCA of this many dimensions; null: no whitening"
-    )
+    whiten_dim: int | None = Field(None, ge=2, description="dimensions of the whitening PCA; null: no whitening")
     whiten_power: float = Field(1.0, ge=0, le=1, description="whitening: 1 gives unit variance, 0 keeps the variances")
     tau: float = Field(0.02, gt=0, description="temperature of the softmax over items")
     prompt_history: int = Field(5, ge=1, description="latest items of the history that the prompt lists")
@@ -134,10 +127,8 @@ class Prepare(Section):
     """How interactions become samples (METHOD 1)."""
 
     history: int = Field(20, ge=1, description="most items in a sample's history")
-    train_share: float = Field(0.8, gt=0, lt=1, description="share of the samples, the earliest, for train")
-    valid_share: float = Field(
-        0.1, gt=0, lt=1, description="share of the next samples by time, for valid; the rest is test"
-    )
+    train_share: float = Field(0.8, gt=0, lt=1, description="share of the samples that is train, the earliest")
+    valid_share: float = Field(0.1, gt=0, lt=1, description="share of the samples after those; the rest is test")
     max_train: int | None = Field(None, ge=1, description="keep at most this many random training samples; null: all")
     max_valid: int | None = Field(None, ge=1, description="keep at most this many random valid samples; null: all")
     max_test: int | None = Field(None, ge=1, description="keep at most this many random test samples; null: all")
@@ -157,20 +148,14 @@ class Prepare(Section):
 class Embed(Section):
     """How the item table and the whitening are computed (METHOD 2)."""
 
-    keep_frozen_states: bool = Field(
-        False, description="store the items' states after the frozen layers, so that training is faster"
-    )
-    whiten_prompts: int | None = Field(
-        None, ge=2, description="training prompts that the whitening is fitted to; null: all"
-    )
+    keep_frozen_states: bool = Field(False, description="store items after the frozen layers: faster training")
+    whiten_prompts: int | None = Field(None, ge=2, description="training prompts to fit the whitening to; null: all")
 
 
 class Rollout(Section):
     """How the proxy writes completions for every training sample (METHOD 4.2)."""
 
-    engine: Literal["builtin", "vllm"] = Field(
-        "builtin", description="program that writes the completions; vllm must be installed"
-    )
+    engine: Literal["builtin", "vllm"] = Field("builtin", description="writes the completions; vllm must be installed")
     seed: Seed = Field(0, description="seed of the completions; each has random numbers of its own")
     shards: int = Field(1, ge=1, description="number of jobs that share the work; it does not change the result")
 
@@ -178,14 +163,10 @@ class Rollout(Section):
 class Gradient(Section):
     """Gradient and Hessian-vector product of the item loss (METHOD 4.4)."""
 
-    space: Literal["hidden", "lora"] = Field(
-        "hidden", description="derivatives by the hidden state, or by the LoRA weights"
-    )
+    space: Literal["hidden", "lora"] = Field("hidden", description="derivatives by hidden state or LoRA weights")
     dimensions: int = Field(1024, ge=1, description="space lora: dimensions of the random projection")
     advantage: Literal["one", "group"] = Field("one", description="advantage A in the item loss: 1, or the rollout's")
-    candidates: int | None = Field(
-        None, ge=1, description="softmax over the target and n random items only; null: all items"
-    )
+    candidates: int | None = Field(None, ge=1, description="softmax over the target and n random items; null: all")
     seed: Seed = Field(0, description="seed of the random candidates and of the projection")
 
 
@@ -197,7 +178,7 @@ class Score(Section):
         None, gt=0, description="width of the Gaussian; null: standard deviation of the mean rewards"
     )
     direction: Literal["hvp", "grad", "lookahead"] = Field(
-        "hvp", description="vector of a sample that is compared with the mean over all samples: Hg, g, or g - eta Hg"
+        "hvp", description="vector compared with its mean: Hg, g, or g - eta Hg"
     )
     eta: float = Field(1.0, gt=0, description="step size eta of lookahead")
 
@@ -206,9 +187,7 @@ class _Select(Section):
     """Which training samples are kept (METHOD 4.6)."""
 
     shards: int = Field(
-        1,
-        ge=1,
-        description="jobs that each pick from a part of the samples; a last job picks from their picks; 1: one exact job",
+        1, ge=1, description="jobs that pick from a part each, then one picks from their picks; 1: one exact job"
     )
 
 
@@ -230,24 +209,18 @@ class Train(Section):
     """Training by GRPO with the item loss (METHOD 3)."""
 
     learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW for the adapter")
-    head: HeadKind = Field(
-        "none", description="trained map after the whitening: none, one shared by users and items, or one each"
-    )
+    head: HeadKind = Field("none", description="trained map after whitening: none, one, or one each for users, items")
     head_learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the head")
     scheduler: Literal["constant_with_warmup", "constant", "linear", "cosine"] = Field(
-        "constant_with_warmup", description="schedule of the learning rate"
+        "constant_with_warmup", description="of the learning rate"
     )
     warmup_steps: int = Field(32, ge=0, description="steps in which the learning rate rises linearly from 0")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients with a larger global norm are scaled down to it")
     batch_prompts: int = Field(48, ge=1, description="prompts per optimiser step")
     epochs: int = Field(10, ge=1, description="passes over the curriculum")
     evaluations_per_epoch: int = Field(4, ge=0, description="evaluations on the valid split per epoch; 0: none")
-    patience: int = Field(
-        5, ge=1, description="training stops after this many evaluations in a row without a better NDCG@10"
-    )
-    losses: list[Literal["token", "item"]] = Field(
-        ["token", "item"], min_length=1, description="losses that are added up"
-    )
+    patience: int = Field(5, ge=1, description="evaluations in a row without a better NDCG@10 before training stops")
+    losses: list[Literal["token", "item"]] = Field(["token", "item"], min_length=1, description="losses to add up")
     relabel_topk: int = Field(1, ge=1, description="best completions of a prompt that get the item loss")
     item_advantage: Literal["group", "one"] = Field(
         "group", description="advantage in the item loss: the completion's in its group, or 1"
