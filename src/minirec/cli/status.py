@@ -48,11 +48,7 @@ def alive(start: dict[str, Any], log: Path) -> bool:
 
 
 def states(everything: list[Planned], planned: Iterable[Planned], results: Path) -> list[State]:
-    """The state of every job.
-
-    everything: all jobs of the target. planned: those that the next run would start. results: top folder, whose logs
-    give the expected times.
-    """
+    """The state of every job; planned: those that the next run would start; logs below `results` give the times."""
     open_jobs = {job.log: job for job in planned}
     elsewhere = _seconds(results.rglob("logs/*.log"))
     here = elsewhere | _seconds(job.log for job in everything)

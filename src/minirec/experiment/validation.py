@@ -52,9 +52,8 @@ def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
         return f"{key} is missing; set it in the configuration"
     if first["type"] == "value_error":
         return f"{key}: {message}" if path or where else message
-    reasons = [
-        e["msg"][0].lower() + e["msg"][1:] for e in problems if _path(e["loc"]) == path
-    ]  # one for each alternative
+    # there is one reason for each alternative type
+    reasons = [e["msg"][0].lower() + e["msg"][1:] for e in problems if _path(e["loc"]) == path]
     return f"{key} is {_SHORT.repr(first['input'])}, but {', or '.join(reasons)}"
 
 

@@ -196,7 +196,7 @@ def _windows(config: Any) -> dict[str, int | None]:
     kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
     for kind in {*kinds} - {"full_attention", "sliding_attention"}:
         raise InputError(
-            f"the model {config.model_type} has layers of {kind}, which cannot be masked; take another model"
+            f"{config.model_type} models have layers of {kind}, which cannot be masked; take another model"
         )
     if config._attn_implementation not in ("sdpa", "eager"):
         raise InputError(

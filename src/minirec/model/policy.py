@@ -99,10 +99,7 @@ class Policy:
 
     @cached_property
     def frozen_layers(self) -> int:
-        """Number of layers below the lowest trained one; 0 also if the layers are of several types.
-
-        Their outputs never change, so they can be kept.
-        """
+        """Number of layers below the lowest trained one; 0 also if the layers are of several types."""
         text = self.model.config.get_text_config()
         if self.settings.lora_layers is None or len(set(getattr(text, "layer_types", None) or ())) > 1:
             return 0

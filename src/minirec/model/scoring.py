@@ -19,9 +19,7 @@ def scores(h: Tensor, items: Tensor, tau: float) -> Tensor:
 
 
 def mask(scores: Tensor, exclude: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Set the scores [n, m] of the items `exclude` to minus infinity, but never that of the item `keep` [n].
-
-    exclude [n, w]: catalogue rows, padded with -1.
+    """Set scores [n, m] to minus infinity at the rows `exclude` [n, w], padded with -1, but never at `keep` [n].
 
     >>> mask(torch.zeros(1, 4), torch.tensor([[0, 2]]), keep=torch.tensor([2])).tolist()
     [[-inf, 0.0, 0.0, 0.0]]

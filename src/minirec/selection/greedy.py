@@ -26,10 +26,7 @@ def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray
 def greedy_with_diversity(
     embeddings: np.ndarray, value: np.ndarray, budget: int, picked: Callable[[], None] = lambda: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `greedy`, but also returns D~ [budget] of each pick when it was picked, 1 for the first.
-
-    picked: called after every pick, e.g. to time it.
-    """
+    """As `greedy`, but also returns D~ [budget] of each pick, 1 for the first; `picked` is called after every pick."""
     diversity = np.ones(budget)
     return _greedy(embeddings, value, budget, picked, diversity), diversity
 

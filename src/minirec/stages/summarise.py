@@ -30,10 +30,7 @@ def run(
     metrics: Output,
     summary: Output,
 ) -> None:
-    """Write metrics.json, summary.txt and figures/ of runs that differ in their seed only.
-
-    folders: below the data set's results; the jobs that worked there count as cost.
-    """
+    """Write metrics.json, summary.txt and figures/; runs: differ in the seed only; folders: whose jobs are the cost."""
     from minirec.report import figures  # takes longer to import than all the rest
 
     top, seeds = metrics.parent, [Run.parse(name) for name in runs]

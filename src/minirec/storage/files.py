@@ -23,10 +23,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file sy
 
 
 def temporary(path: Path) -> Path:
-    """A hidden temporary path beside `path`, for this process alone.
-
-    Removes what processes of this machine that no longer run have left under such names.
-    """
+    """A hidden temporary path beside `path` for this process; removes what killed processes of this machine left."""
     prefix = f".{path.name}.{socket.gethostname()}."
     for left in path.parent.glob(f"{glob.escape(prefix)}*.part"):
         pid = left.name.removeprefix(prefix).removesuffix(".part")

@@ -79,12 +79,7 @@ class RecommenderTrainer(GRPOTrainer):
         self.validate, self.seed, self.micro_batch_prompts = validate, seed, micro_batch_prompts
         self.prompts = policy.user_bodies(samples.bodies)
         self.seconds = {"generate": 0.0, "items": 0.0, "loss": 0.0}  # of the current step, by part
-        self.means = {
-            "token_loss": 0.0,
-            "item_loss": 0.0,
-            "reward": 0.0,
-            "reward_std": 0.0,
-        }  # over the current step's batch
+        self.means = {"token_loss": 0.0, "item_loss": 0.0, "reward": 0.0, "reward_std": 0.0}  # over the step's batch
         # part of the model, so that its weights are clipped, summed and reset with the adapter's
         policy.model.add_module("minirec_head", self.head)
         super().__init__(

@@ -102,7 +102,7 @@ def settings() -> dict[str, tuple[Any, Any, list[str]]]:
             declared = merged.setdefault(name, (kind, default, []))
             if declared[:2] != (kind, default):
                 raise TypeError(
-                    f"the setting {name} of the method {one.name} is declared differently by another method"
+                    f"the setting {name} of the method {one.name} differs from another method's of that name"
                 )
             declared[2].append(one.name)
     return merged
