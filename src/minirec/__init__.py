@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-_ROOM = {  # of every public function; loaded when it is used, so that `import minirec` needs no torch
+_ROOM = {  # function: the package that holds it, imported on first use, so that `import minirec` needs no torch
     **dict.fromkeys(("curriculum_order", "greedy", "learnability", "pick", "representativeness"), "selection"),
     "gradient_and_hvp": "training",
     **dict.fromkeys(("hit", "ndcg"), "evaluation"),

@@ -1,4 +1,4 @@
-"""Errors that the user can correct."""
+"""Errors that the user can correct, and how they are worded."""
 
 
 class InputError(Exception):
@@ -6,7 +6,7 @@ class InputError(Exception):
 
 
 class NotFinite(InputError):
-    """A policy computed NaN or infinity; `what` says in which numbers."""
+    """A policy computed NaN or infinity; `what` says where, e.g. "the loss is nan at step 3"."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; fetch the model or train its adapter again")

@@ -1,4 +1,4 @@
-"""Logs and progress of a stage: a bar on a terminal, a log line now and then elsewhere."""
+"""The log and the progress of a stage: a progress bar on a terminal, else a log line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tqdm import tqdm
 log = logging.getLogger("minirec")
 LINE_SECONDS = 15.0  # between two lines of progress where there is no terminal
 BEAT_SECONDS = 30.0  # between two touches of a running job's log
-_counted: dict[str, tuple[int, float]] = {}  # units and seconds of each loop of this job, by "what unit"
+_counted: dict[str, tuple[int, float]] = {}  # (units, seconds) of each loop of this job, by e.g. "rollout samples"
 
 
 def start_log(stage: str, file: Path | None) -> None:
-    """Send a stage's log to stderr, and to a file where one is named."""
+    """Send a stage's log to stderr, and also to `file` unless it is None."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +38,9 @@ def start_log(stage: str, file: Path | None) -> None:
 
 
 class Job:
-    """Writes a JSON line to a job's log file when it starts, and one when it ends, with its time and memory.
+    """Writes a JSON line to a job's log file when the job starts, and one with its time and memory when it ends.
 
-    A log with the first but not the second is that of a job that still runs or was killed.
+    Where the second line is missing, the job is still running or was killed.
     """
 
     def __init__(self, stage: str, file: Path | None, wildcards: Mapping[str, str]) -> None:
@@ -53,7 +53,7 @@ class Job:
             threading.Thread(target=self._beat, args=(file,), daemon=True).start()
 
     def end(self, reason: str) -> None:
-        """Write the last line; `reason` is `done` or why the job failed."""
+        """Write the line of the end; `reason` is "done", or says why the job failed."""
         self._ended.set()
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         peak = max(who.ru_maxrss for who in used)
@@ -68,7 +68,7 @@ class Job:
         )
 
     def _beat(self, file: Path) -> None:
-        """Touch the log now and then, so that other machines see that the job runs."""
+        """Touch the log every BEAT_SECONDS: its time of change tells other machines that the job is alive."""
         while not self._ended.wait(BEAT_SECONDS):
             with suppress(OSError):
                 os.utime(file)
@@ -80,7 +80,7 @@ class Job:
 
 
 class Progress:
-    """Counts the units of a loop that are done; `progress` gives one."""
+    """Counts the finished units of a loop and shows their number and rate; made by `progress`."""
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
@@ -100,7 +100,7 @@ class Progress:
             log.info("%s: %d of %d %s, %.3g/s, %.0f s left", self.what, self.done, self.total, self.unit, rate, left)
 
     def skip(self, count: int) -> None:
-        """Count `count` more units as done earlier: they do not enter the rate."""
+        """Count `count` units that an earlier job finished; they do not enter the rate."""
         self.first += count
         self.done += count
         self.bar.update(count)

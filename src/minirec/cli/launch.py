@@ -1,6 +1,6 @@
-"""How one command line becomes several processes: `accelerate launch` on every node, `srun` where there are several.
+"""Run one command line as several processes: by `accelerate launch` on every node, and `srun` for several nodes.
 
-Only the workflow's profile says how many. The precision is the model's, `policy.dtype`, and never accelerate's.
+The workflow's profile says how many. The number type is that of `policy.dtype`, whatever accelerate is set to.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 
 from minirec.errors import InputError
 
-FIRST_PORT, PORTS = 20_000, 10_000  # where the nodes of a job meet; jobs that share a node must not
+FIRST_PORT, PORTS = 20_000, 10_000  # range of the ports on which the nodes of a job meet; other jobs take others
 
 
 def command(arguments: Sequence[str], processes: int, nodes: int, environment: Mapping[str, str]) -> list[str] | None:
-    """What to run instead of `minirec ARGUMENTS` to have `processes` of it on each of `nodes`; None: it is one of them.
+    """The command that runs `minirec ARGUMENTS` as `processes` on each of `nodes`; None if this process is one of them.
 
-    Raises InputError where several nodes are wanted but Slurm, which starts them, gives none.
+    Raises InputError if several nodes are requested outside a Slurm job, or without Slurm's tools.
     """
     if min(processes, nodes) < 1:
         raise InputError(f"--processes is {processes} and --nodes {nodes}; both are 1 or more")
@@ -46,10 +46,10 @@ def command(arguments: Sequence[str], processes: int, nodes: int, environment: M
 
 
 def _accelerate(processes: int, nodes: int, environment: Mapping[str, str]) -> list[str]:
-    """`accelerate launch`, with every answer given that it would look for in a person's own configuration."""
-    given = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # one number for each level of nesting
-    threads = max(1, (int(given) if given.isdigit() else processes) // processes)
-    said = {
+    """`accelerate launch` with all options that it would otherwise read from the user's configuration."""
+    number = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # one number for each level of nesting
+    threads = max(1, (int(number) if number.isdigit() else processes) // processes)
+    options = {
         "num_processes": processes * nodes,
         "num_machines": nodes,
         "num_cpu_threads_per_process": threads,
@@ -57,7 +57,7 @@ def _accelerate(processes: int, nodes: int, environment: Mapping[str, str]) -> l
         "mixed_precision": "no",
         "dynamo_backend": "no",
     }
-    words = [word for name, value in said.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *words]  # without a GPU: gloo
 
 
@@ -66,7 +66,7 @@ def _module(arguments: Sequence[str]) -> list[str]:
 
 
 def _first_host(nodes: str) -> str:
-    """The first of the nodes that Slurm lists as `gpu[03-04],gpu07`."""
+    """Name of the first node in a list as Slurm writes it, e.g. `gpu[03-04],gpu07`."""
     done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout:
         raise InputError(

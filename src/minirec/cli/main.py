@@ -1,4 +1,4 @@
-"""The command line: one sub-command a stage, made from the signature of its `run`, and those that people type.
+"""The command line: a sub-command for each stage, made from the parameters of its `run`, and show, plan and status.
 
 A stage's module is imported only when it runs, so `--help` needs neither torch nor pandas.
 """
@@ -20,11 +20,11 @@ from minirec.cli import launch
 from minirec.errors import InputError
 
 TYPED = {  # sub-commands that are no stages
-    "show": "Print an artefact: what made it, its columns, counts and first rows.",
-    "plan": "Say what each stage of a target will roughly need.",
-    "status": "Say what is done, running, failed or stale, and what the rest will take.",
+    "show": "Print what made a file, its columns with their meaning, counts and first rows.",
+    "plan": "Estimate what each stage of a target will need: jobs, tokens, disk and memory.",
+    "status": "Print which jobs are done, running, failed or stale, and how long the rest will take.",
 }
-MACHINE = {  # errors of the machine, not of minirec, and what to do about them
+MACHINE = {  # errors that are not minirec's fault, and what to do about them
     errno.ENOSPC: "free some space and start again",
     errno.EDQUOT: "free some space and start again",
     errno.EACCES: "give yourself the right to read and write there and start again",
@@ -35,7 +35,7 @@ MACHINE = {  # errors of the machine, not of minirec, and what to do about them
 
 
 class Terminated(BaseException):
-    """Somebody asked the job to end; not an Exception, so that nothing catches it on the way out."""
+    """The job got the signal to end; not an Exception, so that no handler of errors catches it."""
 
 
 def _terminate(*_: Any) -> None:
@@ -44,23 +44,23 @@ def _terminate(*_: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a sub-command; returns the exit status."""
+    """Run the sub-command of a command line, by default the program's; returns the exit status."""
     from minirec.cli.parser import parser
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = vars(parser(arguments).parse_args(arguments))
-    stage = given.pop("stage")
+    flags = vars(parser(arguments).parse_args(arguments))
+    stage = flags.pop("stage")
     try:
-        several = launch.command(arguments, given.pop("processes", 1), given.pop("nodes", 1), os.environ)
-        if several:
-            os.execvp(several[0], several)
+        launcher = launch.command(arguments, flags.pop("processes", 1), flags.pop("nodes", 1), os.environ)
+        if launcher:
+            os.execvp(launcher[0], launcher)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     from minirec.progress import Job, log, start_log
 
-    file, wildcards = given.pop("log", None), dict(given.pop("wildcards", None) or ())
-    if (rank := int(os.environ.get("RANK", "0"))) > 0:  # one process speaks for all
+    file, wildcards = flags.pop("log", None), dict(flags.pop("wildcards", None) or ())
+    if (rank := int(os.environ.get("RANK", "0"))) > 0:  # rank 0 writes the log
         file = None
     try:
         start_log(stage, file)
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     former = signal.signal(signal.SIGTERM, _terminate)  # so that half-written files are removed
     status, reason = 70, "failed"
     try:
-        status, reason = _run(stage, given)
+        status, reason = _run(stage, flags)
     except Terminated:
         log.error("terminated")
         status, reason = 128 + signal.SIGTERM, "terminated"
@@ -93,8 +93,8 @@ def runner(name: str) -> Callable[..., None]:
     return run
 
 
-def _run(stage: str, given: dict[str, Any]) -> tuple[int, str]:
-    """Run a stage; returns the exit status and the reason of the end."""
+def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
+    """Run a sub-command; returns the exit status, and "done" or why it failed."""
     from minirec.cli.parser import with_sections
     from minirec.progress import log
 
@@ -102,8 +102,7 @@ def _run(stage: str, given: dict[str, Any]) -> tuple[int, str]:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; the package's own become lines
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
-        given = with_sections(stage, given)
-        runner(stage)(**given)
+        runner(stage)(**with_sections(stage, flags))
     except InputError as error:
         log.error("error: %s", error)
         return 1, f"error: {error}"
@@ -125,8 +124,8 @@ def _run(stage: str, given: dict[str, Any]) -> tuple[int, str]:
 
 
 def _errno(error: Exception) -> int:
-    """Number of the operating system's error, also where only the message of a library in Rust holds it; else 0."""
+    """Number of an error of the operating system, also of one that a library in Rust only mentions; else 0."""
     if isinstance(error, OSError):
         return error.errno or 0
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else 0
+    mentioned = re.search(r"\(os error (\d+)\)", str(error))
+    return int(mentioned[1]) if mentioned else 0

@@ -1,4 +1,4 @@
-"""The flags of every sub-command, and their values as the parameters of its `run`."""
+"""The flags of every sub-command, and how their values become the parameters of its `run`."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from minirec.experiment import config
 from minirec.experiment.commands import STAGES, Flag, command, flag, parse, scalar
 from minirec.experiment.sections import Processes
 
-FILES = {  # what the files that stages hand over are called on the command line
-    "adapter": "folder of a LoRA adapter; its whitening lies in it",
+FILES = {  # help for flags that name a file or folder
+    "adapter": "folder of a LoRA adapter, with its whitening",
     "baselines": "baselines.parquet: ranks of recommenders without a language model",
     "before": "ranks.parquet of the policy before RL, to compare with",
-    "catalogue": "catalogue.parquet",
-    "comparison": "comparison.parquet; it lies in the data set's results, beside the folder of the runs",
-    "curriculum": "curriculum.parquet",
-    "dropped": "prepare.json: what was dropped, and why",
-    "embeddings": "embeddings.safetensors: in what samples must differ",
-    "frozen_states": "frozen_states.safetensors: items after the frozen layers of the base model",
-    "gradients": "gradients.safetensors",
-    "hidden": "hidden.safetensors: a state a completion",
+    "catalogue": "catalogue.parquet: the items that can be recommended",
+    "comparison": "comparison.parquet; its folder must be the data set's results, which hold the runs",
+    "curriculum": "curriculum.parquet: the selected samples in training order",
+    "dropped": "prepare.json: how much was dropped, and why",
+    "embeddings": "embeddings.safetensors: vectors in which the picks shall differ",
+    "frozen_states": "frozen_states.safetensors: the items' states after the frozen layers of the base model",
+    "gradients": "gradients.safetensors: gradient and Hessian-vector product of every training sample",
+    "hidden": "hidden.safetensors: the hidden state of every completion",
     "hidden_shards": "hidden.safetensors of every shard",
-    "history": "history.parquet: the steps of the training",
-    "interactions": "interactions.parquet",
-    "item_metadata": "items.parquet: title and more of every item",
-    "item_table": "items.safetensors: a vector an item",
-    "metrics": "metrics.json; that of an experiment lies in the data set's results",
+    "history": "history.parquet: losses, rewards and times of every training step",
+    "interactions": "interactions.parquet: user, item, time and rating",
+    "item_metadata": "items.parquet: title and other data of every item",
+    "item_table": "items.safetensors: the vector of every item",
+    "metrics": "metrics.json; for summarise, its folder must be the data set's results",
     "model": "folder of the base model",
     "out": "file to write",
     "ranks": "ranks.parquet: the rank of every test sample's target",
     "rollout_shards": "rollouts.parquet of every shard",
     "rollouts": "rollouts.parquet: the completions and their rewards",
-    "samples": "samples.parquet",
+    "samples": "samples.parquet: history and target of every sample",
     "scores": "scores.parquet: the signals of every training sample",
-    "selection": "selection.parquet",
-    "shard_selections": "selection.parquet of every shard, to choose from",
-    "summary": "summary.txt: what the terminal shows",
-    "tests": "comparison.json: paired tests of the main experiment against every other",
-    "text": "comparison.txt: what the terminal shows",
+    "selection": "selection.parquet: the picked samples",
+    "shard_selections": "selection.parquet of every shard, to pick from",
+    "summary": "summary.txt: the text that the terminal shows",
+    "tests": "comparison.json: paired tests of the main experiment against every other configuration",
+    "text": "comparison.txt: the text that the terminal shows",
     "whitening": "whitening.safetensors of the base model",
 }
-VALUES = {  # what is neither a file nor a setting
-    "budget": "samples to keep, or all",
+VALUES = {  # help for flags that are neither a file nor a setting
+    "budget": "number of samples to keep, or all",
     "folders": "folders below the data set's results whose jobs count as cost",
     "filter": "filter of the data set, as JSON",
     "method": "a selection method",
     "runs": "runs, as MODEL/SELECTOR/METHOD-BUDGET/seedN",
-    "seed": "seed",
-    "shard": "work on this shard only, from 0",
+    "seed": "seed of the random numbers",
+    "shard": "number of the shard to work on, from 0; without it, on all samples",
     "source": "entry of the data set or model in the configuration, as JSON",
 }
 EXAMPLES = {
@@ -68,20 +68,20 @@ EXAMPLES = {
         "--budget 160 --out selection.parquet"
     ),
 }
-METHOD = "METHOD is docs/METHOD.md of the source."
+METHOD = "METHOD refers to docs/METHOD.md in the repository."
 AsWritten = argparse.RawDescriptionHelpFormatter
-CONFIGFILE = "YAML files laid over the defaults, later ones over earlier ones"
+CONFIGFILE = "YAML files that override the defaults, later ones also the earlier ones"
 
 
 def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of a command line; only the sub-command that it names is given its flags."""
-    asked = next((word for word in arguments if not word.startswith("-")), "")
+    """The parser for these arguments; only the sub-command that they name has its flags."""
+    chosen = next((word for word in arguments if not word.startswith("-")), "")
     top = argparse.ArgumentParser(prog="minirec", description=_overview(), formatter_class=AsWritten)
     top.add_argument("--version", action="version", version=f"minirec {__version__}")
     commands = top.add_subparsers(dest="stage", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
     names = [*TYPED, *STAGES]
-    if asked and asked not in names and (close := difflib.get_close_matches(asked, names, n=1)):
-        top.error(f"there is no command {asked}; did you mean {close[0]}?")
+    if chosen and chosen not in names and (close := difflib.get_close_matches(chosen, names, n=1)):
+        top.error(f"there is no command {chosen}; did you mean {close[0]}?")
     for name, sentence in TYPED.items():
         added = commands.add_parser(
             name, description=sentence, epilog=EXAMPLES[name], formatter_class=AsWritten, allow_abbrev=False
@@ -92,25 +92,25 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name, description=about, epilog=EXAMPLES.get(name), formatter_class=AsWritten, allow_abbrev=False
         )
-        if name == asked:
+        if name == chosen:
             _add_stage(added, name)
     return top
 
 
-def with_sections(stage: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of `run`: flags as given, settings as checked sections; raises InputError where one is wrong."""
+def with_sections(stage: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a stage's `run` from its flags, settings as checked sections; raises InputError."""
     if stage in TYPED:
-        return given
-    layers = config.merged(*(given.pop("configfile", None) or ()))
+        return flags
+    layers = config.merged(*(flags.pop("configfile", None) or ()))
     names = {flag.name for flag in command(stage).flags}
-    words = {name: value for name, value in given.items() if name not in names and value is not None}
+    words = {name: value for name, value in flags.items() if name not in names and value is not None}
     sections = parse(stage, words, layers)
-    sections.pop(Processes.__name__.lower(), None)  # `launch` has heeded it
-    return {name: value for name, value in given.items() if name in names} | sections
+    sections.pop(Processes.__name__.lower(), None)  # `launch` has used it
+    return {name: value for name, value in flags.items() if name in names} | sections
 
 
 def _overview() -> str:
-    """What `minirec --help` says: the commands that people type, then the stages."""
+    """The text of `minirec --help`: the commands for people, then the stages."""
     lines = [sys.modules["minirec"].__doc__ or "", "", "commands:"]
     lines += [f"  {name:<12}{sentence}" for name, sentence in TYPED.items()]
     lines += ["", "stages, which the workflow runs and which can be run by hand:"]
@@ -153,9 +153,9 @@ def _add_stage(added: argparse.ArgumentParser, stage: str) -> None:
         number: dict[str, Any] = {"type": int, "default": 1} if name in Processes.model_fields else {}
         settings.add_argument(flag(name), metavar="VALUE", help=_setting(field), **number)
     settings.add_argument("--configfile", type=Path, nargs="+", metavar="FILE", help=CONFIGFILE)
-    added.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")
+    added.add_argument("--log", type=Path, metavar="FILE", help="also write the log to this file")
     added.add_argument(
-        "--wildcards", type=_pair, nargs="+", metavar="NAME=VALUE", help="what the log says the job is for"
+        "--wildcards", type=_pair, nargs="+", metavar="NAME=VALUE", help="noted in the log: which files the job is for"
     )
 
 

@@ -1,7 +1,7 @@
-"""plan: what each stage of a target will roughly need, before a long run.
+"""plan: estimate what each stage of a target will need, before a long run.
 
-Counts come from prepare's tables where they are there; tokens from the length of titles, four characters a token.
-What is not known yet is said to be unknown, not guessed.
+Numbers of samples and items are read from prepare's tables; tokens are estimated, four characters each. Where a table
+or a model does not exist yet, the numbers are unknown.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ from minirec.experiment.paths import Run, compared_runs, folders, logs, main_run
 from minirec.experiment.sections import Passes, Train
 from minirec.storage import artefact, memory, tables
 
-TEMPLATE_TOKENS = 50  # instruction and chat template of a prompt
-LINE_TOKENS = 10  # a history line besides its title
+TEMPLATE_TOKENS = 50  # of a prompt's instruction and chat template
+LINE_TOKENS = 10  # of a line of the history besides the title
 BYTES = {"float32": 4, "bfloat16": 2}
 _LINE = "  {:<16}{:<14}{:>5}{:>16}{:>13}{:>10}{:>9}{:>12}\n"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the tables say."""
+    """Numbers of samples and items, and the mean length of their prompts."""
 
     train: int
     valid: int
     test: int
     items: int
-    user_tokens: float  # a user prompt
-    item_tokens: float  # an item prompt
+    user_tokens: float  # in a user prompt
+    item_tokens: float  # in an item prompt
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the model's config.json says."""
+    """Size of a model, by its config.json."""
 
     parameters: int
     width: int
-    key_value_bytes: int  # a token
+    key_value_bytes: int  # per token
 
 
 @dataclass(frozen=True)
 class Need:
-    """What the jobs of a rule need for one model."""
+    """What the jobs of a rule need for one model, in all."""
 
     rule: str
     model: str
     jobs: int
-    passes: float  # tokens read, a backward pass counted as two more readings
-    written: float = 0  # tokens sampled, one at a time
+    passes: float  # tokens read; a backward pass counts as reading them twice
+    written: float = 0  # tokens sampled
     disk: float = 0  # bytes
 
 
 def sizes(folder: Path, prompt_history: int, max_item_tokens: int) -> Sizes | None:
-    """Sizes of a prepared data set, None where prepare has not run."""
+    """Sizes of a prepared data set; None if prepare has not run."""
     files = folder / "samples.parquet", folder / "catalogue.parquet"
     if not all(file.is_file() for file in files):
         return None
@@ -74,7 +74,7 @@ def sizes(folder: Path, prompt_history: int, max_item_tokens: int) -> Sizes | No
 
 
 def shape(folder: Path, dtype: str) -> Shape | None:
-    """Shape of a fetched model, None where it is not there."""
+    """Shape of a fetched model; None if it does not exist yet."""
     if not (folder / "config.json").is_file():
         return None
     declared = artefact.load_json(folder / "config.json")
@@ -88,7 +88,7 @@ def shape(folder: Path, dtype: str) -> Shape | None:
 
 
 def needs(config: Config, size: Sizes, runs: list[Run], widths: dict[str, int]) -> list[Need]:
-    """What the rules behind some runs need; widths: of the models' hidden states, 0 where they are not known."""
+    """What the rules need for these runs; widths: size of a hidden state by model, 0 if unknown."""
     g, new = config.sampling.completions, config.sampling.max_new_tokens
     items, evaluated = size.items * size.item_tokens, size.user_tokens + new
     tested = size.test * evaluated, size.test * new
@@ -128,11 +128,12 @@ def needs(config: Config, size: Sizes, runs: list[Run], widths: dict[str, int]) 
             Need("gradient", selector, 1, 0, disk=12 * size.train * width),
         ]
     for model in dict.fromkeys(run.model for run in runs):
-        own = [run for run in runs if run.model == model]
-        budgets = [size.train if run.budget == "all" else int(run.budget) for run in own]
-        train = [training(config.varied(run.method).train, n) for run, n in zip(own, budgets, strict=True)]
-        rows.append(Need("train", model, len(own), sum(read for read, _ in train), sum(new for _, new in train)))
-        rows.append(Need("evaluate", model, len(own), len(own) * (items + tested[0]), len(own) * tested[1]))
+        of_model = [run for run in runs if run.model == model]
+        budgets = [size.train if run.budget == "all" else int(run.budget) for run in of_model]
+        train = [training(config.varied(run.method).train, n) for run, n in zip(of_model, budgets, strict=True)]
+        rows.append(Need("train", model, len(of_model), sum(read for read, _ in train), sum(new for _, new in train)))
+        jobs = len(of_model)
+        rows.append(Need("evaluate", model, jobs, jobs * (items + tested[0]), jobs * tested[1]))
     return rows
 
 
@@ -187,14 +188,14 @@ def _memory(config: Config, dataset: str, size: Sizes, model: Shape | None) -> s
     weights = model.parameters * BYTES[config.policy.dtype]
     frozen = size.item_tokens if config.embed.keep_frozen_states and config.policy.lora_layers else 0
     table = 2 * 4 * model.width * size.items * (1 + frozen)  # as `embed` will require
-    needed, there = weights + 3 * batch_tokens * model.key_value_bytes + table, memory.free()
+    needed, free = weights + 3 * batch_tokens * model.key_value_bytes + table, memory.free()
     text = (
         f"about {needed / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in {config.policy.dtype}, "
         f"{batch_tokens} tokens a pass, {table / 1e9:.1f} GB for the catalogue); less with the resource batch_tokens"
     )
-    if needed > there:
+    if needed > free:
         text += (
-            f"\n  this machine has {there / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "
+            f"\n  this machine has {free / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "
             "embed.keep_frozen_states to false, or take a larger one"
         )
     return text

@@ -1,4 +1,4 @@
-"""Plan the workflow, each job as a line of JSON: `python -m minirec.cli.planned_jobs ARGUMENTS OF SNAKEMAKE`."""
+"""Print each job that Snakemake would start as a line of JSON: `python -m minirec.cli.planned_jobs ARGUMENTS`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Planned:
 
 
 def planned_jobs(*arguments: str) -> list[Planned]:
-    """The jobs that a run with these arguments would start; raises InputError where the workflow cannot be planned."""
+    """The jobs that Snakemake would start with these arguments; raises InputError if it cannot plan the workflow."""
     command = [
         sys.executable,
         "-m",
@@ -41,7 +41,7 @@ def planned_jobs(*arguments: str) -> list[Planned]:
 
 
 class _Jobs(logging.Filter):
-    """Prints the jobs among Snakemake's log records; a filter, as Snakemake removes the handlers that it finds."""
+    """Prints the jobs among Snakemake's log records; a logging filter, as Snakemake removes foreign handlers."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Print a record that is a job, and let every record pass."""

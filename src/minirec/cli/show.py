@@ -1,4 +1,4 @@
-"""`minirec show FILE`: what made an artefact, its columns or tensors with meaning, counts and first rows."""
+"""show: print what made a file, its columns or tensors, counts and first rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from minirec.errors import InputError
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.tables import TABLES, Column
 
-CELL = 32  # widest text in a row of data
+CELL = 32  # most characters of a value in a row of data
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def describe(path: Path, rows: int) -> str:
-    """Everything about a file or folder as text; raises InputError where it cannot be read."""
+    """The text that `show` prints about a file or folder; rows: how many first rows. Raises InputError."""
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
@@ -36,7 +36,7 @@ def describe(path: Path, rows: int) -> str:
 
 
 def table_name(path: Path, columns: Sequence[str]) -> str | None:
-    """The table of `tables` that a file holds, by its columns and then by its name; None: none of them."""
+    """Name of the table in a file, by its columns; if several fit, by the file's name. None: not one of minirec's."""
     fitting = [
         name
         for name, table in TABLES.items()
@@ -48,7 +48,7 @@ def table_name(path: Path, columns: Sequence[str]) -> str | None:
 
 
 def align(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
-    """Rows of text as left-aligned columns."""
+    """Rows of cells as lines of left-aligned columns."""
     lines = [list(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)] if lines else []
     return "".join(
@@ -58,7 +58,7 @@ def align(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
 
 
 def _origin(provenance: dict[str, Any]) -> str:
-    """What made an artefact, for people."""
+    """What made an artefact, as text."""
     if not provenance.get("stage"):
         return "made elsewhere: it carries no record of how\n"
     lines = [["settings", _short(value, f"{name}: ", 400)] for name, value in provenance.get("settings", {}).items()]
@@ -87,7 +87,7 @@ def _parquet(path: Path, rows: int) -> str:
 
 
 def _span(file: pq.ParquetFile, column: str) -> tuple[int, str]:
-    """Nulls and range of a column; of lists, the range of their lengths. Reads a part of the file at a time."""
+    """Number of nulls and range of a column; for lists, the range of their lengths. Reads part by part."""
     nulls, low, high, unit = 0, None, None, ""
     for batch in file.iter_batches(batch_size=65536, columns=[column]):
         values = batch.column(0)
@@ -142,10 +142,10 @@ def _folder(path: Path) -> str:
 
 
 def _list(path: Path, files: list[Path]) -> str:
-    """What lies in a folder of results: every table, tensor file and JSON file, without a look into them."""
+    """Names and sizes of the tables, tensors, texts and pictures in a folder of results."""
     shown = [file for file in files if file.suffix in (".parquet", ".safetensors", ".json", ".txt", ".png")]
     if not shown:
-        raise InputError(f"{path} is a folder in which nothing is that minirec makes; name another, or a file")
+        raise InputError(f"{path} is a folder without any file that minirec makes; name another folder, or a file")
     lines = []
     for file in shown:
         rows = f"{pq.read_metadata(file).num_rows:,} rows" if file.suffix == ".parquet" else ""
@@ -165,7 +165,7 @@ def _json(path: Path) -> str:
 
 
 def _leaves(value: Any, key: str) -> list[list[str]]:
-    """(key.subkey, value) of everything below a value; long lists are cut."""
+    """Rows (key.subkey, value) of everything below a value; long lists are truncated."""
     if isinstance(value, dict) and value:
         return [leaf for name, part in value.items() for leaf in _leaves(part, f"{key}.{name}" if key else name)]
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -174,7 +174,7 @@ def _leaves(value: Any, key: str) -> list[list[str]]:
 
 
 def _short(value: Any, before: str = "", width: int = CELL) -> str:
-    """A value on one line, cut to a width."""
+    """A value as text on one line, truncated to `width` characters."""
     if isinstance(value, float):
         return f"{before}{value:.6g}"
     text = before + (value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
@@ -183,5 +183,5 @@ def _short(value: Any, before: str = "", width: int = CELL) -> str:
 
 
 def run(file: Path, rows: int) -> None:
-    """Print what there is to say about a file or folder."""
+    """Print `describe` of a file or folder."""
     sys.stdout.write(describe(file, rows))

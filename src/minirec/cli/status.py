@@ -1,7 +1,7 @@
-"""status: what of a data set's results is done, running, failed or stale, and what the rest will take.
+"""status: which jobs of a data set's results are done, running, failed or stale, and how long the rest will take.
 
-The jobs are those of two dry runs of the workflow, one as things are and one that forces everything; their states and
-seconds come from the job logs.
+Snakemake plans the workflow twice, once for all jobs and once for those still to run; states and times come from the
+job logs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from minirec.experiment.config import DEFAULTS, load, remembered
 from minirec.experiment.job_logs import cost, events
 
 STATES = ("done", "running", "failed", "stale", "planned")
-SILENCE = 120.0  # seconds after which a job on another machine counts as dead; a job touches it every 30 s
+SILENCE = 120.0  # seconds; a job on another machine that has not touched its log for so long counts as dead
 
 
 @dataclass(frozen=True)
 class State:
-    """A job, its state, why, and its seconds: measured where it is done, else expected; None where nobody knows."""
+    """A job with its state, the reason for it, and its seconds: measured if done, else expected; None: unknown."""
 
     job: Planned
     state: str
@@ -36,7 +36,7 @@ class State:
 
 
 def alive(start: dict[str, Any], log: Path) -> bool:
-    """Whether the process of a started job still runs; on another machine, whether its log is still touched."""
+    """Whether a started job still runs: its process; on another machine, whether it still touches its log."""
     if start["host"] != socket.gethostname():
         return time.time() - log.stat().st_mtime < SILENCE
     try:  # another process may have the number by now
@@ -48,7 +48,7 @@ def alive(start: dict[str, Any], log: Path) -> bool:
 
 
 def states(everything: list[Planned], planned: Iterable[Planned], results: Path) -> list[State]:
-    """The state of every job; `planned` are those that the next run would start."""
+    """The state of every job; planned: those that the next run would start; logs below `results` give the times."""
     open_jobs = {job.log: job for job in planned}
     elsewhere = _seconds(results.rglob("logs/*.log"))
     here = elsewhere | _seconds(job.log for job in everything)
@@ -73,7 +73,7 @@ def states(everything: list[Planned], planned: Iterable[Planned], results: Path)
 
 
 def _seconds(logs: Iterable[Path]) -> dict[str, float]:
-    """Mean seconds of the jobs of every rule."""
+    """Mean seconds of a job, by rule."""
     known: dict[str, list[float]] = {}
     for log in logs:
         if (spent := cost(log)) is not None:
@@ -82,13 +82,13 @@ def _seconds(logs: Iterable[Path]) -> dict[str, float]:
 
 
 def text(folder: Path, rows: list[State]) -> str:
-    """What the terminal shows."""
+    """The text that `status` prints."""
     rules = list(dict.fromkeys(state.job.rule for state in rows))
     lines = [f"{folder}: {len(rows)} jobs\n", f"  {'rule':<26}" + "".join(f"{s:>9}" for s in STATES) + f"{'s':>12}"]
     for rule in rules:
-        own = [state for state in rows if state.job.rule == rule]
-        counts = "".join(f"{sum(state.state == s for state in own) or '-':>9}" for s in STATES)
-        known = [state.seconds for state in own if state.seconds is not None]
+        of_rule = [state for state in rows if state.job.rule == rule]
+        counts = "".join(f"{sum(state.state == s for state in of_rule) or '-':>9}" for s in STATES)
+        known = [state.seconds for state in of_rule if state.seconds is not None]
         lines.append(f"  {rule:<26}{counts}{f'{sum(known) / len(known):,.1f}' if known else 'unknown':>12}")
     notes = [state for state in rows if state.why]
     if notes:

@@ -1,1 +1,1 @@
-"""From raw data to samples."""
+"""Data sets and models: download, conversion, filters, samples and splits."""

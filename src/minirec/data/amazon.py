@@ -1,4 +1,4 @@
-"""Amazon Reviews 2023: from its CSV.gz of interactions and its JSONL.gz of items to our two tables."""
+"""Amazon Reviews 2023: download a category, and convert it to interactions.parquet and items.parquet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from minirec.storage.artefact import Provenance
 
 INTERACTIONS = "benchmark/5core/rating_only/{category}.csv.gz"
 ITEMS = "raw/meta_categories/meta_{category}.jsonl.gz"
-MEMORY = "1GB"  # of the query engine that converts
-ROWS = 1_000_000  # a row group
+MEMORY = "1GB"  # of DuckDB, which converts the files
+ROWS = 1_000_000  # of a row group
 
 
 def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
@@ -34,7 +34,8 @@ def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
 def convert(interactions: Path, items: Path, out: Path, memory: str, provenance: Provenance) -> None:
     """Write interactions.parquet and items.parquet into the folder `out`; raises InputError for damaged files.
 
-    Items that are bought but have no metadata get a row with an empty title; of items listed twice the first counts.
+    interactions: CSV.gz; items: JSONL.gz; memory: of DuckDB, e.g. "1GB". Items with interactions but without metadata
+    get an empty title; of an item that is listed twice, the first row is kept.
     """
     with database.connect(memory, out) as engine:
         _write(engine, "interactions", interactions, out, provenance)
@@ -53,7 +54,7 @@ def convert(interactions: Path, items: Path, out: Path, memory: str, provenance:
 
 
 def _write(engine: duckdb.DuckDBPyConnection, name: str, source: Path, out: Path, provenance: Provenance) -> None:
-    """Write one of the two tables as the engine gives it, so that memory does not hold it all."""
+    """Write the table interactions or items part by part, so that it need not fit into memory."""
     with _reading(source), tables.writer(name, out / f"{name}.parquet", provenance) as append:
         rows = engine.sql(_INTERACTIONS, params=[str(source)]) if name == "interactions" else engine.sql(_ITEMS)
         for batch in rows.to_arrow_reader(ROWS):
@@ -62,11 +63,11 @@ def _write(engine: duckdb.DuckDBPyConnection, name: str, source: Path, out: Path
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn the engine's errors into one sentence, and remove the file from the cache where its content is the cause."""
+    """Turn DuckDB's errors into one sentence, and remove the file from the cache if its content is the cause."""
     try:
         yield
     except (duckdb.Error, ValueError) as error:
-        of_machine = isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException)  # too little memory, disk
+        of_machine = isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException)  # memory or disk is short
         if not of_machine or str(path) in str(error):
             path.unlink(missing_ok=True)
         raise InputError(

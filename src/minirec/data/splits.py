@@ -1,4 +1,4 @@
-"""Load train, valid or test for the policy: prompt text, target and items to mask of each sample."""
+"""Load the samples of train, valid or test: each one's prompt text, target, and history, which is masked."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from minirec.errors import InputError
 from minirec.storage import tables
 from minirec.storage.stream import Stream
 
-WINDOW = 8_192  # samples held at a time by `windows`
+WINDOW = 8_192  # how many samples `windows` loads at a time
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples of a split, in the order of sample_id unless another is requested."""
+    """Samples of a split, in the order of sample_id unless another was requested."""
 
     sample_id: np.ndarray  # [n] int64
     target: np.ndarray  # [n] int64, catalogue rows
     history: np.ndarray  # [n, longest] int64, catalogue rows padded with -1; they are never recommended
-    bodies: Sequence[str]  # [n] the history as the prompt lists it
+    bodies: Sequence[str]  # [n] the history as text, as it stands in the prompt
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
     def take(self, rows: Sequence[int]) -> Split:
-        """These rows, in this order."""
+        """The samples at these row numbers, in this order."""
         index = np.asarray(rows, dtype=np.int64)
         bodies = [self.bodies[row] for row in index]
         return Split(self.sample_id[index], self.target[index], self.history[index], bodies)
 
 
 def load(samples: Path, catalogue: Path, split: str, prompt_history: int, chosen: np.ndarray | None = None) -> Split:
-    """Read one split; raises InputError where it is empty or refers to a row beyond the catalogue.
+    """Read one split: train, valid or test.
 
-    prompt_history: items of the history that the prompt lists, the latest ones.
-    chosen: only these sample ids, in their order; raises InputError where one is not in the split.
+    prompt_history: how many items of the history the prompt lists, the latest ones. chosen: read only these sample ids,
+    in this order. Raises InputError if the split is empty, lacks a chosen sample, or refers beyond the catalogue.
     """
     table = tables.read("samples", samples)
     table = table.filter(pc.equal(table["split"], split)).sort_by("sample_id")
@@ -57,7 +57,7 @@ def load(samples: Path, catalogue: Path, split: str, prompt_history: int, chosen
 
 
 def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> Iterator[Split]:
-    """A split in parts of WINDOW samples, so that memory does not depend on their number."""
+    """Yield a split in parts of WINDOW samples, so that memory does not grow with their number; see `load`."""
     names = titles(catalogue)
     stream = Stream("samples", samples, list(tables.TABLES["samples"].columns), split)
     while (table := stream.take(WINDOW)).num_rows:
@@ -65,7 +65,7 @@ def windows(samples: Path, catalogue: Path, split: str, prompt_history: int) -> 
 
 
 def count(samples: Path, split: str) -> int:
-    """Number of samples in a split; raises InputError where there are none."""
+    """Number of samples in a split; raises InputError if there are none."""
     stream = Stream("samples", samples, ["sample_id", "split"], split)
     total = 0
     while rows := stream.take(WINDOW).num_rows:
@@ -82,14 +82,14 @@ def sample_ids(samples: Path, split: str) -> np.ndarray:
 
 
 def titles(catalogue: Path) -> list[str]:
-    """Titles [m] of the catalogue by row."""
+    """Titles [m] of the catalogue's items, by row."""
     return tables.read("catalogue", catalogue, ["row", "title"]).sort_by("row")["title"].to_pylist()
 
 
 def of_table(table: pa.Table, titles: list[str], prompt_history: int, samples: Path, catalogue: Path) -> Split:
-    """Rows of samples.parquet as a Split; raises InputError where one refers to a row beyond the catalogue.
+    """Make a Split from rows of samples.parquet; raises InputError if one refers to a row beyond the catalogue.
 
-    samples, catalogue: the files that the message names.
+    titles: by catalogue row. prompt_history: see `load`. samples, catalogue: the files that the error message names.
     """
     history = padded(table["history_rows"].combine_chunks())
     target = tables.numpy(table, "target_row").astype(np.int64)
@@ -102,7 +102,7 @@ def of_table(table: pa.Table, titles: list[str], prompt_history: int, samples: P
 
 
 def catalogue_texts(catalogue: Path) -> list[str]:
-    """Texts [m] of the item prompts by catalogue row."""
+    """Texts [m] of the catalogue's items for the prompts about them, by row."""
     return tables.read("catalogue", catalogue, ["row", "text"]).sort_by("row")["text"].to_pylist()
 
 
@@ -122,7 +122,7 @@ def padded(lists: pa.ListArray) -> np.ndarray:
 
 
 def _bodies(table: pa.Table, titles: list[str], count: int) -> Iterator[str]:
-    """The last `count` items of each history as the prompt lists them."""
+    """The last `count` items of each history, as text for the prompt."""
     columns = (table[name].to_pylist() for name in ("history_rows", "history_rating", "history_age_ms"))
     for rows, ratings, ages in zip(*columns, strict=True):
         yield history_lines([titles[row] for row in rows[-count:]], ratings[-count:], ages[-count:])

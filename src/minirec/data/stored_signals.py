@@ -1,4 +1,4 @@
-"""The signals of training samples, from what rollout, gradient and score have written."""
+"""Load the signals of training samples from the files that rollout, gradient and score have written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCORES = (*REWARDS, "learnability", "representativeness", "gradient_norm")
 
 
 def rewards(rollouts: Path) -> pa.Table:
-    """Mean reward, its standard deviation (ddof 1) and the number of hits of every sample, by ascending sample_id."""
+    """Table of every sample's mean reward, standard deviation of its rewards (ddof 1) and hits, by sample_id."""
     table = tables.read("rollouts", rollouts, ["sample_id", "reward", "hit"])
     groups = table.to_pandas().astype({"reward": np.float64}).groupby("sample_id", sort=True)
     mean = groups["reward"].mean().astype(np.float32)
@@ -33,9 +33,9 @@ def rewards(rollouts: Path) -> pa.Table:
 def load(
     sample_id: np.ndarray, scores: Path | None = None, rollouts: Path | None = None, embeddings: Path | None = None
 ) -> Signals:
-    """The signals of these samples [n], in their order, from the files that are given; `scores` has the rewards, too.
+    """The signals of these samples [n], in this order, from the given files.
 
-    Raises InputError where a file has not all of the samples.
+    scores: includes what `rollouts` would give. Raises InputError if a file lacks one of the samples.
     """
     columns: dict[str, np.ndarray] = {}
     if scores is not None:
@@ -50,7 +50,7 @@ def load(
 
 
 def pool(samples: Path, shard: int | None, shards: int, selections: list[Path]) -> np.ndarray:
-    """The training samples to choose from, ascending: all, one of `shards` equal parts, or the parts' selections."""
+    """Sample ids to pick from, ascending: all training samples, one of `shards` equal parts, or `selections`."""
     if selections:
         return np.sort(np.concatenate([tables.numpy(tables.read("selection", s), "sample_id") for s in selections]))
     table = tables.read("samples", samples, ["sample_id", "split"])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MAX_CHARACTERS = 1000  # of a title: one title must not become a prompt of a million tokens
+MAX_CHARACTERS = 1000  # of a title, so that no title makes a prompt of a million tokens
 _UNITS = ((365 * 86_400_000, "year"), (30 * 86_400_000, "month"), (86_400_000, "day"), (3_600_000, "hour"))
 
 
 def shortened(title: str) -> str:
-    """A title cut to its first MAX_CHARACTERS characters."""
+    """The first MAX_CHARACTERS characters of a title."""
     return title[:MAX_CHARACTERS]
 
 
 def history_lines(titles: Sequence[str], ratings: Sequence[float | None], ages: Sequence[int]) -> str:
-    """The history in a user's prompt, one line an item: time before the target, title, rating where it is known.
+    """The history in a user's prompt, one line per item: time before the target, title, and rating if known.
 
-    ages: milliseconds from the item to the target.
+    ages: milliseconds from each item to the target.
 
     >>> print(history_lines(["Kind of Blue", "Abbey Road"], [5.0, None], [3 * 86_400_000, 0]))
     - 3 days: Kind of Blue, rated 5
@@ -30,7 +30,7 @@ def history_lines(titles: Sequence[str], ratings: Sequence[float | None], ages: 
 
 
 def age(milliseconds: int) -> str:
-    """A time span in its largest unit.
+    """A time span as text, in its largest unit.
 
     >>> age(3 * 86_400_000)
     '3 days'

@@ -1,6 +1,6 @@
 """Recommenders without a language model: popularity, TF-IDF and item transitions (METHOD 5).
 
-They learn from the training samples alone, as the policy does.
+Like the policy, they learn from the training samples alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from minirec.data.splits import Split, padded
 from minirec.evaluation.rank_tables import TOP, Ranks
 from minirec.storage import tables
 
-SCORES = 2**24  # scores ranked at a time: bounds memory whatever the size of the catalogue
-Scores = Callable[[slice], np.ndarray]  # the scores [k, m] that a baseline gives all items for some samples of a split
+SCORES = 2**24  # scores in memory at a time, whatever the size of the catalogue
+Scores = Callable[[slice], np.ndarray]  # from k samples, as a slice of the split, to the scores [k, m] of all items
 
 
 def rank_split(samples: Path, catalogue: Path, split: Split) -> Iterator[tuple[str, Ranks]]:
-    """Every baseline by name with its ranks on a split, in the order of the split."""
+    """Yield the name of every baseline and its ranks of a split's samples, in their order."""
     items = tables.read("catalogue", catalogue).sort_by("row")
     at_once = max(1, SCORES // items.num_rows)  # samples
     chunks = [slice(start, start + at_once) for start in range(0, len(split), at_once)]
@@ -34,7 +34,7 @@ def rank_split(samples: Path, catalogue: Path, split: Split) -> Iterator[tuple[s
 
 
 def recommenders(samples: pa.Table, items: pa.Table, history: np.ndarray) -> dict[str, Scores]:
-    """The baselines by name, as functions from samples to scores; history [n, w] holds the samples' catalogue rows."""
+    """The baselines by name, as functions from samples to scores; history [n, w]: of the samples to rank for."""
     popularity = tables.numpy(items, "popularity").astype(np.float64)
     text_vectors = tfidf(items["text"].to_pylist())
     transition_counts = transitions(samples, items.num_rows)
@@ -49,9 +49,9 @@ def recommenders(samples: pa.Table, items: pa.Table, history: np.ndarray) -> dic
 
 
 def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each target [n] by scores [n, m], and the 10 best rows [n, 10], padded with -1; ties to the lower row.
+    """Rank of each target [n] by scores [n, m], and the 10 best rows [n, 10]; equal scores: lower row first.
 
-    Items of the history [n, w], padded with -1, are never counted or recommended.
+    Items of the history [n, w], rows padded with -1, do not count and are not recommended. The 10 are padded with -1.
 
     >>> rank(np.array([[0.5, 0.9, 0.1, 0.7]]), target=np.array([2]), history=np.array([[1, 3]]))
     (array([2], dtype=int32), array([[ 0,  2, -1, -1]]))
@@ -59,15 +59,15 @@ def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[n
     scores = scores.astype(np.float64)
     row, slot = np.nonzero(history >= 0)
     scores[row, history[row, slot]] = -np.inf
-    own = scores[np.arange(len(target)), target][:, None]
+    of_target = scores[np.arange(len(target)), target][:, None]
     lower = np.arange(scores.shape[1]) < target[:, None]
-    ranks = 1 + (scores > own).sum(1) + ((scores == own) & lower).sum(1)
+    ranks = 1 + (scores > of_target).sum(1) + ((scores == of_target) & lower).sum(1)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
     return ranks.astype(np.int32), np.where(np.take_along_axis(scores, top, 1) == -np.inf, -1, top)
 
 
 def transitions(samples: pa.Table, items: int) -> csr_array:
-    """How often item b follows item a in the training samples, [m, m]; a step that several samples hold counts once."""
+    """How often item b directly follows item a in the training samples [m, m]; overlapping samples count it once."""
     train = samples.filter(pc.equal(samples["split"], "train"))
     user = pc.dictionary_encode(train["user_id"].combine_chunks()).indices.to_numpy()
     history, age = (padded(train[name].combine_chunks()) for name in ("history_rows", "history_age_ms"))
@@ -84,10 +84,10 @@ def transitions(samples: pa.Table, items: int) -> csr_array:
 
 
 def tfidf(texts: list[str]) -> csr_array:
-    """TF-IDF vectors of texts, of length 1, so that products are cosines; all zero where no text has a word."""
+    """TF-IDF vectors of texts, of length 1, so that products are cosines; all zero if no text has a word."""
     try:
         return csr_array(TfidfVectorizer(sublinear_tf=True).fit_transform(texts))
-    except ValueError:  # of an empty vocabulary
+    except ValueError:  # the vocabulary is empty
         return csr_array((len(texts), 1))
 
 

@@ -1,7 +1,7 @@
-"""Metrics by group of test samples, and what is recommended: where a gain comes from (METHOD 5).
+"""NDCG@10 by group of test samples, and which items are recommended: where a gain comes from (METHOD 5).
 
-A mean hides who gains. The samples are grouped by the length of their history and by the popularity of their target;
-coverage and popularity of the top 10 tell a recommender of favourites from one that knows the catalogue.
+The samples are grouped by the length of their history and by the popularity of their target. Coverage and popularity of
+the recommended items show whether a recommender only repeats the favourites.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from minirec.evaluation.metrics import K, ndcg
 from minirec.evaluation.rank_tables import Ranks
 from minirec.storage import tables
 
-HISTORY = (1, 2, 5, 10)  # items at which the groups of history lengths start
-POPULARITY = (0, 1, 5, 20)  # training interactions at which the groups of target popularities start
+HISTORY = (1, 2, 5, 10)  # shortest history of each group, in items
+POPULARITY = (0, 1, 5, 20)  # lowest target popularity of each group, in training interactions
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class EvaluationSet:
 
     @classmethod
     def load(cls, samples: Path, catalogue: Path) -> EvaluationSet:
-        """Read the test samples; raises InputError where there are none or they refer to no catalogue row."""
+        """Read the test samples; raises InputError if there are none, or one refers to a row beyond the catalogue."""
         return cls.of(splits.load(samples, catalogue, "test", 1), catalogue)
 
     @classmethod
     def of(cls, split: Split, catalogue: Path) -> EvaluationSet:
-        """From a split and the catalogue of its items."""
+        """Make it from a split and the catalogue of its items."""
         items = tables.read("catalogue", catalogue, ["row", "popularity"]).sort_by("row")
         return cls(split.sample_id, (split.history >= 0).sum(1), split.target, tables.numpy(items, "popularity"))
 
     def breakdown(self, ranks: Ranks) -> dict[str, Any]:
-        """What is recommended, and NDCG@10 by length of the history and by popularity of the target."""
+        """NDCG@10 by length of the history and by popularity of the target, and what is recommended."""
         quality = ndcg(ranks.rank, K)
         return {
             "recommended": self.recommended(ranks.top[:, :K]),
@@ -56,7 +56,7 @@ class EvaluationSet:
         """Coverage and popularity of recommended catalogue rows [n, 10], padded with -1.
 
         Coverage is the share of the catalogue that is recommended to anyone. Popularity is the mean number of training
-        interactions of a recommended item; that of the targets is what an ideal recommender would have.
+        interactions of a recommended item; the targets' own popularity is the ideal.
         """
         rows = top[top >= 0]
         return {
@@ -67,9 +67,9 @@ class EvaluationSet:
 
 
 def by_group(quality: np.ndarray, amount: np.ndarray, starts: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Number of samples and mean NDCG@10 of each group; a group reaches from its start to before the next one's.
+    """Number of samples and mean NDCG@10 of each group; a group ends where the next one starts.
 
-    quality is NDCG@10 [n], amount [n] is what the samples are grouped by. Empty groups are left out.
+    quality [n]: NDCG@10. amount [n]: what the samples are grouped by. Empty groups are left out.
 
     >>> by_group(np.array([1.0, 0.0, 0.5]), np.array([1, 1, 7]), starts=(1, 2, 5))
     {'1': {'samples': 2, 'ndcg@10': 0.5}, '5+': {'samples': 1, 'ndcg@10': 0.5}}
@@ -84,7 +84,7 @@ def by_group(quality: np.ndarray, amount: np.ndarray, starts: Sequence[int]) -> 
 
 
 def mean_breakdown(runs: Sequence[Any]) -> Any:
-    """Breakdowns of several runs as one: each number averaged over the runs, where they differ.
+    """Average the breakdowns of several runs, number by number; a number that all share is kept.
 
     >>> mean_breakdown([{"1": {"samples": 2, "ndcg@10": 0.5}}, {"1": {"samples": 2, "ndcg@10": 1.0}}])
     {'1': {'samples': 2, 'ndcg@10': 0.75}}

@@ -1,4 +1,4 @@
-"""Runs of different models, methods and budgets beside each other (METHOD 5)."""
+"""Comparison of runs with different models, selectors, methods and budgets (METHOD 5)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure
 from minirec.storage import artefact, tables
 
-CONFIGURATION = ["model", "selector", "method", "budget"]
+CONFIGURATION = ["model", "selector", "method", "budget"]  # what the seeds of a configuration share
 
 
 def run_rows(top: Path, run: Run) -> list[dict[str, Any]]:
-    """The rows of a run in comparison.parquet, one a metric; top: the results of the data set."""
+    """The rows of a run in comparison.parquet, one per metric; top: results folder of the data set."""
     metrics = artefact.read_json(run.folder(top) / "metrics.json")["metrics"]
     seconds = float(tables.numpy(tables.read("history", run.folder(top) / "history.parquet"), "seconds").sum())
     return [
@@ -31,7 +31,7 @@ def run_rows(top: Path, run: Run) -> list[dict[str, Any]]:
 
 
 def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row a configuration: number of seeds, mean and standard deviation of a metric, mean seconds of training."""
+    """One row per configuration: number of seeds, mean and standard deviation of a metric, mean seconds of training."""
     return (
         rows[rows["metric"] == metric]
         .groupby(CONFIGURATION, sort=False)
@@ -41,9 +41,9 @@ def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def main_against_others(top: Path, runs: Sequence[Run], settings: Measure) -> dict[str, Any]:
-    """Paired tests of the first run's configuration, the main experiment, against every other configuration.
+    """Paired tests of NDCG@10 between the main experiment, the first run's configuration, and every other one.
 
-    Ranks are averaged over the seeds of each, sample by sample. Raises InputError where runs have other test samples.
+    NDCG@10 is averaged over the seeds, sample by sample. Raises InputError if the runs have different test samples.
     """
     sample_id = read_ranks(runs[0].folder(top) / "ranks.parquet").sample_id
     ranks: dict[str, list[np.ndarray]] = {}

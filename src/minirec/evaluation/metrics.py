@@ -1,4 +1,4 @@
-"""Ranking metrics of test samples that have one relevant item each (METHOD 5)."""
+"""NDCG and hit rate of test samples with one relevant item each, the target (METHOD 5)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ K = 10  # cut-off of the main metrics, NDCG@10 and HR@10
 
 
 def ndcg(rank: ArrayLike, k: int) -> np.ndarray:
-    """NDCG@k [n] from the 1-based ranks [n] of the relevant items: 1 / log2(1 + rank), 0 beyond k.
+    """NDCG@k [n] of each sample: 1 / log2(1 + rank) of its target, 0 beyond k; ranks [n] start at 1.
 
     >>> ndcg([1, 3, 11], 10).tolist()
     [1.0, 0.5, 0.0]
@@ -19,7 +19,7 @@ def ndcg(rank: ArrayLike, k: int) -> np.ndarray:
 
 
 def hit(rank: ArrayLike, k: int) -> np.ndarray:
-    """HR@k [n] from the 1-based ranks [n] of the relevant items: 1 up to k, 0 beyond.
+    """HR@k [n] of each sample: 1 if its target is among the first k, else 0; ranks [n] start at 1.
 
     >>> hit([1, 3, 11], 10).tolist()
     [1.0, 1.0, 0.0]

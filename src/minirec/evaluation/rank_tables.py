@@ -1,4 +1,4 @@
-"""The ranks of a recommender on the test samples, and the files that hold them."""
+"""Ranks that a recommender gives the targets of the test samples, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from minirec.errors import InputError
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
-TOP = 10  # recommended items of a sample that are recorded
+TOP = 10  # how many recommended items of a sample are recorded
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks a recommender gives the targets of samples [n] in the whole catalogue, and what it recommends."""
+    """Rank of each sample's target in the whole catalogue, and the items that are recommended."""
 
     sample_id: np.ndarray  # [n]
     rank: np.ndarray  # [n], 1 is best
-    top: np.ndarray  # [n, k] recommended catalogue rows, best first, padded with -1 where fewer are outside the history
+    top: np.ndarray  # [n, k] recommended catalogue rows, best first, padded with -1 if fewer remain
 
     def columns(self) -> dict[str, object]:
-        """The columns of its table; lists of recommended rows without their padding."""
+        """The columns of the table; `top` as lists without padding."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         return arrays | {"top": [rows[rows >= 0] for rows in self.top]}
 
 
 @dataclass(frozen=True)
 class PolicyRanks(Ranks):
-    """The ranks of a policy after greedy reasoning, and those after an empty completion."""
+    """Ranks by a policy after greedily decoded reasoning, and also after an empty completion."""
 
     rank_without_reasoning: np.ndarray  # [n]
 
 
 def write_ranks(ranks: PolicyRanks, path: Path, provenance: Provenance) -> None:
-    """Write ranks.parquet of a policy."""
+    """Write a policy's ranks.parquet."""
     tables.write("ranks", pa.table(ranks.columns(), tables.TABLES["ranks"].schema()), path, provenance)
 
 
@@ -53,7 +53,7 @@ def write_baselines(baselines: dict[str, Ranks], path: Path, provenance: Provena
 def read_ranks(path: Path, sample_id: np.ndarray | None = None) -> PolicyRanks:
     """Read ranks.parquet in the order of sample_id.
 
-    Raises InputError where the samples are not those of `sample_id` [n], ascending; None expects none in particular.
+    sample_id [n], ascending: the expected samples; raises InputError if the file holds others. None: any samples.
     """
     table = tables.read("ranks", path).sort_by("sample_id")
     ranks = _ranks(table, path, sample_id)

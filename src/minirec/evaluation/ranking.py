@@ -1,4 +1,4 @@
-"""Ranking the whole catalogue for a split with a policy that reasons greedily (METHOD 5)."""
+"""Rank the whole catalogue for each sample of a split, by a policy that decodes greedily (METHOD 5)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def rank(
 ) -> PolicyRanks:
     """Rank all items for every sample of a split, in its order; items of the history are never recommended.
 
-    items is the whitened item table [m, d'], top the number of recommended items to return, what the label of the
-    progress bar. The ranks with and without reasoning come from the same pass.
+    items [m, d']: the whitened item table. top: how many recommended items to return. what: label of the progress bar.
+    One pass gives the ranks with and without reasoning. Raises NotFinite if a score is not finite.
     """
     prompts = policy.user_bodies(split.bodies)
     items = items.to(policy.device)
@@ -31,11 +31,11 @@ def rank(
     with progress(what, len(split), "samples") as bar:
         for rows in policy.length_batches(prompts, extra=max_new_tokens + 2 * len(policy.marker_ids)):
             written = generate.generate(policy, [prompts[row] for row in rows], limits=[max_new_tokens, 0])
-            wanted, masked = target[rows].to(policy.device), history[rows].to(policy.device)
+            targets, masked = target[rows].to(policy.device), history[rows].to(policy.device)
             for branch in range(2):
                 h = whitening.user(written.hidden[:, branch])
                 scores = scoring.scores(h, items, policy.settings.tau)
-                ranks[rows, branch] = scoring.ranks(scores, wanted, masked).cpu().numpy()
+                ranks[rows, branch] = scoring.ranks(scores, targets, masked).cpu().numpy()
                 if branch == 0 and best.shape[1]:
                     ordered = scoring.mask(scores, masked).sort(dim=1, descending=True, stable=True)
                     order = ordered.indices.masked_fill(ordered.values == -torch.inf, -1)

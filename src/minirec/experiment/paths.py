@@ -1,4 +1,4 @@
-"""Where every file of an experiment lies: spelled here, read by the workflow, plan, status, summarise and compare."""
+"""The paths of an experiment's files, defined here alone for the workflow and the commands that read results."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from minirec.experiment.config import Config
 
-FOLDERS = {  # of the results, as patterns; the workflow writes <name>/file
+FOLDERS = {  # folders of the results, as patterns; the workflow refers to them as <name>/file
     "top": "{results}/{dataset}",
     "base": "{results}/{dataset}/base/{model}",
     "signals": "{results}/{dataset}/signals/{signal_set}",  # {signal_set}: a selector, or selector@variant
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
-PICTURES = ("rewards", "scores", "curriculum")  # of the main experiment, below figures/
-SIGNAL_SECTIONS = {  # what a file below signals/ depends on, besides what its predecessors do
+PICTURES = ("rewards", "scores", "curriculum")  # file names below figures/, main experiment
+SIGNAL_SECTIONS = {  # the settings that a file below signals/ depends on, besides those of the files before it
     "proxy/adapter": ("sampling", "reward", "proxy"),
     "items.safetensors": (),
     "rollouts.parquet": ("rollout",),
@@ -28,10 +28,10 @@ SIGNAL_SECTIONS = {  # what a file below signals/ depends on, besides what its p
 
 
 def signal_set(config: Config, file: str, selector: str, method: str) -> str:
-    """The folder below signals/ of a file as a method reads it: `selector`, or `selector@variant`.
+    """The folder below signals/ in which a method finds a file: `selector`, or `selector@variant`.
 
-    It is the variant's own where the variant changes how the file is made. So an ablation of `score.mu` has scores of
-    its own, from the same rollouts as every other method.
+    A variant has its own folder for the files that its changes affect: one that changes `score.mu` has its own scores,
+    but shares the rollouts with every other method.
     """
     if method not in config.variants:
         return selector
@@ -52,7 +52,7 @@ class Run:
 
     @classmethod
     def parse(cls, text: str) -> Run:
-        """From `model/selector/method-budget/seedN`."""
+        """Make a run from `model/selector/method-budget/seedN`."""
         model, selector, trained_on, seed = text.split("/")
         method, budget = trained_on.rsplit("-", 1)
         return cls(model, selector, method, budget, int(seed.removeprefix("seed")))
@@ -62,37 +62,37 @@ class Run:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What its seeds share, by name."""
+        """Its fields by name, without the seed."""
         return {name: value for name, value in asdict(self).items() if name != "seed"}
 
     @property
     def configuration(self) -> str:
-        """What its seeds share, e.g. `gemma/gemma/minirec-256`."""
+        """The run without its seed, e.g. `gemma/gemma/minirec-256`."""
         return f"{self.model}/{self.selector}/{self.method}-{self.budget}"
 
     def folder(self, top: Path) -> Path:
-        """Adapter, history, ranks and metrics, below the results of a data set."""
+        """Folder of adapter, history, ranks and metrics; top: results of the data set."""
         return top / "runs" / str(self)
 
     def selection(self, top: Path) -> Path:
-        """Selection and curriculum, below the results of a data set."""
+        """Folder of selection and curriculum; top: results of the data set."""
         return top / "selections" / self.selector / f"{self.method}-{self.budget}" / f"seed{self.seed}"
 
 
 def run_of(config: Config, model: str, selector: str, method: str, budget: int | str, seed: int) -> Run:
-    """A run as its paths have it: `full` has the budget `all`, a method without signals the selector `none`."""
+    """A run as in its paths: the budget is `all` for `full`, the selector `none` for a method without signals."""
     chosen = config.method(method)
     return Run(model, selector if chosen.reads else "none", method, "all" if chosen.takes_all else budget, seed)
 
 
 def main_runs(config: Config) -> list[Run]:
-    """The runs behind results/DATASET/metrics.json, one a seed."""
+    """The runs of the main experiment, in results/DATASET/metrics.json: one per seed."""
     main = config.main
     return [run_of(config, main.model, main.selector, main.method, main.budget, seed) for seed in main.seeds]
 
 
 def compared_runs(config: Config) -> list[Run]:
-    """The runs behind results/DATASET/comparison.parquet: the main experiment, then the grid of `compare`."""
+    """The runs in results/DATASET/comparison.parquet: the main experiment, then the grid of `compare`."""
     grid = config.compare
     cells = [
         run_of(config, model, selector, method, budget, seed)
@@ -106,7 +106,7 @@ def compared_runs(config: Config) -> list[Run]:
 
 
 def summary_files(top: Path, runs: list[Run]) -> list[Path]:
-    """The files behind the metrics.json of a data set, besides the scores: of the runs of its main experiment."""
+    """The files, besides the scores, that a data set's metrics.json is made from; runs: of the main experiment."""
     base = top / "base" / runs[0].model
     files = [top / name for name in ("samples.parquet", "catalogue.parquet", "prepare.json", "baselines.parquet")]
     files += [base / name for name in ("metrics.json", "ranks.parquet")]
@@ -117,19 +117,19 @@ def summary_files(top: Path, runs: list[Run]) -> list[Path]:
 
 
 def folders(config: Config, runs: list[Run]) -> list[str]:
-    """The folders, below the results of a data set, of everything that was made for some runs and their selections."""
-    found = []
+    """The folders, below the results of a data set, of all that was made for these runs."""
+    names = []
     for run in runs:
-        found.append(f"base/{run.model}")
+        names.append(f"base/{run.model}")
         if run.selector != "none":
-            found += [f"signals/{signal_set(config, file, run.selector, run.method)}" for file in SIGNAL_SECTIONS]
+            names += [f"signals/{signal_set(config, file, run.selector, run.method)}" for file in SIGNAL_SECTIONS]
             proxy = config.varied(run.method).proxy
-            found.append(str(Run("", "none", "random", proxy.size, proxy.seed).selection(Path())))
-        found += [str(run.selection(Path())), str(run.folder(Path()))]
-    return list(dict.fromkeys(found))
+            names.append(str(Run("", "none", "random", proxy.size, proxy.seed).selection(Path())))
+        names += [str(run.selection(Path())), str(run.folder(Path()))]
+    return list(dict.fromkeys(names))
 
 
 def logs(top: Path, folders: list[str]) -> list[Path]:
-    """The logs of the jobs that have started in these folders, and of those for the whole data set but `compare`."""
+    """The logs of the jobs that work in these folders, and of those for the whole data set but `compare`."""
     whole = [log for log in top.glob("logs/*.log") if log.stem != "compare"]  # which is for other runs, too
     return [*whole, *(log for folder in folders for log in (top / folder).rglob("logs/*.log"))]

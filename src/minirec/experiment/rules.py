@@ -1,4 +1,4 @@
-"""What the Snakefile asks of a configuration: commands, inputs and wildcards of its rules."""
+"""The Snakefile's rules: their commands, inputs and wildcards, computed from the configuration."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ Wildcards = Mapping[str, str]
 
 
 def one_of(names: Iterable[str]) -> str:
-    """A regular expression that matches the names and nothing else."""
+    """A regular expression that matches any of the names and nothing else."""
     return "|".join(map(re.escape, names)) or r"\b\B"
 
 
 class Rules:
-    """The rules of one configuration."""
+    """Computes parts of the workflow's rules from one configuration."""
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Rules:
-        """The rules of the configuration that Snakemake merged; ends the program with one sentence where it is wrong.
+        """Check the configuration that Snakemake merged; if it is wrong, end the program with one sentence.
 
-        `python` in a rule then means the Python that runs Snakemake; an environment that a job activates still wins.
+        Also puts the Python that runs Snakemake first on PATH; an environment that a job activates still wins.
         """
         folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
         os.environ["PATH"] = os.pathsep.join(dict.fromkeys(folders))
@@ -57,23 +57,23 @@ class Rules:
         self.compared_runs = paths.compared_runs(config)
 
     def job(self, stage: str, **fixed: Any) -> dict[str, Any]:
-        """The params of a rule: its command, and what else makes it run again, its settings and code.
+        """The params of a stage's rule: its command, and the settings and code whose change makes it run again.
 
-        The command names every input and output of the rule by a flag of the same name, the wildcards that are
-        parameters of the stage, and the settings that differ from their defaults. fixed: further parameters, values or
-        functions of the wildcards; `train="proxy"` takes the settings of a section from another one. An edit of the
-        code of `fetch` is no reason to download again.
+        The command has flags for the rule's inputs and outputs, by their names, for the wildcards that are parameters
+        of the stage, and for the settings that differ from their defaults. fixed: more parameters, as values or
+        functions of the wildcards; `train="proxy"` reads one section's settings from another. A change of fetch's code
+        does not download again.
         """
         sections = {name: fixed.pop(name, name) for name in command(stage).sections}
         known = {parameter.name for parameter in command(stage).flags}
         scalars = [parameter.name for parameter in command(stage).flags if parameter.kind in ("int", "str")]
 
         def values(wildcards: Wildcards) -> dict[str, Any]:
-            given = {name: value(wildcards) if callable(value) else value for name, value in fixed.items()}
-            own = {name: wildcards[name] for name in scalars if wildcards.get(name) is not None}
-            if method := own.get("method"):
-                own["method"] = self.config.method(method).name
-            return own | {name: value for name, value in given.items() if value is not None}
+            extra = {name: value(wildcards) if callable(value) else value for name, value in fixed.items()}
+            arguments = {name: wildcards[name] for name in scalars if wildcards.get(name) is not None}
+            if method := arguments.get("method"):
+                arguments["method"] = self.config.method(method).name
+            return arguments | {name: value for name, value in extra.items() if value is not None}
 
         def settings(wildcards: Wildcards) -> list[tuple[str, Section]]:
             varied = self.config.varied(wildcards.get("method") or _variant(wildcards))
@@ -95,8 +95,8 @@ class Rules:
             return " \\\n    ".join(line for line in lines if line)
 
         def decisive(wildcards: Wildcards) -> str:
-            given = {name: to_jsonable_python(section.model_dump()) for name, section in settings(wildcards)}
-            return json.dumps(given | values(wildcards), sort_keys=True, default=str)
+            dumped = {name: to_jsonable_python(section.model_dump()) for name, section in settings(wildcards)}
+            return json.dumps(dumped | values(wildcards), sort_keys=True, default=str)
 
         def code(wildcards: Wildcards) -> str:
             method = wildcards.get("method")
@@ -106,17 +106,17 @@ class Rules:
         return {"command": text, "settings": decisive} | ({"code": code} if stage != "fetch" else {})
 
     def signal(self, file: str) -> Callable[[Wildcards], str]:
-        """A file below signals/ as input of a job that makes signals, or of one that reads them for a method."""
+        """A function from wildcards to a file below signals/, for a job that makes signals or reads them."""
 
         def path(wildcards: Wildcards) -> str:
             selector = wildcards.get("selector") or wildcards["signal_set"].split("@")[0]
-            own = paths.signal_set(self.config, file, selector, wildcards.get("method") or _variant(wildcards) or "")
-            return paths.FOLDERS["signals"].format(**{**wildcards, "signal_set": own}) + f"/{file}"
+            name = paths.signal_set(self.config, file, selector, wildcards.get("method") or _variant(wildcards) or "")
+            return paths.FOLDERS["signals"].format(**{**wildcards, "signal_set": name}) + f"/{file}"
 
         return path
 
     def select_inputs(self, wildcards: Wildcards) -> dict[str, Any]:
-        """The signals that the method needs, and the picks of a first round where there is one."""
+        """Inputs of `select`: the signals that the method reads, and the picks of the shards if it has several."""
         reads = self.config.method(wildcards["method"]).reads
         inputs: dict[str, Any] = {}
         if "gradients" in reads:
@@ -132,29 +132,29 @@ class Rules:
         return inputs
 
     def select_settings(self, method: str) -> Section:
-        """The section `select` with the settings that a method has; those it does not read at their defaults."""
-        given = self.config.varied(method).select
-        own = {name: getattr(given, name) for name in self.config.method(method).settings}
-        return Select(shards=self.select_shards(method), **own)
+        """The section `select` for a method; settings that the method does not read have their defaults."""
+        section = self.config.varied(method).select
+        settings = {name: getattr(section, name) for name in self.config.method(method).settings}
+        return Select(shards=self.select_shards(method), **settings)
 
     def select_shards(self, method: str) -> int:
-        """`select.shards` of a method; methods without embeddings have nothing to share."""
+        """`select.shards` for a method that reads embeddings; 1 for others, whose work is not worth sharing."""
         reads = self.config.method(method).reads
         return self.config.varied(method).select.shards if "embeddings" in reads else 1
 
     def gradient_inputs(self, wildcards: Wildcards) -> dict[str, str]:
-        """What `gradient.space: lora` reads besides the kept hidden states: the policy and what it read."""
+        """Further inputs of `gradient` where `gradient.space` is lora: the catalogue and the base model."""
         if self.config.varied(_variant(wildcards)).gradient.space != "lora":
             return {}
         top = paths.FOLDERS["top"].format(**wildcards)
         return {"catalogue": f"{top}/catalogue.parquet", "model": self.selector_model(wildcards)}
 
     def selector_model(self, wildcards: Wildcards) -> str:
-        """The folder of the language model behind signals/{signal_set}."""
+        """The folder of the selector, the language model that makes signals/{signal_set}."""
         return f"data/models/{wildcards['signal_set'].split('@')[0]}"
 
     def selector_base(self, file: str) -> Callable[[Wildcards], str]:
-        """A file of the base model behind signals/{signal_set}."""
+        """A function from wildcards to a file below base/ of the selector, before its training."""
 
         def path(wildcards: Wildcards) -> str:
             model = Path(self.selector_model(wildcards)).name
@@ -163,17 +163,17 @@ class Rules:
         return path
 
     def proxy_curriculum(self, wildcards: Wildcards) -> str:
-        """What a proxy is trained on: a random selection of `proxy.size` samples."""
+        """The curriculum of the proxy: a random selection of `proxy.size` samples."""
         proxy = self.config.varied(_variant(wildcards)).proxy
         drawn = {"selector": "none", "method": "random", "budget": proxy.size, "seed": proxy.seed}
         return paths.FOLDERS["selection"].format(**{**wildcards, **drawn}) + "/curriculum.parquet"
 
     def fetched(self) -> str:
-        """The data sets that are not one's own, as a regular expression."""
+        """A regular expression of the data sets that are fetched: all but those with `source: own`."""
         return one_of(name for name, data in self.config.datasets.items() if data.source != "own")
 
     def prepare_inputs(self, wildcards: Wildcards) -> dict[str, str]:
-        """The two files of a data set; ends the program with one sentence where they are yours to put there."""
+        """The two files of a data set; ends the program if the user has to put them there and has not."""
         dataset = wildcards["dataset"]
         files = {
             "interactions": f"data/{dataset}/interactions.parquet",
@@ -188,12 +188,12 @@ class Rules:
         return files
 
     def tokenizer_inputs(self, wildcards: Wildcards) -> dict[str, str]:
-        """The items whose titles train a tiny model's tokenizer; nothing for a real model."""
+        """The items whose titles train a tiny model's tokenizer; no input for other models."""
         dataset = self.config.models[wildcards["model"]].dataset
         return {} if dataset is None else {"item_metadata": f"data/{dataset}/items.parquet"}
 
     def source(self, kind: str) -> Callable[[Wildcards], str]:
-        """Where a data set or model comes from, as JSON; a data set's filter is not part of it."""
+        """A function from wildcards to the entry of a data set or model as JSON, without the filter of a data set."""
         name = {"datasets": "dataset", "models": "model"}[kind]
 
         def entry(wildcards: Wildcards) -> str:
@@ -207,7 +207,7 @@ class Rules:
         return self.config.datasets[wildcards["dataset"]].filter.model_dump_json(exclude_defaults=True)
 
     def summary_scores(self, wildcards: Wildcards) -> dict[str, str]:
-        """The scores that the main experiment's method has read, where it has."""
+        """The scores of the main experiment, if its method reads scores."""
         main = self.main_runs[0]
         if "gradients" not in self.config.method(main.method).reads:
             return {}
@@ -216,17 +216,17 @@ class Rules:
         }
 
     def pictures(self, kind: str) -> list[str]:
-        """The pictures of the main experiment; they need scores."""
+        """The pictures of the main experiment as files of this kind; none if its method reads no scores."""
         scored = "gradients" in self.config.method(self.main_runs[0].method).reads
         return [f"<top>/figures/{name}.{kind}" for name in paths.PICTURES] if scored else []
 
     def summary_files(self, wildcards: Wildcards) -> list[str]:
-        """What results/DATASET/metrics.json is made of, besides scores."""
+        """The files that results/DATASET/metrics.json is made from, besides the scores."""
         top = Path(paths.FOLDERS["top"].format(**wildcards))
         return [str(file) for file in paths.summary_files(top, self.main_runs)]
 
     def compared_files(self, wildcards: Wildcards) -> list[str]:
-        """What results/DATASET/comparison.parquet is made of."""
+        """The files that results/DATASET/comparison.parquet is made from."""
         top = Path(paths.FOLDERS["top"].format(**wildcards))
         names = ("metrics.json", "ranks.parquet", "history.parquet")
         return [str(run.folder(top) / name) for run in self.compared_runs for name in names]
@@ -240,7 +240,7 @@ class Rules:
                 partial.write_text(text, encoding="utf-8")
 
     def constraints(self) -> dict[str, str]:
-        """A regular expression for every wildcard: names of the configuration and nothing else."""
+        """A regular expression for every wildcard, which matches names of the configuration and nothing else."""
         names = self.config.method_names
         whole = [name for name in names if self.config.method(name).takes_all]
         own_signals = [n for n in self.config.variants if paths.signal_set(self.config, "scores.parquet", "", n)]
@@ -259,7 +259,7 @@ class Rules:
         }
 
     def check(self, arguments: Iterable[str]) -> None:
-        """End the program with one sentence where a target among the arguments is of a data set that is not known."""
+        """End the program with one sentence if a target among the arguments names an unknown data set."""
         top = Path(self.config.results)
         for target in map(Path, arguments):
             if target.is_relative_to(top) and len(target.parts) > len(top.parts) + 1:
@@ -272,7 +272,7 @@ class Rules:
                     )
 
     def print_failures(self) -> None:
-        """Print, for every job that has failed in this run, the sentence that says why."""
+        """Print why each job failed that failed in this run, one sentence each."""
         for log in sorted([*Path(self.config.results).rglob("logs/*.log"), *Path("data/logs").rglob("*.log")]):
             _, end = events(log)
             if end is not None and end["reason"] != "done" and log.stat().st_mtime >= self.started:
@@ -286,7 +286,7 @@ class Rules:
 
 
 def _variant(wildcards: Wildcards) -> str | None:
-    """The variant that owns a folder below signals/; None where it is nobody's own."""
+    """The variant in `selector@variant`; None without one."""
     return (wildcards.get("signal_set") or "").partition("@")[2] or None
 
 

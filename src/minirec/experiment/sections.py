@@ -1,7 +1,7 @@
 """Every setting of every stage, declared once: type, default, bounds and a sentence.
 
-A stage has a section of its own name; `policy`, `sampling` and `reward` are shared: what a model is, how it writes, and
-what it is paid for. A stage's `run` says by its parameters which sections it reads; they become its flags.
+Most stages have a section of their name. `policy` (the model), `sampling` (how it writes) and `reward` (what it earns)
+are shared. A stage reads the sections that are parameters of its `run`, and their settings become its flags.
 `config/config.yaml` shows the same defaults (a test compares).
 """
 
@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from minirec.selection.methods import registry
 
-Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each process adds its number
+Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each process adds its rank
 HeadKind = Literal["none", "shared", "separate"]
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ITEM_FIELDS: list[Any] = ["title", "average_rating", "rating_number", "description"]
@@ -48,95 +48,95 @@ class Section(BaseModel):
 
 
 class Resources(Section):
-    """Flags that change memory and speed, not results: resources of a rule, set in the profile of the workflow."""
+    """Settings that change memory and speed, not results; the workflow's profile sets them as resources of a rule."""
 
 
 class Passes(Resources):
-    """Of every stage that runs the language model."""
+    """Resources of the stages that run the language model."""
 
-    batch_tokens: int = Field(16_384, ge=1, description="padded tokens of one forward pass; less needs less memory")
+    batch_tokens: int = Field(16_384, ge=1, description="tokens of a forward pass with padding; fewer need less memory")
 
 
 class Engine(Resources):
-    """Of the program that writes completions."""
+    """Resources of the program that writes completions."""
 
-    vllm_memory: float = Field(0.6, gt=0, lt=1, description="vllm: its share of the GPU's memory")
+    vllm_memory: float = Field(0.6, gt=0, lt=1, description="engine vllm: share of the GPU's memory it may use")
 
 
 class Backward(Resources):
-    """Of a training step."""
+    """Resources of a training step."""
 
-    micro_batch_prompts: int = Field(4, ge=1, description="prompts of one backward pass; less needs less memory")
+    micro_batch_prompts: int = Field(4, ge=1, description="prompts of one backward pass; fewer need less memory")
     shard_layers: bool = Field(
-        False, description="several processes: each keeps a part of the frozen layers; slower, for large models"
+        False, description="with several processes, each keeps a part of the frozen layers; slower, for large models"
     )
 
 
 class Processes(Resources):
-    """How many processes share every step of training."""
+    """How many processes share the work of every training step."""
 
-    processes: int = Field(1, ge=1, description="processes of a node, one a GPU")
+    processes: int = Field(1, ge=1, description="processes on a node, one per GPU")
     nodes: int = Field(1, ge=1, description="nodes of a Slurm job")
 
 
 class Queries(Resources):
-    """Of the query engine."""
+    """Resources of DuckDB, which filters the data."""
 
     memory: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(MB|GB)$")] = Field(
-        "1GB", description="memory of the query engine; larger data spills to disk"
+        "1GB", description="memory of DuckDB; larger data spills to disk"
     )
 
 
 class Policy(Section):
-    """The dual-head recommender (METHOD 2)."""
+    """The recommender: a language model that embeds users and items (METHOD 2)."""
 
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the base model; adapters are float32")
-    lora_r: int = Field(4, ge=1, description="rank of the adapters")
-    lora_alpha: int = Field(128, ge=1, description="scale of the adapters")
-    lora_targets: list[str] = Field(LORA_TARGETS, min_length=1, description="projections that get an adapter")
+    lora_r: int = Field(4, ge=1, description="rank r of the LoRA adapters")
+    lora_alpha: int = Field(128, ge=1, description="LoRA alpha: adapters are scaled by alpha / r")
+    lora_targets: list[str] = Field(LORA_TARGETS, min_length=1, description="linear layers that get an adapter")
     lora_layers: int | None = Field(None, ge=1, description="only the top n layers get adapters; null: all")
     marker: str = Field("<answer>", min_length=1, max_length=64, description="text that ends the reasoning")
     pooling: Literal["last", "mean", "context"] = Field(
-        "last", description="state at the marker, mean over the completion, or mean over history and completion"
+        "last", description="hidden state at the marker, or mean over completion, or over history and completion"
     )
-    whiten_dim: int | None = Field(None, ge=2, description="dimensions of the PCA that whitens both sides; null: none")
-    whiten_power: float = Field(1.0, ge=0, le=1, description="1: to unit variance; 0: variances stay; or between")
-    tau: float = Field(0.02, gt=0, description="temperature of the item softmax")
-    prompt_history: int = Field(5, ge=1, description="history items in the prompt")
-    max_item_tokens: int = Field(256, ge=8, description="item texts are cut to this many tokens")
+    whiten_dim: int | None = Field(None, ge=2, description="dimensions of the whitening PCA; null: no whitening")
+    whiten_power: float = Field(1.0, ge=0, le=1, description="whitening: 1 gives unit variance, 0 keeps the variances")
+    tau: float = Field(0.02, gt=0, description="temperature of the softmax over items")
+    prompt_history: int = Field(5, ge=1, description="latest items of the history that the prompt lists")
+    max_item_tokens: int = Field(256, ge=8, description="item texts are truncated to this many tokens")
     system: str | None = Field(None, description="system message; null: the chat template's own")
 
 
 class Sampling(Section):
     """How a policy writes completions (METHOD 3)."""
 
-    completions: int = Field(4, ge=1, description="completions a prompt, G")
+    completions: int = Field(4, ge=1, description="completions per prompt, G")
     temperature: float = Field(1.5, gt=0, description="sampling temperature")
     top_k: int = Field(200, ge=0, description="sample among the k likeliest tokens; 0: all")
-    max_new_tokens: int = Field(256, ge=0, description="longest reasoning in tokens; 0: none")
+    max_new_tokens: int = Field(256, ge=0, description="longest reasoning, in tokens; 0: no reasoning")
 
 
 class Reward(Section):
-    """What a completion is paid (METHOD 3)."""
+    """What a completion earns (METHOD 3)."""
 
-    beta: float = Field(0.05, ge=0, le=1, description="weight of pi(y|u) beside NDCG")
-    cutoff: int = Field(1000, ge=1, description="ranks beyond it earn nothing")
+    beta: float = Field(0.05, ge=0, le=1, description="weight of the target's probability pi; NDCG has 1 - beta")
+    cutoff: int = Field(1000, ge=1, description="a target ranked beyond this has NDCG 0 and is no hit")
 
 
 class Prepare(Section):
-    """Interactions to samples (METHOD 1)."""
+    """How interactions become samples (METHOD 1)."""
 
-    history: int = Field(20, ge=1, description="earlier items kept with a sample")
-    train_share: float = Field(0.8, gt=0, lt=1, description="first share of the samples by time")
-    valid_share: float = Field(0.1, gt=0, lt=1, description="share after it; the rest is test")
-    max_train: int | None = Field(None, ge=1, description="seeded draw of the training samples; null: all")
-    max_valid: int | None = Field(None, ge=1, description="the same for valid")
-    max_test: int | None = Field(None, ge=1, description="the same for test")
+    history: int = Field(20, ge=1, description="most items in a sample's history")
+    train_share: float = Field(0.8, gt=0, lt=1, description="share of the samples that is train, the earliest")
+    valid_share: float = Field(0.1, gt=0, lt=1, description="share of the samples after those; the rest is test")
+    max_train: int | None = Field(None, ge=1, description="keep at most this many random training samples; null: all")
+    max_valid: int | None = Field(None, ge=1, description="keep at most this many random valid samples; null: all")
+    max_test: int | None = Field(None, ge=1, description="keep at most this many random test samples; null: all")
     item_fields: list[Literal["title", "average_rating", "rating_number", "categories", "store", "description"]] = (
-        Field(ITEM_FIELDS, min_length=1, description="what the item prompt says, in this order")
+        Field(ITEM_FIELDS, min_length=1, description="what the item prompt says of an item, in this order")
     )
-    description_words: int = Field(100, ge=0, description="words kept of a description")
-    seed: Seed = Field(0, description="of the draws")
+    description_words: int = Field(100, ge=0, description="first words of a description that are kept")
+    seed: Seed = Field(0, description="seed of the random samples kept")
 
     @model_validator(mode="after")
     def _room_for_test(self) -> Prepare:
@@ -146,46 +146,48 @@ class Prepare(Section):
 
 
 class Embed(Section):
-    """Item table and whitening (METHOD 2)."""
+    """How the item table and the whitening are computed (METHOD 2)."""
 
-    keep_frozen_states: bool = Field(False, description="keep the items' states after the frozen layers on disk")
-    whiten_prompts: int | None = Field(None, ge=2, description="training prompts that fit the user side; null: all")
+    keep_frozen_states: bool = Field(False, description="store items after the frozen layers: faster training")
+    whiten_prompts: int | None = Field(None, ge=2, description="training prompts to fit the whitening to; null: all")
 
 
 class Rollout(Section):
-    """The proxy tries every training sample (METHOD 4.2)."""
+    """How the proxy writes completions for every training sample (METHOD 4.2)."""
 
-    engine: Literal["builtin", "vllm"] = Field("builtin", description="what writes; vllm must be installed")
-    seed: Seed = Field(0, description="of the random stream; each (sample, completion) has its own")
-    shards: int = Field(1, ge=1, description="jobs that share the work; the result does not depend on it")
+    engine: Literal["builtin", "vllm"] = Field("builtin", description="writes the completions; vllm must be installed")
+    seed: Seed = Field(0, description="seed of the completions; each has random numbers of its own")
+    shards: int = Field(1, ge=1, description="number of jobs that share the work; it does not change the result")
 
 
 class Gradient(Section):
     """Gradient and Hessian-vector product of the item loss (METHOD 4.4)."""
 
-    space: Literal["hidden", "lora"] = Field("hidden", description="by the hidden state, or by the LoRA weights")
-    dimensions: int = Field(1024, ge=1, description="lora: dimensions of the random projection")
-    advantage: Literal["one", "group"] = Field("one", description="A: 1, or the rollout's advantage")
-    candidates: int | None = Field(None, ge=1, description="restrict pi to the target and n sampled items; null: all")
-    seed: Seed = Field(0, description="of the sampled candidates and of the projection")
+    space: Literal["hidden", "lora"] = Field("hidden", description="derivatives by hidden state or LoRA weights")
+    dimensions: int = Field(1024, ge=1, description="space lora: dimensions of the random projection")
+    advantage: Literal["one", "group"] = Field("one", description="advantage A in the item loss: 1, or the rollout's")
+    candidates: int | None = Field(None, ge=1, description="softmax over the target and n random items; null: all")
+    seed: Seed = Field(0, description="seed of the random candidates and of the projection")
 
 
 class Score(Section):
-    """Learnability and representativeness (METHOD 4.3, 4.4)."""
+    """How learnability and representativeness are computed (METHOD 4.3, 4.4)."""
 
     mu: float = Field(0.5, ge=0, le=1, description="mean reward of the most learnable sample")
     sigma: float | None = Field(
         None, gt=0, description="width of the Gaussian; null: standard deviation of the mean rewards"
     )
-    direction: Literal["hvp", "grad", "lookahead"] = Field("hvp", description="compared with its mean over samples")
-    eta: float = Field(1.0, gt=0, description="step of lookahead")
+    direction: Literal["hvp", "grad", "lookahead"] = Field(
+        "hvp", description="compared with its mean: Hg, g, g - eta Hg"
+    )
+    eta: float = Field(1.0, gt=0, description="step size eta of lookahead")
 
 
 class _Select(Section):
     """Which training samples are kept (METHOD 4.6)."""
 
     shards: int = Field(
-        1, ge=1, description="jobs of a first round, whose picks a second chooses from; 1: one exact round"
+        1, ge=1, description="jobs that pick from a part each, then one picks from their picks; 1: one exact job"
     )
 
 
@@ -197,52 +199,54 @@ Select: type[_Select] = create_model("Select", __base__=_Select, __doc__=_Select
 
 
 class Curriculum(Section):
-    """Easy to hard within shuffled groups (METHOD 4.7)."""
+    """The order of training: easy to hard within random groups (METHOD 4.7)."""
 
-    group_size: int = Field(64, ge=1, description="samples a group")
-    seed: Seed = Field(42, description="of the shuffle")
+    group_size: int = Field(64, ge=1, description="samples per group")
+    seed: Seed = Field(42, description="seed of the shuffle")
 
 
 class Train(Section):
-    """GRPO with the item loss (METHOD 3)."""
+    """Training by GRPO with the item loss (METHOD 3)."""
 
-    learning_rate: float = Field(1e-5, gt=0, description="AdamW's peak rate")
-    head: HeadKind = Field("none", description="trained after the whitening: none, one for both sides, or for each")
-    head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the head")
+    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW for the adapter")
+    head: HeadKind = Field("none", description="trained map after whitening: none, one, or one each for users, items")
+    head_learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the head")
     scheduler: Literal["constant_with_warmup", "constant", "linear", "cosine"] = Field(
-        "constant_with_warmup", description="of the rate"
+        "constant_with_warmup", description="of the learning rate"
     )
-    warmup_steps: int = Field(32, ge=0, description="steps of linear warm-up")
-    max_grad_norm: float = Field(1.0, gt=0, description="clipping of the global gradient norm")
-    batch_prompts: int = Field(48, ge=1, description="prompts an optimiser step")
+    warmup_steps: int = Field(32, ge=0, description="steps in which the learning rate rises linearly from 0")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients with a larger global norm are scaled down to it")
+    batch_prompts: int = Field(48, ge=1, description="prompts per optimiser step")
     epochs: int = Field(10, ge=1, description="passes over the curriculum")
-    evaluations_per_epoch: int = Field(4, ge=0, description="evaluations on valid an epoch; 0: none")
-    patience: int = Field(5, ge=1, description="valid evaluations without a better NDCG@10 before training stops")
-    losses: list[Literal["token", "item"]] = Field(["token", "item"], min_length=1, description="parts of the loss")
+    evaluations_per_epoch: int = Field(4, ge=0, description="evaluations on the valid split per epoch; 0: none")
+    patience: int = Field(5, ge=1, description="evaluations in a row without a better NDCG@10 before training stops")
+    losses: list[Literal["token", "item"]] = Field(["token", "item"], min_length=1, description="losses to add up")
     relabel_topk: int = Field(1, ge=1, description="best completions of a prompt that get the item loss")
     item_advantage: Literal["group", "one"] = Field(
-        "group", description="A of the item loss: the completion's in its group, or 1"
+        "group", description="advantage in the item loss: the completion's in its group, or 1"
     )
-    extra_negatives: int = Field(0, ge=0, description="sampled items beside the batch's targets in the item loss")
-    item_refresh_steps: int = Field(32, ge=1, description="steps between full recomputations of the item table")
-    epsilon_low: float = Field(0.2, gt=0, lt=1, description="lower clip")
-    epsilon_high: float = Field(0.28, gt=0, description="upper clip")
+    extra_negatives: int = Field(0, ge=0, description="random items besides the batch's targets in the item loss")
+    item_refresh_steps: int = Field(32, ge=1, description="steps after which the whole item table is recomputed")
+    epsilon_low: float = Field(0.2, gt=0, lt=1, description="the probability ratio is clipped below at 1 - this")
+    epsilon_high: float = Field(0.28, gt=0, description="the probability ratio is clipped above at 1 + this")
 
 
 class Proxy(Train):
-    """The selector's own training, on random samples: the settings of `train` with values of their own (METHOD 4.1)."""
+    """How the proxy is trained on random samples: settings as in `train`, with values of their own (METHOD 4.1)."""
 
-    size: int = Field(256, ge=2, description="random training samples")
-    seed: Seed = Field(0, description="of the draw and of the training")
+    size: int = Field(256, ge=2, description="number of random training samples")
+    seed: Seed = Field(0, description="seed of the random samples and of the training")
 
 
 class Measure(Section):
     """Metrics on the test samples, their intervals and paired tests (METHOD 5)."""
 
-    cutoffs: list[Annotated[int, Field(ge=1)]] = Field([5, 10, 20, 50], min_length=1, description="k of HR and NDCG")
+    cutoffs: list[Annotated[int, Field(ge=1)]] = Field(
+        [5, 10, 20, 50], min_length=1, description="k of HR@k and NDCG@k"
+    )
     bootstrap: int = Field(1000, ge=100, description="resamples of the confidence interval")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the interval; p below 1 - confidence is significant")
-    seed: Seed = Field(0, description="of the bootstrap and the permutation test")
+    seed: Seed = Field(0, description="seed of the bootstrap and the permutation test")
 
     @field_validator("cutoffs")
     @classmethod
@@ -253,7 +257,7 @@ class Measure(Section):
 
 
 def teaches_nothing(sampling: Sampling, train: Train) -> str | None:
-    """Why no loss would have a gradient, as a sentence; None where one may have."""
+    """One sentence on why these settings would give no loss a gradient; None if a loss can have one."""
     alike = sampling.max_new_tokens == 0 and sampling.completions > 1
     if alike and ("item" not in train.losses or train.item_advantage == "group"):
         return (

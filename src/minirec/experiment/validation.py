@@ -1,4 +1,4 @@
-"""Values checked against a declared model; what is wrong is said in one sentence that names the key."""
+"""Check values against a pydantic model; the error is one sentence that names the wrong key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxoth
 
 
 def validate(kind: type[M], raw: Any, where: str) -> M:
-    """The model made of raw values; `where` is the key they stand under, or "". Raises InputError naming the key."""
+    """The model with these raw values, which the key `where` (or "") holds. Raises InputError naming the wrong key."""
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -26,7 +26,7 @@ def validate(kind: type[M], raw: Any, where: str) -> M:
 
 
 def require_shard(stage: str, shard: int | None, shards: int) -> None:
-    """Raise InputError where the number of a shard is not one of the stage's `shards`; None stands for all of them.
+    """Raise InputError unless `shard` is None or one of 0..shards-1; the message names the stage.
 
     >>> require_shard("select", 1, 2)
     """
@@ -35,8 +35,8 @@ def require_shard(stage: str, shard: int | None, shards: int) -> None:
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
-    found = error.errors(include_url=False)
-    first, path = found[0], _path(found[0]["loc"])
+    problems = error.errors(include_url=False)
+    first, path = problems[0], _path(problems[0]["loc"])
     key = ".".join(([where] if where else []) + path) or "the configuration"
     key = key if key.isprintable() else repr(key)
     message = re.sub(r"^Value error, ", "", first["msg"])
@@ -52,7 +52,8 @@ def _sentence(kind: type[BaseModel], error: ValidationError, where: str) -> str:
         return f"{key} is missing; set it in the configuration"
     if first["type"] == "value_error":
         return f"{key}: {message}" if path or where else message
-    reasons = [e["msg"][0].lower() + e["msg"][1:] for e in found if _path(e["loc"]) == path]  # one for each alternative
+    # there is one reason for each alternative type
+    reasons = [e["msg"][0].lower() + e["msg"][1:] for e in problems if _path(e["loc"]) == path]
     return f"{key} is {_SHORT.repr(first['input'])}, but {', or '.join(reasons)}"
 
 
@@ -62,7 +63,7 @@ def _path(location: Iterable[int | str]) -> list[str]:
 
 
 def _keys(kind: Any, path: list[str]) -> list[str]:
-    """Names of the settings at a path below a section, looking through dictionaries of sections."""
+    """Names of the settings that may stand at a path below a section; a path may pass through dictionaries."""
     for part in path:
         if part in getattr(kind, "model_fields", {}):
             kind = kind.model_fields[part].annotation
@@ -73,6 +74,6 @@ def _keys(kind: Any, path: list[str]) -> list[str]:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """A question after a wrong word, (did you mean X?), where a known word is close; else nothing."""
+    """' (did you mean X?)' if a known word is similar to this one; else empty."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

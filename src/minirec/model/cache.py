@@ -1,7 +1,7 @@
-"""KV cache in which the completions of a prompt share its keys; an attention mask keeps the siblings apart.
+"""KV cache in which the completions of a prompt share its keys; an attention mask hides them from each other.
 
-Nothing is copied per completion, and the same pass serves generation (a token per branch at a time) and training (whole
-completions at once, with gradients).
+The prompt's keys are not copied for each completion. Generation reads one token of every branch (completion) at a time,
+training reads whole completions at once, with gradients.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PROMPT = -1  # branch number of the tokens that every branch sees
 
 
 class BranchingCache:
-    """A batch of `rows` prompts with a shared prefix, which branches (the completions) continue."""
+    """KV cache of `rows` prompts that begin with the same prefix; each prompt goes on in branches, its completions."""
 
     def __init__(self, decoder: Any, prefix: Sequence[int] | Tensor, rows: int, frozen_layers: int = 0) -> None:
-        """prefix: token ids, or their states [p, d] below the layers of a `LayerSlice`.
+        """prefix: token ids, or, where the decoder is a `LayerSlice`, the states [p, d] that enter its lowest layer.
 
-        frozen_layers: where positive, `frozen_states` are the states [rows, t, d] after that many layers of the tokens
-        that `extend` has read last.
+        frozen_layers: where positive, every `extend` leaves in `frozen_states` the states [rows, t, d] of its tokens
+        after that many layers.
         """
         self.decoder, self.frozen_layers = decoder, frozen_layers
         self.windows = _windows(decoder.config)
@@ -49,9 +49,9 @@ class BranchingCache:
         self.length = torch.full((rows,), len(prefix), device=self.device)  # of the prompts
 
     def read(self, prompts: Sequence[Sequence[int] | Tensor]) -> Tensor:
-        """Read the rest of each prompt, token ids or states; returns the hidden state at its last token [rows, d].
+        """Read what follows the prefix in each prompt, token ids or states; returns its last token's state [rows, d].
 
-        `total` then holds the sum of the states at these tokens [rows, d] and their number [rows].
+        Leaves in `total` the sum of the states over the tokens read [rows, d] and the number of these tokens [rows].
         """
         tokens, valid = pad(prompts, self.device)
         positions = self.length[:, None] + torch.arange(tokens.shape[1], device=self.device)
@@ -64,9 +64,9 @@ class BranchingCache:
     def extend(self, tokens: Tensor, valid: Tensor, branch: Tensor, positions: Tensor) -> Tensor:
         """Read token ids [rows, t], or states [rows, t, d]; returns the hidden states after the layers [rows, t, d].
 
-        branch, positions [rows, t]: the branch each token belongs to and its position in the text. A token sees the
-        earlier valid keys of its own branch and of the prompt, in layers with a sliding window those within it. Tokens
-        that are not valid [rows, t] are padding: none sees them, and their hidden states mean nothing.
+        branch, positions [rows, t]: the branch of each token (PROMPT: all branches) and its position in the text. A
+        token attends to the earlier valid tokens of its branch and of the prompt; a layer with a sliding window, only
+        to those within the window. Where valid [rows, t] is False the token is padding, and its state is meaningless.
         """
         past = self.valid.shape[1]
         self.valid = torch.cat([self.valid, valid], 1)
@@ -74,9 +74,9 @@ class BranchingCache:
         self.positions = torch.cat([self.positions, positions.expand_as(branch)], 1)
         width = tokens.shape[1]
         order = torch.ones(width, past + width, dtype=torch.bool, device=self.device).tril(past)
-        own = torch.eye(width, past + width, dtype=torch.bool, device=self.device).roll(past, 1)  # no row without keys
+        itself = torch.eye(width, past + width, dtype=torch.bool, device=self.device).roll(past, 1)  # even padding
         related = (self.branch[:, None, :] == PROMPT) | (self.branch[:, None, :] == branch[:, :, None])
-        seen = (related & self.valid[:, None, :] & order) | own
+        seen = (related & self.valid[:, None, :] & order) | itself
         masks = {kind: self._mask(seen, positions, window) for kind, window in self.windows.items()}
         with self._recording_frozen_states() if self.frozen_layers else nullcontext():
             return self.decoder(
@@ -88,7 +88,7 @@ class BranchingCache:
             ).last_hidden_state
 
     def _mask(self, seen: Tensor, positions: Tensor, window: int | None) -> Tensor:
-        """Attention mask [rows, 1, t, keys] of the layers with this window: booleans for sdpa, 0 or -inf for eager."""
+        """Attention mask [rows, 1, t, keys] for layers with this window: booleans for sdpa, 0 or -inf for eager."""
         if window is not None:
             seen = seen & (positions[:, :, None] - self.positions[:, None, :] < window)
         if self.decoder.config._attn_implementation == "sdpa":
@@ -98,7 +98,7 @@ class BranchingCache:
 
     @contextmanager
     def _recording_frozen_states(self) -> Iterator[None]:
-        """Keep what enters the first layer above the frozen ones."""
+        """Keep in `frozen_states` the states that enter the first layer above the frozen ones."""
 
         def keep(_: Any, args: Any, kwargs: Any) -> None:
             self.frozen_states = args[0] if args else kwargs["hidden_states"]
@@ -111,7 +111,7 @@ class BranchingCache:
 
 
 class BranchReader:
-    """Reads tokens into the branches of a cache whose prompts are read, and pools their states (METHOD 2, pooling)."""
+    """Reads tokens into the branches of a cache, and pools the states of each branch (METHOD 2, pooling)."""
 
     def __init__(self, cache: BranchingCache, branches: int, width: int, pooling: str) -> None:
         """width: size d of a hidden state."""
@@ -120,12 +120,12 @@ class BranchReader:
         self.count = torch.zeros(self.rows, branches, dtype=torch.long, device=cache.device)
         self.sum = torch.zeros(self.rows, branches, width, device=cache.device)
         self.last = torch.zeros(self.rows, branches, width, device=cache.device)
-        self.recorded: list[tuple[list[int], Tensor, Tensor]] = []  # a read's branches, frozen states and validity
+        self.recorded: list[tuple[list[int], Tensor, Tensor]] = []  # of each read: branches, frozen states, validity
 
     def read(self, chunk: Sequence[Sequence[Sequence[int] | Tensor]]) -> Tensor:
-        """Read token ids, or states, of each branch [rows][branches]; returns the state after its last one [n, G, d].
+        """Read the next token ids, or states, of each branch [n][G]; returns the state at its last token [n, G, d].
 
-        `states` then holds those of this chunk [rows, branches with tokens, t, d].
+        A branch may get no token. Leaves in `states` those of the tokens read [n, branches that got some, t, d].
         """
         n, device = self.rows, self.cache.device
         active = [g for g in range(self.branches) if any(len(row[g]) for row in chunk)]  # the others cost nothing
@@ -153,7 +153,7 @@ class BranchReader:
         return self.last.to(hidden.dtype)
 
     def pooled(self) -> Tensor:
-        """The pooled state of each branch [n, G, d], float32."""
+        """State of each branch, pooled as `pooling` says [n, G, d], float32."""
         if self.pooling == "last":
             return self.last
         if self.pooling == "mean":
@@ -162,7 +162,7 @@ class BranchReader:
         return (prompt_sum[:, None] + self.sum) / (prompt_count[:, None] + self.count)[..., None]
 
     def frozen_states(self) -> list[list[Tensor]]:
-        """States [t, d] after the frozen layers of all tokens that each branch has read [n][G]."""
+        """States [t, d] after the frozen layers of the t tokens that each branch has read [n][G]."""
         chunks: list[list[list[Tensor]]] = [[[] for _ in range(self.branches)] for _ in range(self.rows)]
         for active, states, valid in self.recorded:
             for place, g in enumerate(active):
@@ -172,14 +172,14 @@ class BranchReader:
 
 
 class LayerSlice:
-    """Consecutive layers of a decoder, called like it; their `inputs_embeds` are the states that enter the lowest."""
+    """Some consecutive layers of a decoder, called like it; `inputs_embeds` are the states entering the lowest."""
 
     def __init__(self, decoder: Any, layers: slice) -> None:
         self.decoder, self.layers, self.config = decoder, layers, decoder.config
         self.parameters = decoder.parameters
 
     def __call__(self, **inputs: Any) -> Any:
-        """Run these layers, and the final norm where the top layer is among them."""
+        """Run these layers; also the final norm if the decoder's top layer is one of them."""
         layers, norm = self.decoder.layers, self.decoder.norm
         self.decoder.layers = layers[self.layers]
         if self.layers.stop is not None and self.layers.stop < len(layers):
@@ -191,11 +191,13 @@ class LayerSlice:
 
 
 def _windows(config: Any) -> dict[str, int | None]:
-    """Sliding window of each kind of layer, in positions; None: no limit. Raises InputError where masks are ignored."""
+    """Sliding window in tokens by type of layer, None: no limit. Raises InputError if the model ignores masks."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
     for kind in {*kinds} - {"full_attention", "sliding_attention"}:
-        raise InputError(f"the model {config.model_type} has layers of {kind}, which cannot be masked; take another")
+        raise InputError(
+            f"{config.model_type} models have layers of {kind}, which cannot be masked; take another model"
+        )
     if config._attn_implementation not in ("sdpa", "eager"):
         raise InputError(
             f"the model's attention is {config._attn_implementation}, which takes no mask; "
@@ -205,7 +207,7 @@ def _windows(config: Any) -> dict[str, int | None]:
 
 
 def pad(rows: Sequence[Sequence[int] | Tensor], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Token ids [t], or states [t, d], as one tensor padded right with 0, and which of its entries are not padding.
+    """Pad rows of token ids [t], or of states [t, d], on the right with 0; also returns which entries are real.
 
     >>> tokens, valid = pad([[7, 8], [9]])
     >>> tokens.tolist(), valid.tolist()

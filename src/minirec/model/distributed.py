@@ -1,6 +1,6 @@
-"""Several processes that train as one (METHOD 3): their ranks, sums over them, and layers sharded among them.
+"""Several processes that train one policy (METHOD 3): their ranks, sums over them, and layers sharded over them.
 
-With one process all collective operations return what they were given.
+A collective operation is one that all processes must call; with one process it returns its argument.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 NO_LAYER = -1
-ALIGNMENT = 64  # bytes: every weight starts where kernels like it
+ALIGNMENT = 64  # bytes: every weight starts at a multiple of this, as GPU kernels expect
 
 
 def _nothing() -> None:
@@ -44,24 +44,24 @@ def world_size() -> int:
 
 
 def local_rows(total: int) -> list[int]:
-    """Rows of 0..total that this process works on: every `world_size`-th."""
+    """The rows among 0..total-1 that this process works on: every `world_size`-th, from its rank."""
     return list(range(rank(), total, world_size()))
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum tensors of one shape over the processes, in place."""
+    """Replace the values by their sum over the processes; all have the same shape."""
     if world_size() > 1:
         _before_collective()
         dist.all_reduce(values)
     return values
 
 
-def gathered(own: Tensor, total: int) -> Tensor:
-    """All rows [total, d], of which each process has computed its `local_rows`."""
+def gathered(local: Tensor, total: int) -> Tensor:
+    """All rows [total, d]; local: those that this process has computed, its `local_rows`."""
     if world_size() == 1:
-        return own
-    whole = torch.zeros(total, *own.shape[1:], dtype=own.dtype, device=own.device)
-    whole[local_rows(total)] = own
+        return local
+    whole = torch.zeros(total, *local.shape[1:], dtype=local.dtype, device=local.device)
+    whole[local_rows(total)] = local
     return all_reduce_sum(whole)
 
 
@@ -78,7 +78,7 @@ def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
 
 @contextmanager
 def first_rank_alone() -> Iterator[bool]:
-    """A block that gets whether this is rank 0; all processes leave it together, once rank 0 has run it."""
+    """Yield whether this process is rank 0; at the end of the block every process waits for all others."""
     yield rank() == 0
     if world_size() > 1:
         _before_collective()
@@ -88,15 +88,15 @@ def first_rank_alone() -> Iterator[bool]:
 class ShardedLayers:
     """Shards the frozen layers' weights over the processes; one layer at a time is gathered whole, as in ZeRO-3.
 
-    The processes need layers at different moments and not equally often, as their texts differ in length and their
-    shares in the number of passes. So every gather is agreed on first: a process that needs a layer asks for it, and
-    the others join in when they need a layer themselves or come to another collective operation.
+    Processes need layers at different times and unequally often, as their texts differ in length and their numbers of
+    passes differ. So all agree on every gather: a process that needs a layer requests it, and the others join in when
+    they need a layer themselves or come to another collective operation.
     """
 
     def __init__(self, layers: Sequence[Any], device: torch.device) -> None:
-        """Take the weights out of the layers, for good; adapters that are added later stay whole.
+        """Take the weights out of the layers; from now on `layers` work only through this object.
 
-        The layers lie on the CPU, without adapters; every process calls this with the same ones.
+        They lie on the CPU, the same ones in every process; adapters may be added later and are not sharded.
         """
         weights = [list(layer.parameters()) for layer in layers]
         longest = max(sum(map(_aligned_bytes, of_layer)) for of_layer in weights)
@@ -104,13 +104,13 @@ class ShardedLayers:
         self.whole = torch.zeros(shard * world_size(), dtype=torch.uint8, device=device)  # the layer `gathered`
         self.gathered = NO_LAYER
         self.shards = [self._take(ws).split(shard)[rank()].to(device, copy=True) for ws in weights]
-        self.requests = dist.new_group(backend="gloo")  # which layer is wanted: no GPU is waited for
+        self.requests = dist.new_group(backend="gloo")  # agrees on layers on the CPU: no GPU is waited for
         for number, (layer, of_layer) in enumerate(zip(layers, weights, strict=True)):
             layer.forward = self._gathering(number, of_layer, layer.forward)
         on_collective(self.finish_gathers)
 
     def _take(self, weights: list[Any]) -> Tensor:
-        """Copy a layer's weights out as bytes; from now on they are views of `whole`."""
+        """Copy a layer's weights out as bytes, and make the weights views of `whole`."""
         start, taken = 0, torch.zeros(len(self.whole), dtype=torch.uint8)
         for weight in weights:
             taken[start : start + weight.nbytes] = weight.detach().contiguous().flatten().view(torch.uint8)
@@ -143,7 +143,7 @@ class ShardedLayers:
         return gathering
 
     def gather(self, number: int) -> None:
-        """Gather a layer's full weights, after those of other layers that other processes ask for."""
+        """Gather a layer's full weights; requests of other processes may be answered before."""
         while self.gathered != number:
             self._answer(number)
 
@@ -153,7 +153,7 @@ class ShardedLayers:
             pass
 
     def _answer(self, wanted: int) -> int:
-        """Gather the highest layer that any process wants; returns its number, or NO_LAYER."""
+        """Gather the highest layer that any process requests, this one `wanted`; returns its number, or NO_LAYER."""
         request = torch.tensor(wanted)
         dist.all_reduce(request, dist.ReduceOp.MAX, group=self.requests)
         served = int(request)
@@ -164,5 +164,5 @@ class ShardedLayers:
 
 
 def _aligned_bytes(weight: Tensor) -> int:
-    """Bytes from the start of a weight to that of the next."""
+    """Bytes of a weight, rounded up to a multiple of ALIGNMENT."""
     return -(-weight.nbytes // ALIGNMENT) * ALIGNMENT

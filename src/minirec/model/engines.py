@@ -1,7 +1,7 @@
-"""Engines that generate the completions of a rollout (METHOD 4.2): our own, or vLLM.
+"""Engines that write the completions of a rollout (METHOD 4.2): the built-in one, or vLLM.
 
-An engine turns prompts into completions with their states. The random numbers of a completion depend on (seed, sample,
-completion) alone, so neither the batch nor the shard matters; the engines draw differently from the same distribution.
+The random numbers of a completion depend on (seed, sample, number of the completion) alone, so batches and shards do
+not change it. The two engines sample from the same distribution, but with different random numbers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from minirec.model.policy import Policy
 
 
 class Engine(Protocol):
-    """What generates the completions of prompts."""
+    """Writes the completions of prompts, and gives their pooled states."""
 
-    batches_per_call: int  # batches of `batch_tokens` that it takes at a time
+    batches_per_call: int  # how many batches of `batch_tokens` tokens `generate` takes at a time
 
     def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
-        """`sampling.completions` completions of each prompt (without the shared prefix)."""
+        """Write `sampling.completions` completions of each prompt, token ids without the prefix that all share."""
 
 
 def require(engine: str) -> None:
-    """Raise InputError where an engine is not installed."""
+    """Raise InputError if the engine of this name is not installed."""
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise InputError("rollout.engine is vllm, but vLLM is not installed; pip install vllm, or set it to builtin")
 
@@ -41,14 +41,14 @@ def load(
     model: Path,
     adapter: Path | None,
 ) -> Engine:
-    """The engine that the settings name; `policy` was loaded from the folders of the model and the adapter."""
+    """The engine that `rollout.engine` names; model, adapter: the folders that `policy` was loaded from."""
     if rollout.engine == "vllm":
         return Vllm(policy, sampling, rollout, engine, model, adapter)
     return Builtin(policy, sampling, rollout)
 
 
 class Builtin:
-    """`generate.generate`, which takes the states from the decoding steps."""
+    """The built-in engine, `generate.generate`: its decoding steps also give the states."""
 
     batches_per_call = 1
 
@@ -56,7 +56,7 @@ class Builtin:
         self.policy, self.sampling, self.seed = policy, sampling, rollout.seed
 
     def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
-        """The completions of one batch."""
+        """Write the completions of one batch of prompts."""
         s = self.sampling
         uniforms = generate.sampling_uniforms(self.seed, sample_ids, s.completions, s.max_new_tokens)
         limits = [s.max_new_tokens] * s.completions
@@ -64,9 +64,9 @@ class Builtin:
 
 
 class Vllm:
-    """vLLM generates the tokens; the policy reads them in one pass per batch, for the states."""
+    """vLLM samples the tokens; then the policy reads each batch in one pass, which gives the states."""
 
-    batches_per_call = 16  # it decodes hundreds of completions side by side
+    batches_per_call = 16  # vLLM decodes hundreds of completions side by side
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Vllm:
         model: Path,
         adapter: Path | None,
     ) -> None:
-        """Raises InputError where vLLM cannot load the model."""
+        """Raises InputError if vLLM cannot load the model."""
         import vllm
         from vllm.lora.request import LoRARequest
 
@@ -90,7 +90,7 @@ class Vllm:
                 load_format="safetensors",
                 dtype=policy.settings.dtype,
                 enable_lora=adapter is not None,
-                max_lora_rank=max(8, 1 << (policy.settings.lora_r - 1).bit_length()),  # it knows powers of two
+                max_lora_rank=max(8, 1 << (policy.settings.lora_r - 1).bit_length()),  # vLLM takes powers of two
                 enable_prefix_caching=True,
                 gpu_memory_utilization=engine.vllm_memory,
                 seed=rollout.seed,
@@ -101,7 +101,7 @@ class Vllm:
             raise InputError(f"vLLM cannot load {model} ({reason}); {advice}") from error
 
     def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
-        """The completions of several batches."""
+        """Write the completions of several batches of prompts."""
         s, policy = self.sampling, self.policy
         texts = self.sample(prompts, sample_ids) if s.max_new_tokens else [[[]] * s.completions for _ in prompts]
         extra = s.completions * (s.max_new_tokens + len(policy.marker_ids))
@@ -113,7 +113,7 @@ class Vllm:
         return Completions.concatenate(batches).take(sorted(range(len(order)), key=order.__getitem__))
 
     def sample(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> list[list[list[int]]]:
-        """Token ids [n][G] as vLLM returns them; they may go on after the marker."""
+        """Token ids of the completions [n][G] as vLLM returns them; they may go on after the marker."""
         s, policy = self.sampling, self.policy
         requests = [
             (prompt, int(i), g) for prompt, i in zip(prompts, sample_ids, strict=True) for g in range(s.completions)

@@ -1,4 +1,4 @@
-"""Write completions, and read them again with gradients (METHOD 2, user side)."""
+"""Write completions, and compute their token probabilities and states with gradients (METHOD 2, user side)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minirec.progress import progress
 
 
 def completion_uniforms(seed: int, sample_id: int, completion: int, count: int, epoch: int = 0) -> np.ndarray:
-    """Uniform random numbers in [0, 1) of one completion [count], a function of the other arguments alone.
+    """The first `count` random numbers in [0, 1) of one completion; the other arguments alone determine them.
 
     >>> three, two = completion_uniforms(0, 17, 1, 3), completion_uniforms(0, 17, 1, 2)
     >>> bool((three[:2] == two).all())
@@ -25,28 +25,28 @@ def completion_uniforms(seed: int, sample_id: int, completion: int, count: int, 
 
 
 def sampling_uniforms(seed: int, sample_ids: Sequence[int], completions: int, count: int, epoch: int = 0) -> Tensor:
-    """The `completion_uniforms` that choose the tokens of all completions [n, G, count]."""
+    """The `completion_uniforms` of all completions of some samples, as one tensor [n, G, count]."""
     rows = [[completion_uniforms(seed, int(s), g, count, epoch) for g in range(completions)] for s in sample_ids]
     return torch.from_numpy(np.array(rows))
 
 
 @dataclass(frozen=True)
 class FrozenStates:
-    """States that enter the first trainable layer for a prompt and its completions: the layers below need not rerun."""
+    """States of a prompt and its completions that enter the first trainable layer: no lower layer need run again."""
 
-    prefix: Tensor  # [p, d], shared by all prompts
-    prompt: Tensor  # [t, d]
-    completions: list[Tensor]  # [G] of [t, d], a forced marker included
+    prefix: Tensor  # [p, d], of the start that all prompts share
+    prompt: Tensor  # [t, d], of the rest of the prompt
+    completions: list[Tensor]  # G tensors [t, d], an appended marker included
 
 
 @dataclass
 class Completions:
     """G completions of each of n prompts."""
 
-    tokens: list[list[list[int]]]  # [n][G]: sampled ids, forced marker not included
-    forced: list[list[bool]]  # [n][G]: whether the marker had to be appended
+    tokens: list[list[list[int]]]  # [n][G]: sampled token ids, without an appended marker
+    forced: list[list[bool]]  # [n][G]: whether the marker was missing, so that it was appended
     hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened
-    frozen_states: list[FrozenStates]  # [n]; empty where they were not kept
+    frozen_states: list[FrozenStates]  # [n]; empty if they were not kept
 
     def take(self, rows: Sequence[int]) -> Completions:
         """The completions of these prompts, in this order."""
@@ -75,12 +75,12 @@ def generate(
     top_k: int = 0,
     keep_frozen_states: bool = False,
 ) -> Completions:
-    """Write completions of one batch of prompts (without their shared prefix); greedy where `uniforms` is None.
+    """Write G completions of each prompt of a batch, and pool their states.
 
-    limits [G]: most tokens of each completion; 0 is the empty completion, the bare marker.
-    uniforms [n, G, max(limits)]: numbers in [0, 1) that choose the tokens, by the inverse of the distribution function
-    over tokens from likely to unlikely. The state at the marker comes from the decoding step that reads it.
-    keep_frozen_states: for `teacher_forced`.
+    prompts: token ids without the prefix that all share. limits [G]: most tokens of each completion; 0: the completion
+    is empty, and the marker follows at once. uniforms [n, G, max(limits)]: a random number in [0, 1) for each token,
+    which is the quantile of the distribution over tokens from likely to unlikely; None: greedy decoding.
+    keep_frozen_states: keep what lets `teacher_forced` skip the frozen layers.
     """
     n, groups = len(prompts), len(limits)
     frozen_layers = policy.frozen_layers if keep_frozen_states else 0
@@ -108,7 +108,7 @@ def generate(
 
 
 class _Drafts:
-    """Completions while they are written: the tokens so far, those that the model has not read, which ones go on."""
+    """Completions being written: their tokens so far, tokens the model has not read yet, and which are unfinished."""
 
     def __init__(self, policy: Policy, rows: int, limits: Sequence[int]) -> None:
         self.policy, self.limits = policy, limits
@@ -118,7 +118,7 @@ class _Drafts:
         self.open = [(i, g) for i in range(rows) for g, limit in enumerate(limits) if limit > 0]
 
     def append(self, chosen: Sequence[int]) -> None:
-        """Add a token to each open completion; where that ends it, also the marker if it is missing."""
+        """Add a token to each unfinished completion; if that ends it without the marker, the marker follows."""
         still_open = []
         for (i, g), token in zip(self.open, chosen, strict=True):
             self.tokens[i][g].append(token)
@@ -133,7 +133,7 @@ class _Drafts:
         self.open = still_open
 
     def next_unread(self) -> list[list[list[int]]]:
-        """Take the first unread token of each completion, if it has one [n][G]."""
+        """Take the first unread token, or none, of each completion [n][G]."""
         first = [[tokens[:1] for tokens in row] for row in self.unread]
         self.unread = [[tokens[1:] for tokens in row] for row in self.unread]
         return first
@@ -143,7 +143,7 @@ class _Drafts:
 def user_states(policy: Policy, bodies: Sequence[str], count: int | None = None) -> Tensor:
     """States [n, d] of users after an empty completion, on the CPU, not whitened.
 
-    bodies: see `Split.bodies`. count: only so many, evenly spread over the list, which is in the order of time.
+    bodies: the histories as text, see `Split.bodies`, in the order of time. count: take so many of them, evenly spread.
     """
     rows = np.linspace(0, len(bodies) - 1, min(count or len(bodies), len(bodies))).round().astype(int)
     prompts = policy.user_bodies([bodies[row] for row in rows])
@@ -159,9 +159,9 @@ def user_states(policy: Policy, bodies: Sequence[str], count: int | None = None)
 def from_tokens(
     policy: Policy, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], limit: int
 ) -> Completions:
-    """Completions of one batch of prompts from tokens [n][G] that another engine sampled, as if by `generate`.
+    """Make what `generate` returns from completions that another engine sampled; texts [n][G]: their token ids.
 
-    Each is truncated where `generate` would have ended it; the states come from one pass over the finished texts.
+    Each is truncated where `generate` would have ended it; one pass over the truncated texts gives the states.
     """
     truncated = [[truncate(policy, tokens, limit) for tokens in row] for row in texts]
     tokens = [[kept for kept, _ in row] for row in truncated]
@@ -173,12 +173,10 @@ def from_tokens(
 def teacher_forced(
     policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities and pooled states of completions by one pass over prompt and completion; differentiable.
+    """Log-probabilities and pooled states of completions, by one differentiable pass over prompts and completions.
 
-    Where the completions have frozen states, only the layers above these run.
-
-    Returns the log-probabilities of the sampled tokens at temperature 1 [n, G, T], which of them are not padding
-    [n, G, T], and the pooled states [n, G, d].
+    Returns the log-probability of each sampled token at temperature 1 [n, G, T], which of these entries are not padding
+    [n, G, T], and the pooled states [n, G, d]. If the completions have frozen states, only the layers above them run.
     """
     n, groups = len(prompts), len(completions.tokens[0])
     first, reader = _read_completions(policy, prompts, completions)
@@ -193,20 +191,20 @@ def teacher_forced(
 
 
 def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
-    """Whether the last of these tokens completes the marker; it may be tokenised in any way."""
+    """Whether the last of these tokens completes the marker, however the marker is split into tokens."""
     marker = policy.settings.marker
     return marker in policy.tokenizer.decode(tokens[-len(marker.encode()) :])  # a token is a byte or more
 
 
 def marker_missing(policy: Policy, tokens: Sequence[int], limit: int) -> bool | None:
-    """Whether a completion that ends with its last token lacks the marker; None where it does not end there."""
+    """None if a completion goes on after these tokens; else whether it has ended without the marker."""
     if has_marker(policy, tokens):
         return False
     return True if tokens[-1] in policy.eos_ids or len(tokens) == limit else None
 
 
 def truncate(policy: Policy, tokens: Sequence[int], limit: int) -> tuple[list[int], bool]:
-    """Truncate a completion after its marker, an end of turn or `limit` tokens; also whether it has no marker."""
+    """Truncate a completion after its marker, an end-of-turn token or `limit` tokens; also whether it has no marker."""
     for count in range(1, min(len(tokens), limit) + 1):
         missing = marker_missing(policy, tokens[:count], limit)
         if missing is not None:
@@ -217,7 +215,7 @@ def truncate(policy: Policy, tokens: Sequence[int], limit: int) -> tuple[list[in
 def _read_completions(
     policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions
 ) -> tuple[Tensor, BranchReader]:
-    """The states at the prompts' last tokens [n, d], and a reader that has read all completions."""
+    """Read prompts and completions; returns the states at the prompts' last tokens [n, d], and the reader."""
     n, groups = len(prompts), len(completions.tokens[0])
     frozen_states = completions.frozen_states
     if frozen_states:
@@ -244,16 +242,16 @@ def _reader(policy: Policy, cache: BranchingCache, branches: int) -> BranchReade
 
 
 def _share_states(tokens: list[list[list[int]]], hidden: Tensor) -> Tensor:
-    """Give identical completions of a prompt the identical state [n, G, d].
+    """Give completions of a prompt that have the same tokens the same state [n, G, d].
 
-    In bfloat16 their last bits can differ, and an advantage would make a signal of that.
+    In bfloat16 the last bits can differ, and standardising the rewards would turn that noise into advantages.
     """
     first = torch.tensor([[row.index(completion) for completion in row] for row in tokens], device=hidden.device)
     return hidden.gather(1, first[..., None].expand_as(hidden))
 
 
 def _sample(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> Tensor:
-    """Tokens [k] at these quantiles [k] of the softmax over the `top_k` likeliest, from likely to unlikely."""
+    """Token ids [k] at the quantiles `uniforms` [k] of the softmax over the `top_k` tokens, likeliest first."""
     count = min(top_k or logits.shape[-1], logits.shape[-1])
     best, ids = (logits / temperature).topk(count, dim=-1)
     cumulative = best.double().softmax(-1).cumsum(-1)

@@ -1,6 +1,6 @@
-"""Item encoder: vectors of the catalogue's items (METHOD 2, item side).
+"""Item encoder: the language model reads an item's text and gives its vector (METHOD 2, item side).
 
-The frozen layers' outputs for an item never change, so they are computed once and kept as frozen states.
+What the frozen layers compute for an item never changes; it can be computed once and kept as frozen states.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from minirec.storage.artefact import Provenance
 
 @dataclass(frozen=True)
 class FrozenItemStates:
-    """States that enter the first trainable layer for the item prompts."""
+    """States of the item prompts that enter the first trainable layer: no lower layer need run again."""
 
-    prefix: Tensor  # [p, d], shared by all items
-    states: Sequence[Tensor]  # [t, d] of each catalogue row
+    prefix: Tensor  # [p, d], of the start that all item prompts share
+    states: Sequence[Tensor]  # m tensors [t, d], by catalogue row: the rest of each prompt
 
     @classmethod
     def read(cls, path: Path) -> FrozenItemStates | None:
-        """Read frozen_states.safetensors; None where it holds none."""
+        """Read frozen_states.safetensors; None if embed kept none."""
         stored = {name: torch.from_numpy(array) for name, array in tensors.read(path).items()}
         if not len(stored["lengths"]):
             return None
@@ -39,7 +39,7 @@ class FrozenItemStates:
 
     @staticmethod
     def write(frozen_states: FrozenItemStates | None, path: Path, provenance: Provenance) -> None:
-        """Write frozen_states.safetensors, an empty one for None."""
+        """Write frozen_states.safetensors; for None, a file without states."""
         prefix = frozen_states.prefix if frozen_states else torch.zeros(0, 1)
         states = torch.cat(list(frozen_states.states)) if frozen_states else torch.zeros(0, 1)
         lengths = np.array([len(s) for s in frozen_states.states] if frozen_states else [], dtype=np.int64)
@@ -47,7 +47,7 @@ class FrozenItemStates:
 
 
 def read_table(path: Path, catalogue: Path) -> Tensor:
-    """Read the item table [m, d'] of items.safetensors; raises InputError where the catalogue has another size."""
+    """Read the item table [m, d'] from items.safetensors; raises InputError if the catalogue has not m items."""
     table = torch.from_numpy(tensors.read(path, "items")["items"])
     count = tables.read("catalogue", catalogue, ["row"]).num_rows
     if len(table) != count:
@@ -56,7 +56,7 @@ def read_table(path: Path, catalogue: Path) -> Tensor:
 
 
 class ItemEncoder:
-    """Embeds the items of a catalogue, from their texts or from their frozen states."""
+    """Computes the vectors of a catalogue's items, from their texts, or faster from their frozen states."""
 
     def __init__(self, policy: Policy, texts: Sequence[str], frozen_states: FrozenItemStates | None = None) -> None:
         self.policy = policy
@@ -69,19 +69,19 @@ class ItemEncoder:
         return len(self.bodies)
 
     def table_bytes(self, frozen_states: bool) -> int:
-        """Bytes of all item vectors in float32, and of the frozen states where these are kept."""
+        """Bytes of memory for all item vectors in float32; with `frozen_states`, also for these."""
         tokens = sum(map(len, self.bodies)) if frozen_states and self.policy.frozen_layers else 0
         return 4 * self.policy.width * (len(self) + tokens)
 
     def length_batches(self, rows: Sequence[int]) -> list[list[int]]:
-        """Places in `rows`, in batches of items of similar length that fit into one pass."""
+        """Batches of items of similar length that fit into one pass, as positions in the catalogue rows `rows`."""
         return list(self.policy.length_batches([self.bodies[row] for row in rows]))
 
     def embed(self, rows: Sequence[int] | None = None, what: str | None = None) -> Tensor:
-        """Vectors [k, d] of catalogue rows, all by default; float32, not whitened, differentiable.
+        """Vectors [k, d] of the catalogue rows [k], all by default; float32, not whitened, differentiable.
 
-        Pooling `last`: the state at the marker's last token; else the mean over what follows the instruction.
-        what: shows a progress bar of this name.
+        With the pooling `last`, the state at the marker's last token; else the mean over what follows the instruction.
+        what: label of a progress bar; None: no bar.
         """
         rows = range(len(self)) if rows is None else rows
         places, vectors = [], [torch.zeros(0, self.policy.width, device=self.policy.device)]  # there may be no rows
@@ -99,7 +99,7 @@ class ItemEncoder:
 
     @torch.no_grad()
     def make_frozen_states(self) -> FrozenItemStates | None:
-        """Compute the frozen states and use them from now on; None where every layer is trained."""
+        """Compute the frozen states, and use them from now on; None if no layer is known to be frozen."""
         depth = self.policy.frozen_layers
         if depth == 0:
             return None
@@ -117,7 +117,7 @@ class ItemEncoder:
         return self.frozen_states
 
     def _read(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Final states [k, t, d] of the items' tokens, and which are not padding [k, t]."""
+        """States [k, t, d] of the items' tokens after the last layer, and which are not padding [k, t]."""
         if self.frozen_states is None:
             _, hidden, valid = self._extend(self.policy.decoder, self.policy.item_prompts.prefix, rows)
             return hidden.float(), valid

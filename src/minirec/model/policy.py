@@ -1,4 +1,4 @@
-"""The policy (METHOD 2): one causal LM that reasons about a user and embeds users and items."""
+"""The policy (METHOD 2): one causal language model that writes about a user and embeds users and items."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from minirec.storage import artefact
 
 @dataclass
 class Policy:
-    """A causal LM with its tokenizer and prompts; `settings.lora_*` say which of its layers are trained."""
+    """A causal language model with its tokenizer and prompts; `settings.lora_*` say which layers are trained."""
 
     model: Any
     tokenizer: Any
     settings: sections.Policy
-    batch_tokens: int = Passes().batch_tokens  # padded tokens of one forward pass
+    batch_tokens: int = Passes().batch_tokens  # most tokens of one forward pass, padding included
 
     @classmethod
     def load(
@@ -41,10 +41,10 @@ class Policy:
         batch_tokens: int = Passes().batch_tokens,
         shard_layers: bool = False,
     ) -> Policy:
-        """Load a base model from safetensors, and an adapter on it; raises InputError where one is unusable.
+        """Load a base model and, where it is given, an adapter on it; raises InputError if one is unusable.
 
-        batch_tokens: padded tokens of one forward pass; bounds memory. shard_layers: no process ever has all its layers
-        on its device, see `ShardedLayers`.
+        folder: config, tokenizer and safetensors. batch_tokens: most tokens of one forward pass, padding included;
+        limits memory. shard_layers: spread the frozen layers over the processes, see `ShardedLayers`.
         """
         for needed in ("config.json", "tokenizer.json"):
             if not (folder / needed).is_file():
@@ -52,7 +52,7 @@ class Policy:
         if not any(folder.glob("*.safetensors")):
             raise InputError(f"{folder} has no weights (*.safetensors); fetch the model again")
         artefact.verify_folder(folder, foreign=True)
-        disable_progress_bar()  # the package has its own
+        disable_progress_bar()  # minirec shows its own
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
         with _one_sentence(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -66,7 +66,7 @@ class Policy:
         return cls(model.to(device).eval(), tokenizer, settings, batch_tokens)
 
     def add_adapter(self, seed: int) -> None:
-        """Wrap the model with a fresh trainable LoRA adapter; the base weights are frozen."""
+        """Add a new LoRA adapter, drawn from `seed`, to the model; the base weights are frozen. Raises InputError."""
         from peft import LoraConfig, get_peft_model
 
         s = self.settings
@@ -99,7 +99,7 @@ class Policy:
 
     @cached_property
     def frozen_layers(self) -> int:
-        """Number of layers below the first trainable one; 0 also where that is unknown. Their outputs never change."""
+        """Number of layers below the lowest trained one; 0 also if the layers are of several types."""
         text = self.model.config.get_text_config()
         if self.settings.lora_layers is None or len(set(getattr(text, "layer_types", None) or ())) > 1:
             return 0
@@ -107,7 +107,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model."""
+        """Device that holds the model."""
         return next(self.model.parameters()).device
 
     @property
@@ -117,7 +117,7 @@ class Policy:
 
     @cached_property
     def eos_ids(self) -> set[int]:
-        """Token ids that end a turn."""
+        """Ids of the tokens that end a turn of the chat, and so a completion."""
         ids = self.model.generation_config.eos_token_id
         ids = ids if isinstance(ids, list) else [ids]
         return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
@@ -127,7 +127,7 @@ class Policy:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits in float32 [..., vocabulary] of hidden states [..., d]."""
+        """Logits of the next token [..., vocabulary], float32, at hidden states [..., d]."""
         logits = self._base.get_output_embeddings()(hidden).float()
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
@@ -145,25 +145,25 @@ class Policy:
 
     @cached_property
     def marker_ids(self) -> list[int]:
-        """Token ids of the marker, as appended to a completion without one."""
+        """Token ids of the marker, which are appended to a completion without it."""
         return prompts.token_ids(self.tokenizer, self.settings.marker)
 
     def user_bodies(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of user prompts without their shared prefix. texts: see `Split.bodies`."""
+        """Token ids of user prompts, without the prefix that all share; texts: the histories, see `Split.bodies`."""
         return [self.user_prompts.encode(text) for text in texts]
 
     def length_batches(
         self, prompts: Sequence[Sequence[int]], extra: int = 0, batches_per_call: int = 1
     ) -> Iterator[list[int]]:
-        """Rows of prompts of similar length, `batches_per_call` times `batch_tokens` tokens at a time.
+        """Batches of prompts of similar length, as row numbers, each of `batches_per_call` x `batch_tokens` tokens.
 
-        extra: tokens that will be added to each prompt.
+        extra: tokens that the pass adds to each prompt, e.g. its completions.
         """
         return batch_rows([len(prompt) + extra for prompt in prompts], batches_per_call * self.batch_tokens)
 
 
 def _base_model(folder: Path, dtype: str) -> Any:
-    """The causal LM of a folder; raises InputError where weights are missing, which would be random."""
+    """The language model of a folder; raises InputError if weights are missing, which would be set at random."""
     with _one_sentence(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -190,7 +190,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 @contextmanager
 def _one_sentence(folder: Path) -> Iterator[None]:
-    """Turn whatever a library raises over a damaged folder into an InputError of one sentence."""
+    """Turn whatever a library raises while it loads a folder into an InputError of one sentence."""
     try:
         yield
     except Exception as error:
@@ -199,7 +199,7 @@ def _one_sentence(folder: Path) -> Iterator[None]:
 
 
 def batch_rows(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, longest first, each of at most `budget` padded tokens or of one row.
+    """Batches of rows of similar length, longest first; each has at most `budget` tokens with padding, or one row.
 
     Depends on the lengths alone, so every run and every shard forms the same batches.
 

@@ -1,7 +1,8 @@
 """Prompts about users and items as token ids (METHOD 2).
 
-A prompt is prefix + body + suffix. Prefix and suffix are the same for every prompt of a kind, so the prefix is read
-once; the body, made of other people's titles, is tokenised as plain text and cannot contain a special token.
+A prompt is prefix + body + suffix. Prefix and suffix are the same in all prompts about users, and in all about items,
+so the model reads the prefix once. The body holds titles from the data; it is tokenised as plain text, so that no title
+can put a special token into the prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ USER_INSTRUCTION = (
 )
 ITEM_INSTRUCTION = "Name the key attributes of this item."
 _BODY = "BODY_OF_THE_PROMPT"
-_DATE = (  # put in front of the chat template: one that asks for the date gets the same on every day
+_DATE = (  # put in front of the chat template: a template that asks for today's date always gets this one
     "{% macro strftime_now(format) %}"
     "{{ format|replace('%d', '26')|replace('%b', 'Jul')|replace('%B', 'July')|replace('%m', '07')"
     "|replace('%Y', '2024')|replace('%y', '24') }}"
@@ -28,37 +29,37 @@ _DATE = (  # put in front of the chat template: one that asks for the date gets 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of one kind, about users or about items."""
+    """Makes the prompts about users, or those about items."""
 
     tokenizer: Any
-    prefix: list[int]  # shared start
-    suffix: list[int]  # shared end
-    reserved: tuple[str, ...]  # see `reserved`
-    max_body: int | None = None  # tokens; longer bodies are truncated
+    prefix: list[int]  # token ids at the start of every prompt
+    suffix: list[int]  # token ids at the end of every prompt
+    reserved: tuple[str, ...]  # strings that no body may contain, see the function `reserved`
+    max_body: int | None = None  # longer bodies are truncated to this many tokens
 
     def encode(self, body: str) -> list[int]:
-        """Token ids of the body and the suffix."""
+        """Token ids of the body, as far as `max_body`, and the suffix."""
         ids = self.tokenizer(neutral(body, self.reserved), add_special_tokens=False, split_special_tokens=True)
         return ids["input_ids"][: self.max_body] + self.suffix
 
 
 def user_prompts(tokenizer: Any, marker: str, system: str | None) -> Prompts:
-    """Prompts about users; the body is made by `data.titles.history_lines`."""
+    """Prompts about users; their body is the history as `data.titles.history_lines` writes it."""
     before, after = _template(tokenizer, USER_INSTRUCTION, system)
     return Prompts(tokenizer, token_ids(tokenizer, before), token_ids(tokenizer, after), reserved(tokenizer, marker))
 
 
 def item_prompts(tokenizer: Any, marker: str, system: str | None, max_body: int) -> Prompts:
-    """Prompts about items; the body is the catalogue's text, and the marker opens the assistant's turn."""
+    """Prompts about items; their body is the catalogue's `text`, and the assistant's turn begins with the marker."""
     before, after = _template(tokenizer, ITEM_INSTRUCTION, system)
     end = token_ids(tokenizer, after) + token_ids(tokenizer, marker)
     return Prompts(tokenizer, token_ids(tokenizer, before), end, reserved(tokenizer, marker), max_body)
 
 
 def reserved(tokenizer: Any, marker: str) -> tuple[str, ...]:
-    """Strings that no body may contain: the marker, and non-special tokens that the chat template writes.
+    """Strings that no body may contain: the marker, and tokens of the chat template that are not marked as special.
 
-    Special tokens are not among them, as the tokenizer splits those in a body.
+    Special tokens need not be listed: in a body the tokenizer splits them into plain text.
     """
     template = tokenizer.get_chat_template()
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
@@ -66,7 +67,7 @@ def reserved(tokenizer: Any, marker: str) -> tuple[str, ...]:
 
 
 def neutral(text: str, words: Sequence[str]) -> str:
-    """Text in which each of these words is reduced to its letters and digits, or removed: no title ends a turn.
+    """Reduce each of these words in a text to its letters and digits, or remove it, so that no title can end a turn.
 
     >>> neutral("An <answer> in blue", ["<answer>"])
     'An answer in blue'
@@ -78,7 +79,7 @@ def neutral(text: str, words: Sequence[str]) -> str:
 
 
 def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str, str]:
-    """Text that the chat template puts before and after the body, up to the start of the assistant's turn."""
+    """Text of the chat before the body, and after it up to the start of the assistant's turn."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": f"{instruction}\n{_BODY}"})
     try:
@@ -100,5 +101,5 @@ def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, in which special tokens stay special."""
+    """Token ids of a text; special tokens written in it count as such."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]

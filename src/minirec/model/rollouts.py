@@ -1,7 +1,7 @@
-"""Rollouts as files (METHOD 4.2): the batches of a shard, finished ones kept for a restart, and shards joined.
+"""Rollouts as files (METHOD 4.2): the batches of a shard, the finished batches of a killed job, and joined shards.
 
-Batches are formed within windows of samples, from the lengths of their prompts alone, and a shard owns whole ones: so
-the number of shards changes nothing but the wall time.
+A window is a run of samples. The batches within it depend on the lengths of its prompts alone, and each batch belongs
+to one shard, so the number of shards changes only how long the work takes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ ORDER = [("sample_id", "ascending"), ("completion", "ascending")]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples whose completions are generated in one call."""
+    """Samples whose completions the engine generates in one call."""
 
-    window: int  # number of the window of samples that they lie in
-    number: int  # of the batch, which no other of the same window has
+    window: int  # number of the window that holds the samples, from 0
+    number: int  # of the batch; unique within its window
     samples: Split
-    prompts: list[list[int]]  # token ids without the shared prefix
+    prompts: list[list[int]]  # token ids without the prefix that all share
 
 
 def shard_batches(
@@ -49,10 +49,10 @@ def shard_batches(
     shards: int,
     batches_per_call: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of one shard of `total` samples, or all where `shard` is None; windows or batches go round-robin.
+    """The batches of one shard of `total` samples, or all batches if `shard` is None.
 
-    Where each shard gets eight windows or more it reads only its own ones, else it takes its turn in every window.
-    extra: tokens that are added to each prompt.
+    Shards take whole windows in turn if each gets eight or more, else batches in turn. extra: tokens that a pass adds
+    to each prompt. batches_per_call: how many times `batch_tokens` tokens a batch may have.
     """
     shard, shards = (0, 1) if shard is None else (shard, shards)
     by_window = total >= 8 * shards * splits.WINDOW
@@ -70,7 +70,7 @@ def shard_batches(
 def records(
     samples: Split, completions: Completions, scored: Mapping[str, Tensor], policy: Policy
 ) -> list[dict[str, Any]]:
-    """Rows of the rollouts table, one a completion; scored: its other columns by name [n, G]."""
+    """Rows of the rollouts table, one a completion; scored: the columns [n, G] that `score_completions` returned."""
     columns = {name: values.tolist() for name, values in scored.items()}
     return [
         {
@@ -86,9 +86,9 @@ def records(
 
 
 class RolloutCheckpoint:
-    """Folder with the finished batches of a rollout, so that a killed job resumes where it stopped.
+    """Folder with the finished batches of a rollout, so that the job can go on after it was killed.
 
-    It is emptied where it was made from other inputs, settings or code, or for another shard.
+    Emptied first if other inputs, settings or code, or another shard, made what it holds.
     """
 
     def __init__(self, folder: Path, provenance: Provenance, shard: int | None) -> None:
@@ -98,7 +98,7 @@ class RolloutCheckpoint:
         artefact.keep_unfinished(folder, provenance, shard=shard)
 
     def holds(self, batch: Batch) -> bool:
-        """Whether a batch was finished by an earlier job and is undamaged."""
+        """Whether an earlier job finished this batch and its files are undamaged."""
         path = self._path(batch)
         if not path.is_file():  # written last
             return False
@@ -110,7 +110,7 @@ class RolloutCheckpoint:
         return True
 
     def write(self, batch: Batch, rows: list[dict[str, Any]], hidden: Tensor) -> None:
-        """Keep a finished batch: its rollouts and its pooled states [n, G, d]."""
+        """Store a finished batch: its rows of the rollouts table, and its pooled states [n, G, d]."""
         path = self._path(batch)
         states = {"sample_id": batch.samples.sample_id, "hidden": hidden.cpu().numpy()}
         tensors.write(states, path.with_suffix(".safetensors"), self.provenance)
@@ -119,9 +119,9 @@ class RolloutCheckpoint:
         self._add(batch)
 
     def join(self, completions: int, width: int, rollouts: Path, hidden: Path) -> None:
-        """Write both artefacts in the order of sample_id, a window at a time, and remove the folder.
+        """Write rollouts and hidden states in the order of sample_id, a window at a time, and remove the folder.
 
-        completions, width: of the pooled states [n, G, d], as there may be no batch.
+        completions, width: G and d of the states [n, G, d]; given, as a shard may have no batch that tells them.
         """
         with (
             tables.writer("rollouts", rollouts, self.provenance) as append,
@@ -136,7 +136,7 @@ class RolloutCheckpoint:
         shutil.rmtree(self.folder)
 
     def _path(self, batch: Batch) -> Path:
-        """The rollouts of a batch; its states lie beside them."""
+        """The file of a batch's rollouts; its states lie beside it."""
         return self.folder / f"{batch.window:06}" / f"{batch.number:06}.parquet"
 
     def _add(self, batch: Batch) -> None:
@@ -149,22 +149,22 @@ class RolloutCheckpoint:
 
 
 def shards_provenance(rollout_shards: list[Path]) -> Provenance:
-    """Provenance that all shards share, without their number: that of a rollout in one piece.
+    """The provenance of a rollout without shards: what all shards share, but for their number.
 
-    Raises InputError where the shards were made differently.
+    Raises InputError if the shards were made with different inputs or settings.
     """
     stored = [tables.read_provenance(path) for path in rollout_shards]
     if any(other != stored[0] for other in stored):
         raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
     provenance = Provenance.parse(stored[0])
-    provenance.settings.pop("shards", None)  # they decide what a shard holds, but not the whole
+    provenance.settings.pop("shards", None)  # the number of shards does not change the joined files
     return provenance
 
 
 class Shards:
-    """The rollouts and pooled states of all shards, read together in the order of sample_id.
+    """Reads the rollouts and pooled states of all shards together, in the order of sample_id.
 
-    Raises InputError where the two files of a shard do not hold the same samples.
+    Raises InputError if the two files of a shard do not hold the same samples.
     """
 
     def __init__(self, rollout_shards: list[Path], hidden_shards: list[Path]) -> None:
@@ -175,7 +175,7 @@ class Shards:
         self.streams = [Stream("rollouts", path, list(tables.TABLES["rollouts"].columns)) for path in rollout_shards]
 
     def windows(self) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
-        """Rollouts, sample_id [k] and states [k, G, d] of the next WINDOW samples, until there are no more."""
+        """(rollouts table, sample_id [k], states [k, G, d]) of the next k = WINDOW samples, until none is left."""
         total, groups, _ = self.shape
         starts = [0] * len(self.counts)  # row of each shard's next sample
         for begin in range(0, total, splits.WINDOW):

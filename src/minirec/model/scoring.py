@@ -1,4 +1,4 @@
-"""Scores of items for a state, and what follows from them: the target's rank and probability (METHOD 2, 3)."""
+"""Scores of the items for a user's state, and the rank and probability of the target (METHOD 2: score; 3: reward)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minirec.errors import NotFinite
 
 
 def scores(h: Tensor, items: Tensor, tau: float) -> Tensor:
-    """Score [n, m] of every item for every state: cosine of h [n, d] and items [m, d], divided by tau.
+    """Score [n, m] of every item for every state: cosine of h [n, d] and items [m, d], divided by the temperature tau.
 
     >>> scores(torch.tensor([[2.0, 0.0]]), torch.eye(2), tau=0.5).tolist()
     [[2.0, 0.0]]
@@ -19,7 +19,7 @@ def scores(h: Tensor, items: Tensor, tau: float) -> Tensor:
 
 
 def mask(scores: Tensor, exclude: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Scores [n, m] with the items `exclude` [n, w] (rows, padded with -1) at minus infinity, `keep` [n] excepted.
+    """Set scores [n, m] to minus infinity at the rows `exclude` [n, w], padded with -1, but never at `keep` [n].
 
     >>> mask(torch.zeros(1, 4), torch.tensor([[0, 2]]), keep=torch.tensor([2])).tolist()
     [[-inf, 0.0, 0.0, 0.0]]
@@ -33,9 +33,10 @@ def mask(scores: Tensor, exclude: Tensor, keep: Tensor | None = None) -> Tensor:
 
 
 def ranks(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
-    """Rank [n], from 1, of each target [n]: 1 + higher scores + equal scores in a lower row, the history masked.
+    """Rank [n] of each target [n] by the scores [n, m], 1 is best; of equal scores the lower row comes first.
 
-    Raises NotFinite where a score is not finite: every comparison with it is false, so its target would come first.
+    exclude [n, w]: rows of the history, padded with -1, which do not count. Raises NotFinite if a score is not finite:
+    every comparison with it is false, so its target would come first.
 
     >>> ranks(torch.tensor([[0.9, 0.7, 0.7, 0.1]]), target=torch.tensor([2]), exclude=torch.tensor([[0]])).tolist()
     [2]
@@ -43,11 +44,11 @@ def ranks(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
     if not scores.isfinite().all():
         raise NotFinite("the policy's scores are not finite, so nothing can be ranked")
     allowed = mask(scores, exclude, target)
-    own = allowed.gather(1, target[:, None])
+    of_target = allowed.gather(1, target[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
-    return 1 + (allowed > own).sum(1) + ((allowed == own) & lower).sum(1)
+    return 1 + (allowed > of_target).sum(1) + ((allowed == of_target) & lower).sum(1)
 
 
 def log_pi(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
-    """Log-probability [n] of each target [n] under the softmax over the catalogue, the rows `exclude` [n, w] masked."""
+    """Log-probability [n] of each target [n]: softmax of the scores [n, m] without the rows `exclude` [n, w]."""
     return mask(scores, exclude, target).log_softmax(1).gather(1, target[:, None]).squeeze(1)

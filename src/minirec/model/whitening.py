@@ -1,6 +1,6 @@
 """Linear maps of hidden states: the whitening of users and items, and the trained head after it (METHOD 2).
 
-The axes are shared: two PCAs would leave no relation between the sides, and cosines between them would be noise.
+Users and items share the axes of one PCA: with a PCA for each, cosines between a user and an item would be noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minirec.experiment.sections import HeadKind
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 
-WHITENING = "whitening.safetensors"  # in the folder of an adapter: that of the base model, the trained head after it
+WHITENING = "whitening.safetensors"  # in an adapter's folder: the base model's whitening times the trained head
 MEANS = ("user_mean", "item_mean")
 COMPONENTS = ("user_components", "item_components")
 SIDES: dict[HeadKind, tuple[str, ...]] = {"none": (), "shared": ("both",), "separate": ("user", "item")}
@@ -25,7 +25,7 @@ SIDES: dict[HeadKind, tuple[str, ...]] = {"none": (), "shared": ("both",), "sepa
 
 @dataclass(frozen=True)
 class Whitening:
-    """One affine map for user states and one for item states, x -> (x - mean) @ components; no arrays: no whitening.
+    """A map x -> (x - mean) @ components for user states, and one for item states; without arrays, both do nothing.
 
     >>> users, items = np.array([[0.0, 9.0], [0.0, 5.0]]), np.array([[3.0, 0.0], [3.0, 4.0]])
     >>> whitening = Whitening.fit(users, items, dim=1)  # users deviate from their mean [0, 7] by 2, items from theirs
@@ -42,10 +42,11 @@ class Whitening:
 
     @classmethod
     def fit(cls, user: np.ndarray, item: np.ndarray, dim: int, power: float = 1.0) -> Whitening:
-        """Fit both sides, [n, d] and [m, d], to `dim` dimensions, each divided by its deviation to the `power`.
+        """Fit the map from user states [n, d] and item states [m, d] to `dim` dimensions.
 
-        Each side loses its own mean and weighs the same in the one PCA. At power 1 both sides together have unit
-        variance in each dimension; at 0 this is a PCA. Raises InputError where the states span fewer dimensions.
+        Subtracts each side's mean, and rotates both by one PCA in which they weigh the same. Then every dimension is
+        divided by its standard deviation to the `power`: 1 gives unit variance over both sides, 0 leaves the PCA.
+        Raises InputError if the states span fewer than `dim` dimensions.
         """
         means, centred = [], []
         for side in (user, item):
@@ -65,7 +66,7 @@ class Whitening:
         return cls({name: array.astype(np.float32) for name, array in arrays.items()})
 
     def compose(self, user: np.ndarray, item: np.ndarray) -> Whitening:
-        """This whitening followed by one linear map per side [k, k], x @ map."""
+        """This whitening followed by a linear map [k, k] for each side, x @ user or x @ item."""
         if not self.arrays:
             zero = np.zeros(len(user), user.dtype)
             return Whitening(dict(zip(MEANS + COMPONENTS, (zero, zero, user, item), strict=True)))
@@ -74,9 +75,9 @@ class Whitening:
 
     @classmethod
     def read(cls, path: Path | None, adapter: Path | None = None) -> Whitening:
-        """Read whitening.safetensors, without a path that of an adapter.
+        """Read the whitening at `path`; without a path, the one in the adapter's folder.
 
-        Raises InputError where the adapter was trained with another one than that at the path.
+        Raises InputError if both are given and differ, as the adapter was trained for its own.
         """
         if path is None:
             if adapter is None:
@@ -85,8 +86,8 @@ class Whitening:
         arrays = tensors.read(path)
         arrays.pop("whitened")
         if adapter is not None and (adapter / WHITENING).is_file():
-            own = cls.read(adapter / WHITENING).arrays
-            if own.keys() != arrays.keys() or not all(np.array_equal(own[name], arrays[name]) for name in own):
+            trained = cls.read(adapter / WHITENING).arrays
+            if trained.keys() != arrays.keys() or not all(np.array_equal(trained[n], arrays[n]) for n in trained):
                 raise InputError(f"{path} is not the whitening of {adapter}; take {adapter / WHITENING}")
         return cls(arrays)
 
@@ -110,7 +111,7 @@ class Whitening:
 
 
 class Head(nn.Module):
-    """A whitening and trained linear maps [k, k] after it, identities at first: none, one for both sides, or one each.
+    """A whitening, then trained linear maps [k, k]: none, one for both sides, or one each; they start as identities.
 
     Training learns the maps beside the adapter; when it ends they are merged into the whitening (METHOD 2, head).
     """
@@ -135,7 +136,7 @@ class Head(nn.Module):
         return self._mapped("item", vectors)
 
     def merged_whitening(self) -> Whitening:
-        """The whitening with the maps, as trained so far, multiplied into its components."""
+        """One whitening that does both: its components multiplied by the maps as trained so far."""
         if not self.maps:
             return self.whitening
         user, item = (self._map(side).detach().cpu().numpy() for side in ("user", "item"))

@@ -1,1 +1,1 @@
-"""What a person looks at: pictures and texts."""
+"""Pictures and texts of the results, for people."""

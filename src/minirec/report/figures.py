@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": 
 def draw(folder: Path, scores: pa.Table | None, selection: pa.Table, curriculum: pa.Table) -> list[Path]:
     """Write the pictures of the main experiment; returns the PNG files.
 
-    Without scores, of a method that needs no signals, there are none, and those of an earlier run are removed.
+    scores is None if the method needs no signals: then there are no pictures, and those of an earlier run are removed.
     """
     if scores is None:
         for name in PICTURES:
@@ -97,9 +97,9 @@ def training_order(curriculum: pa.Table) -> Figure:
 
 
 def quality_and_cost(configurations: pd.DataFrame, metric: str) -> Figure:
-    """A metric against the seconds of training, a line a method through its budgets.
+    """A metric against the seconds of training, with one line per method through its budgets.
 
-    `configurations` is what `comparison.over_seeds` returns; the bars are one standard deviation over the seeds.
+    configurations: from `comparison.over_seeds`. The error bars are one standard deviation over the seeds.
     """
     figure, axes = plt.subplots()
     for name, line in configurations.groupby(["model", "selector", "method"], sort=False):

@@ -1,4 +1,4 @@
-"""The texts that the terminal shows at the end: of the main experiment, and of the comparison."""
+"""The texts that the terminal shows at the end, about the main experiment and about the comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH = 100  # columns of the summary
 
 
 def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[Path]) -> str:
-    """What metrics.json of the main experiment says: metrics, effect of RL, recommended items, costs and files."""
+    """The main experiment's metrics.json as text: metrics, effect of RL, recommended items, costs and files."""
     main = summary["main"]
     lines = [
         "",
@@ -37,7 +37,7 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
 
 
 def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
-    """A line each for the policy before and after RL and for the baselines; the last column compares their NDCG@10."""
+    """A line for the policy before and after RL and for each baseline; last column: NDCG@10 after RL minus its."""
     tests = {"before RL": summary["improvement"], **summary["paired_tests"]}
     rows = {
         "before RL": summary["before"],
@@ -58,7 +58,7 @@ def _interval(value: Interval) -> str:
 
 
 def _effect(test: PairedTest) -> str:
-    """What RL changes, and whether that may be chance."""
+    """How RL changes NDCG@10, and whether the change is significant."""
     verdict = "significant" if test["significant"] else "not significant"
     change = f"{test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]"
     return f"  RL changes NDCG@10 by {change}, paired permutation test p = {test['p']:.3g}: {verdict}"
@@ -89,9 +89,9 @@ def _wrap(label: str, items: Iterable[str]) -> str:
 
 
 def comparison_text(configurations: pd.DataFrame, tests: Mapping[str, Any], metric: str, table: Path) -> str:
-    """A metric of every configuration, and the gain of the main experiment over it.
+    """A metric of every configuration, and how much better the main experiment is.
 
-    `configurations` is what `comparison.over_seeds` returns, `tests` what `comparison.main_against_others` does.
+    configurations: from `comparison.over_seeds`. tests: from `comparison.main_against_others`.
     """
     lines = [
         "",

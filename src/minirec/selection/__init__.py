@@ -1,4 +1,4 @@
-"""What a training sample is worth, and which to keep. NumPy only: no files, settings or tensors."""
+"""What a training sample is worth, and which samples to keep: NumPy only, without files, settings or PyTorch."""
 
 from minirec.selection.curriculum import curriculum_order
 from minirec.selection.greedy import greedy

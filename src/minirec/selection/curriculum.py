@@ -1,4 +1,4 @@
-"""The order of training: easy to hard within shuffled groups (METHOD 4.7)."""
+"""The curriculum: the order of training, from easy to hard within random groups (METHOD 4.7)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def groups(count: int, group_size: int) -> np.ndarray:
-    """The group [count] of each position in training: max(1, count // group_size) groups, the last takes the rest.
+    """Number of the group [count] at each position in training: groups of about `group_size`, the last takes the rest.
 
     >>> groups(7, group_size=3).tolist()
     [0, 0, 0, 1, 1, 1, 1]
@@ -18,9 +18,9 @@ def groups(count: int, group_size: int) -> np.ndarray:
 
 
 def curriculum_order(sample_id: np.ndarray, mean_reward: np.ndarray, group_size: int, seed: int) -> np.ndarray:
-    """Sample ids [k] in training order: shuffled, cut into groups, each from the highest mean reward down (METHOD 4.7).
+    """Sample ids [k] in training order: shuffled, cut into groups, each sorted from easy to hard (METHOD 4.7).
 
-    mean_reward [k] belongs to sample_id [k], whose order does not matter.
+    mean_reward [k]: of the samples sample_id [k], in any order; the highest is the easiest.
 
     >>> curriculum_order(np.array([7, 8, 9]), np.array([0.1, 0.9, 0.5]), group_size=64, seed=0).tolist()
     [8, 9, 7]

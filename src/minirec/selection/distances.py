@@ -1,7 +1,7 @@
-"""Lazy greedy (Minoux 1978): distances to the nearest pick, recomputed only for rows that may win.
+"""Lazy greedy (Minoux 1978): distances to the nearest pick, recomputed only for rows that may be picked next.
 
-With every pick a distance can only shrink, so a stale one is an upper bound. `ArgmaxCache` finds the rows with the
-largest weight x distance: it updates only the rows whose bound reaches the top, each against all picks made since its
+A pick can only shrink distances, so a distance that is not up to date is an upper bound. `ArgmaxCache` finds the rows
+with the largest weight x distance: it updates only those whose bound may be the largest, against all picks since their
 last update, in one matrix product.
 """
 
@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-SAME = 1e-6  # smaller distances count as none
+SAME = 1e-6  # smaller distances count as 0
 TIE = 1e-12  # values that differ by less are equal but for rounding
-BLOCK_NUMBERS = 500_000  # numbers in a block of rows or of similarities: bounds memory
-POOL_NUMBERS = 260_000  # numbers in the rows that are updated at every pick: they stay in the cache
+BLOCK_NUMBERS = 500_000  # numbers in a block of rows or of similarities; limits memory
+POOL_NUMBERS = 260_000  # numbers in the rows that every pick updates; so few stay in the processor's cache
 
 
 class NearestDistances:
     """Cosine distance [n] of every row to its nearest pick, in float64; infinite before the first.
 
-    embeddings [n, d] is an array, memory-mapped or not, or a torch tensor on any device, of any floating type; a block
-    at a time is read and normalised. Zero rows are at distance 1 from everything else.
+    embeddings [n, d]: an array, memory-mapped or not, or a torch tensor on any device, of any floating type; read and
+    normalised a block at a time. A zero row has distance 1 to every other.
     """
 
     def __init__(self, embeddings: Any, budget: int) -> None:
@@ -33,11 +33,11 @@ class NearestDistances:
             self.picks = embeddings.new_empty((budget, width)).double()
         self.count = 0  # of picks
         self.distance = np.full(n, np.inf)
-        self.seen = np.zeros(n, dtype=np.int32)  # picks that a row's distance takes into account
-        self.similarities = 0  # computed so far
+        self.seen = np.zeros(n, dtype=np.int32)  # how many picks each row's distance accounts for
+        self.similarities = 0  # how many were computed so far
 
     def unit(self, rows: np.ndarray) -> Any:
-        """These rows in float64, of unit length."""
+        """The embeddings of these rows in float64, scaled to length 1."""
         block = self.embeddings[rows]
         if isinstance(block, np.ndarray):
             block = block.astype(np.float64)
@@ -50,13 +50,13 @@ class NearestDistances:
         return block
 
     def pick(self, row: int) -> None:
-        """Count this row among the picks; its own distance is 0."""
+        """Make this row a pick; its distance becomes 0."""
         self.picks[self.count] = self.unit(np.array([row]))[0]
         self.count += 1
         self.distance[row] = 0.0
 
     def update(self, rows: np.ndarray) -> None:
-        """Bring the distances of these rows up to date, those that were updated together in one product."""
+        """Bring the distances of these rows up to date; rows last updated together share a matrix product."""
         rows = rows[self.seen[rows] < self.count]
         rows = rows[np.argsort(self.seen[rows], kind="stable")]
         done = 0
@@ -68,36 +68,36 @@ class NearestDistances:
             done += len(block)
 
     def compare(self, rows: np.ndarray, unit: Any) -> None:
-        """The same for rows whose unit vectors are at hand, as one product."""
+        """Bring the distances of `rows` up to date in one matrix product; unit: what `unit(rows)` returns."""
         since = int(self.seen[rows].min(initial=self.count))
         if since == self.count:
             return
         product = unit @ self.picks[since : self.count].T
         self.similarities += product.shape[0] * product.shape[1]
         closest = product.max(1) if isinstance(product, np.ndarray) else product.amax(1).cpu().numpy()
-        found = 1.0 - closest
-        found[found < SAME] = 0.0
-        self.distance[rows] = np.minimum(self.distance[rows], found)
+        distance = 1.0 - closest
+        distance[distance < SAME] = 0.0
+        self.distance[rows] = np.minimum(self.distance[rows], distance)
         self.seen[rows] = self.count
 
 
 class ArgmaxCache:
-    """The rows with the largest weight x distance; weight [n] >= 0.
+    """Finds the rows with the largest weight x distance; weight [n] >= 0.
 
-    A pool of the best rows is updated at every pick. It serves until its best falls to the bound of those outside,
-    then the rows with the highest bounds are updated and make up the next.
+    Keeps a pool of the best rows up to date. When the best row of the pool no longer exceeds the upper bounds of all
+    rows outside, the rows with the highest bounds are updated, and the best of these are the next pool.
     """
 
     def __init__(self, nearest: NearestDistances, weight: np.ndarray) -> None:
         self.nearest, self.weight = nearest, weight
         self.bound: np.ndarray | None = None
         self.pool, self.unit = np.empty(0, dtype=np.int64), None
-        self.outside = np.inf  # no row outside the pool exceeds it
+        self.outside = np.inf  # upper bound of all rows outside the pool
         self.room = max(POOL_NUMBERS // nearest.embeddings.shape[1], 2)
         self.block, self.served = 2 * self.room, 0
 
     def find(self) -> tuple[float, np.ndarray]:
-        """(largest, the rows that reach it up to TIE, ascending); (0, no rows) where it is no more than TIE."""
+        """(largest value, rows within TIE of it, ascending); (0, no rows) if the largest is at most TIE."""
         if self.outside <= TIE and not len(self.pool):
             return 0.0, self.pool
         if self.bound is None:
@@ -141,7 +141,7 @@ class ArgmaxCache:
 
 
 def _highest(values: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """(Rows of the highest `count` values, ascending, and the highest of the others, 0 where there are none)."""
+    """(rows of the highest `count` values, ascending; the highest other value, 0 if there is none)."""
     if count >= len(values):
         return np.arange(len(values)), 0.0
     order = np.argpartition(values, len(values) - count - 1)[len(values) - count - 1 :]

@@ -1,4 +1,4 @@
-"""Greedy choice within a budget: each pick is valuable and unlike those before it (METHOD 4.6)."""
+"""Greedy selection within a budget: each pick is valuable and unlike the earlier picks (METHOD 4.6)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from minirec.selection.distances import TIE, ArgmaxCache, NearestDistances
 
 
 def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
-    """Row numbers in order of choice, int64 [budget] (METHOD 4.6).
+    """Rows picked by value x diversity, in the order of picking, int64 [budget] (METHOD 4.6, greedy).
 
-    The first pick has the largest value [n] >= 0. Each further one has the largest D~ x value of the rows left: D~ is
-    the cosine distance of its embedding [d] to the nearest pick, divided by the largest such distance. Exact; ties go
-    to the lowest row. Raises ValueError where the budget is not within 0..n, or a value is negative or not a number.
+    embeddings [n, d]; value [n] >= 0. The first pick has the largest value; each later one has the largest value x D~
+    of the rows left, where D~ is the cosine distance to the nearest pick, divided by the largest such distance. Ties go
+    to the lowest row. Raises ValueError if the budget is not within 0..n, or a value is negative or not a number.
 
     >>> embeddings = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> greedy(embeddings, value=np.array([0.9, 0.8, 0.1]), budget=2).tolist()  # the second row is a copy of the first
@@ -26,7 +26,7 @@ def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray
 def greedy_with_diversity(
     embeddings: np.ndarray, value: np.ndarray, budget: int, picked: Callable[[], None] = lambda: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `greedy`, and D~ [budget] of each pick at its turn, 1 for the first. Calls `picked` after every pick."""
+    """As `greedy`, but also returns D~ [budget] of each pick, 1 for the first; `picked` is called after every pick."""
     diversity = np.ones(budget)
     return _greedy(embeddings, value, budget, picked, diversity), diversity
 
@@ -34,7 +34,7 @@ def greedy_with_diversity(
 def _greedy(
     embeddings: np.ndarray, value: np.ndarray, budget: int, picked: Callable[[], None], diversity: np.ndarray | None
 ) -> np.ndarray:
-    """The largest D~ x value is where distance x value is largest: what D~ divides by is the same for all rows."""
+    """D~ is distance / largest distance, the same divisor for all rows: so distance x value finds the same row."""
     value = np.asarray(value, dtype=np.float64)
     if not 0 <= budget <= len(value):
         raise ValueError(f"budget {budget} is not within 0..{len(value)}")

@@ -1,4 +1,4 @@
-"""From rewards to picks in one call: selection without files, settings or a workflow."""
+"""Selection in one call, from arrays: no files, settings or workflow."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def pick(
     embeddings: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Row numbers, int64 [budget], of the samples to train on, in order of choice.
+    """Rows of the samples to train on, in the order of picking, int64 [budget].
 
-    rewards [n, G]: of G completions of each of n samples. embeddings [n, d]: what samples must differ in, for methods
-    with diversity. method: the name of a file in `minirec.selection.methods` that needs no gradients. A positive
-    reward counts as a hit. Raises InputError where the budget or the method does not fit the data.
+    rewards [n, G]: of G completions of each of n samples; a positive one counts as a hit. embeddings [n, d]: vectors in
+    which the picks shall differ, for methods with diversity. method: one of `minirec.selection.methods` that needs no
+    gradients. seed: of random methods. Raises InputError if the budget or the method does not fit the data.
 
     >>> pick(np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), budget=1).tolist()
     [1]
@@ -32,8 +32,8 @@ def pick(
     if method not in methods():
         raise InputError(f"the method {method} is not among {', '.join(methods())}")
     chosen = methods()[method]
-    there = {"rewards"} | ({"embeddings"} if embeddings is not None else set())
-    if missing := [need for need in chosen.needs if need not in there]:
+    available = {"rewards"} | ({"embeddings"} if embeddings is not None else set())
+    if missing := [need for need in chosen.needs if need not in available]:
         raise InputError(f"the method {method} needs {' and '.join(missing)} besides rewards; choose another")
     if embeddings is not None and len(embeddings) != len(rewards):
         raise InputError(f"there are {len(rewards)} rows of rewards, but {len(embeddings)} of embeddings")

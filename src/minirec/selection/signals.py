@@ -1,4 +1,4 @@
-"""What is known of every training sample, and how learnable and representative it is (METHOD 4.3, 4.4)."""
+"""Signals of the training samples, and two computed here: learnability, representativeness (METHOD 4.3, 4.4)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, cast
 import numpy as np
 
 NOT_THERE = cast(np.ndarray, None)  # a method reads only the signals that it has asked for
-NEEDS = ("rewards", "gradients", "embeddings")  # what a method may ask for; it costs rollouts, derivatives, or both
+NEEDS = ("rewards", "gradients", "embeddings")  # what a method may ask for; all cost rollouts, the last two more
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Signals of n samples, a row a sample. A signal that was not asked for, or that nobody computed, is None."""
+    """Signals of n samples, one row each. A signal that the method does not read, or that was not computed, is None."""
 
     sample_id: np.ndarray  # [n]
     mean_reward: np.ndarray = NOT_THERE  # [n] over the completions. Need: rewards
@@ -37,8 +37,8 @@ class Signals:
 def learnability(mean_reward: np.ndarray, mu: float, sigma: float | None = None) -> np.ndarray:
     """Learnability [n] in 0..1: a Gaussian of the mean reward [n] around mu, min-max normalised (METHOD 4.3).
 
-    1 is the most learnable sample, 0 the least. sigma: the width of the Gaussian; None: the population standard
-    deviation of the mean rewards. Where that is zero, all samples get 1.
+    1 is the most learnable sample, 0 the least. sigma: width of the Gaussian; None: population standard deviation of
+    the mean rewards. If that is 0, all samples get 1.
 
     >>> learnability(np.array([0.0, 0.5, 1.0]), mu=0.5).tolist()
     [0.0, 1.0, 0.0]
@@ -62,9 +62,9 @@ def representativeness(directions: np.ndarray) -> np.ndarray:
 
 
 def representativeness_of_blocks(blocks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
-    """Representativeness of directions too large for memory: `blocks` yields them some rows at a time.
+    """`representativeness` of directions that do not fit into memory.
 
-    It is called twice, for the mean of the directions and for their cosines to it.
+    blocks: returns an iterator over blocks of rows [k, d]; called twice, for the mean and for the cosines to it.
     """
     total: np.ndarray | float = 0.0
     count = 0
@@ -80,11 +80,11 @@ def representativeness_of_blocks(blocks: Callable[[], Iterator[np.ndarray]]) -> 
 
 
 def direction(gradient: np.ndarray, hvp: np.ndarray, kind: str, eta: float) -> np.ndarray:
-    """Directions [n, d] of this kind: the HVP, the gradient, or the gradient one step ahead, g - eta Hv."""
+    """Directions [n, d] of a kind: "hvp", Hv; "grad", g; or "lookahead", the gradient one step ahead, g - eta Hv."""
     return {"hvp": hvp, "grad": gradient, "lookahead": gradient - eta * hvp}[kind]
 
 
 def min_max(values: np.ndarray) -> np.ndarray:
-    """Values [n] mapped onto 0..1; 1 for all where all are equal."""
+    """Map values [n] linearly onto 0..1; to 1 if all are equal."""
     low, high = values.min(), values.max()
     return np.ones_like(values) if low == high else (values - low) / (high - low)

@@ -1,1 +1,1 @@
-"""One module a stage: its `run` reads files, calls the rooms below and writes files."""
+"""One module per stage: its `run` reads files, calls the packages below, and writes files."""

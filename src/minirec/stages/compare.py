@@ -1,4 +1,4 @@
-"""compare: gather every run of the grid in one table, one picture and a text for the terminal (METHOD 5)."""
+"""compare: put all runs of the grid into one table, a picture and a text for the terminal (METHOD 5)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from minirec.storage.files import Output, atomic_write
 
 
 def run(*, measure: Measure, runs: list[str], comparison: Output, tests: Output, text: Output) -> None:
-    """Write the comparison of runs, those of the main experiment first, beside the folder of the runs."""
+    """Write the comparison of `runs`, paths as `Run.parse` reads them, those of the main experiment first."""
     from minirec.report import figures  # takes longer to import than all the rest
 
     top, metric, compared = comparison.parent, f"ndcg@{K}", [Run.parse(name) for name in runs]
     rows = [row for one in compared for row in run_rows(top, one)]
     configurations = over_seeds(pd.DataFrame(rows), metric)
-    against = main_against_others(top, compared, measure)
+    paired_tests = main_against_others(top, compared, measure)
     inputs = {f"{one}/{file}": one.folder(top) / file for one in compared for file in ("metrics.json", "ranks.parquet")}
     provenance = Provenance("compare", measure.model_dump(), inputs)
     schema = tables.TABLES["comparison"].schema()
     tables.write("comparison", pa.Table.from_pylist(rows, schema), comparison, provenance)
-    artefact.write_json(against, tests, provenance)
+    artefact.write_json(paired_tests, tests, provenance)
     figures.save(top / "figures", "comparison", figures.quality_and_cost(configurations, metric))
     with atomic_write(text) as partial:
-        partial.write_text(comparison_text(configurations, against, metric, comparison), encoding="utf-8")
+        partial.write_text(comparison_text(configurations, paired_tests, metric, comparison), encoding="utf-8")
     log.info("wrote %s with %d runs", comparison, len(runs))

@@ -1,4 +1,4 @@
-"""curriculum: put the selection in training order, easy to hard within shuffled groups (METHOD 4.7)."""
+"""curriculum: put the selection in training order, easy to hard within random groups (METHOD 4.7)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minirec.storage.files import Output
 
 
 def run(*, curriculum: Curriculum, selection: Path, out: Output) -> None:
-    """Write curriculum.parquet; a selection without rewards keeps its order."""
+    """Write curriculum.parquet; a selection without rewards keeps the order in which it was picked."""
     table = tables.read("selection", selection).sort_by("position")
     if table["mean_reward"].null_count == 0:
         sample_id = tables.numpy(table, "sample_id")

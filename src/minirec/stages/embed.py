@@ -1,6 +1,6 @@
-"""embed: vectors of the catalogue's items, and the whitening of users and items (METHOD 2).
+"""embed: compute the vectors of the catalogue's items, and the whitening of users and items (METHOD 2).
 
-From the base model the whitening is fitted and the frozen states are kept; with an adapter both are read.
+With the base model alone, the whitening is fitted and the frozen states are kept; with an adapter, both are read.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def run(
     frozen_states: Path,
     item_table: Output,
 ) -> None:
-    """Write the item table, whitened where whitening is on; without an adapter also whitening and frozen states.
+    """Write the item table, whitened if whitening is on; without an adapter, also the whitening and the frozen states.
 
-    With an adapter the frozen states are read, and the whitening is the adapter's.
+    With an adapter, `frozen_states` is read, and the whitening is the one in the adapter's folder.
     """
     if adapter is None and whitening is None:
-        raise InputError("without --adapter the whitening is fitted; name the file to write by --whitening")
+        raise InputError("without --adapter the whitening is fitted; name the file to write it to with --whitening")
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     provenance = Provenance("embed", policy.model_dump() | embed.model_dump(), inputs)

@@ -1,6 +1,6 @@
 """evaluate: rank the whole catalogue for every test sample with a policy (METHOD 5).
 
-Without an adapter this is the policy before RL. No later stage runs the language model over the test samples.
+Without an adapter, the policy is the one before RL. Later stages read the ranks and need no language model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(
     frozen_states: Path | None = None,
     ranks: Output,
 ) -> None:
-    """Write ranks.parquet of a policy; the item table is computed where none is given."""
+    """Write a policy's ranks.parquet; without an item table, compute it first."""
     test = splits.load(samples, catalogue, "test", policy.prompt_history)
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     whiten = Whitening.read(whitening, adapter)

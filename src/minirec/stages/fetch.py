@@ -1,4 +1,4 @@
-"""fetch: data sets and models from the net, a package or a folder; converted, nothing filtered."""
+"""fetch: get a data set or a model from the internet, a Python package or a folder, and convert it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(
 ) -> None:
     """Write a data set's interactions.parquet, with items.parquet beside it, or the folder of a model.
 
-    For a model, `item_metadata` is read: the items whose titles train a tiny model's tokenizer.
+    item_metadata: items.parquet, whose titles train the tokenizer of a tiny model; not needed otherwise.
     """
     if (interactions is None) == (model is None):
         raise InputError("fetch needs either --interactions or --model")

@@ -10,9 +10,9 @@ from minirec.storage.files import Output
 
 
 def run(*, rollout_shards: list[Path], hidden_shards: list[Path], rollouts: Output, hidden: Output) -> None:
-    """Write the joined rollouts.parquet and hidden.safetensors, with the metadata of an unsharded rollout.
+    """Write the joined rollouts.parquet and hidden.safetensors, with the provenance of a rollout without shards.
 
-    Holds a window of samples at a time, as the rollout does.
+    Memory holds one window of samples at a time.
     """
     provenance = shards_provenance(rollout_shards)
     shards = Shards(rollout_shards, hidden_shards)

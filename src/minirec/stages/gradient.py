@@ -1,4 +1,4 @@
-"""gradient: what each sample would do to the policy, its gradient and Hessian-vector product (METHOD 4.4, 4.5)."""
+"""gradient: compute each sample's gradient, Hessian-vector product and embedding (METHOD 4.4, 4.5)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(
     gradients: Output,
     embeddings: Output,
 ) -> None:
-    """Write g and Hg by the hidden state before whitening or by the adapter, and the embeddings z, of every sample."""
+    """Write g and Hg, by the hidden state or by the adapter's weights, and the embedding z of every sample."""
     shape = tensors.shapes(hidden, "sample_id", "hidden")["hidden"]
     table = torch.from_numpy(tensors.read(item_table, "items")["items"])
     table = table.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""measure: metrics of a policy on the test samples, out of ranks that are there already (METHOD 5)."""
+"""measure: compute the metrics of a policy from its ranks on the test samples (METHOD 5)."""
 
 from __future__ import annotations
 

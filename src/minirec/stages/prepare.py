@@ -1,4 +1,4 @@
-"""prepare: interactions and items to samples and a catalogue (METHOD 1)."""
+"""prepare: turn interactions and items into samples and a catalogue (METHOD 1)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(
     catalogue: Output,
     dropped: Output,
 ) -> None:
-    """Write samples.parquet, catalogue.parquet and, with what was dropped and why, prepare.json."""
+    """Write samples.parquet, catalogue.parquet, and prepare.json, which counts what was dropped and why."""
     rules = config.parse(Filter, filter, "--filter")
     settings = prepare.model_dump() | {"filter": rules.model_dump()}
     provenance = Provenance("prepare", settings, {"interactions": interactions, "items": item_metadata})

@@ -1,6 +1,6 @@
-"""rollout: the proxy generates G completions for every training sample, and each is rewarded (METHOD 4.2).
+"""rollout: let the proxy write G completions for every training sample, and reward each (METHOD 4.2).
 
-A finished batch is kept at once, so that a killed job resumes, and all are joined at the end.
+Each finished batch is stored at once, so that a killed job can resume; at the end all are joined.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run(
     rollouts: Output,
     hidden: Output,
 ) -> None:
-    """Write rollouts.parquet and hidden.safetensors of all training samples, or of one shard."""
+    """Write rollouts.parquet and hidden.safetensors of all training samples, or of one shard of them."""
     require_shard("rollout", shard, rollout.shards)
     engines.require(rollout.engine)
     settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()}

@@ -1,4 +1,4 @@
-"""score: how learnable and how representative every training sample is (METHOD 4.3, 4.4)."""
+"""score: compute how learnable and how representative every training sample is (METHOD 4.3, 4.4)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output
 
-BLOCK = 2_048  # samples whose derivatives are held at a time
+BLOCK = 2_048  # samples whose derivatives are in memory at a time
 
 
 def run(*, score: Score, rollouts: Path, gradients: Path, scores: Output) -> None:
-    """Write scores.parquet, one row a sample in the order of sample_id."""
+    """Write scores.parquet, one row per sample, in the order of sample_id."""
     table = rewards(rollouts)
     tensors.shapes(gradients, "sample_id", "gradient", "hvp")
     stored = tensors.read_rows(gradients, "sample_id")
     rows = tensors.rows_of(stored, tables.numpy(table, "sample_id"), gradients)
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(g, Hv) of the samples, BLOCK at a time."""
+        """(gradients, Hessian-vector products) of BLOCK samples at a time."""
         for begin in range(0, len(rows), BLOCK):
             block = rows[begin : begin + BLOCK]
             yield tensors.take(gradients, "gradient", block), tensors.take(gradients, "hvp", block)

@@ -1,7 +1,7 @@
-"""select: keep the samples within the budget that a method prefers (METHOD 4.5, 4.6).
+"""select: pick the training samples within the budget by a selection method (METHOD 4.5, 4.6).
 
-Where the samples are shared among jobs, each picks as many of its own as the budget allows, and a last one picks among
-these: a choice in two rounds.
+With `select.shards` above 1 there are two rounds: each shard of the samples gets its own picks, as many as the budget,
+and a last job picks among all of these.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(
     shard: int | None = None,
     selection: Output,
 ) -> None:
-    """Write selection.parquet: of all training samples, of one shard of them, or of what the shards have picked."""
+    """Write selection.parquet, picked from all training samples, from one shard, or from the shards' picks."""
     chosen = _method(method, scores, rollouts, embeddings)
     require_shard("select", shard, select.shards)
     if embeddings is not None and shard is None:
@@ -67,7 +67,7 @@ def run(
 
 
 def _method(name: str, scores: Path | None, rollouts: Path | None, embeddings: Path | None) -> Method:
-    """The method of a name; raises InputError where it is unknown or a file that it needs is not given."""
+    """The method of a name; raises InputError if it is unknown, or a file that it needs is missing."""
     if name not in methods():
         raise InputError(f"the method {name} is not among {', '.join(methods())}; choose one of them")
     flags = {
@@ -82,7 +82,7 @@ def _method(name: str, scores: Path | None, rollouts: Path | None, embeddings: P
 
 
 def _count(budget: str, available: int, at_most: bool) -> int:
-    """How many samples to pick; a shard picks `at_most` as many as it has."""
+    """How many samples to pick; with `at_most`, as for a shard, the budget may exceed the number available."""
     count = available if budget == "all" else int(budget)
     if count > available and not at_most:
         raise InputError(

@@ -1,6 +1,6 @@
-"""summarise: gather the main experiment in one metrics.json, a text for the terminal and pictures.
+"""summarise: put the main experiment into one metrics.json, a text for the terminal and pictures.
 
-All numbers are measured, the cost of every job among them.
+The costs come from the logs of the jobs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run(
     metrics: Output,
     summary: Output,
 ) -> None:
-    """Write metrics.json, summary.txt and figures/ of runs that differ in their seed; folders: whose jobs cost."""
+    """Write metrics.json, summary.txt and figures/; runs: differ in the seed only; folders: whose jobs are the cost."""
     from minirec.report import figures  # takes longer to import than all the rest
 
     top, seeds = metrics.parent, [Run.parse(name) for name in runs]
@@ -65,7 +65,7 @@ def _counts(top: Path) -> dict[str, Any]:
 
 
 def _metrics(top: Path, seeds: list[Run], settings: Measure) -> dict[str, Any]:
-    """Metrics and paired tests of the mean over the seeds, the metrics of each seed, and the breakdowns."""
+    """Metrics and paired tests averaged over the seeds, the breakdowns, and the metrics of each seed."""
     test = EvaluationSet.load(top / "samples.parquet", top / "catalogue.parquet")
     base = top / "base" / seeds[0].model
     ranks = [read_ranks(one.folder(top) / "ranks.parquet", test.sample_id) for one in seeds]
@@ -79,7 +79,7 @@ def _metrics(top: Path, seeds: list[Run], settings: Measure) -> dict[str, Any]:
             **{name: test.breakdown(baseline) for name, baseline in baselines.items()},
         },
         "runs": {
-            f"seed{one.seed}": {name: found[name] for name in ("metrics", "metrics_without_reasoning")}
-            for one, found in zip(seeds, measured, strict=True)
+            f"seed{one.seed}": {name: of_seed[name] for name in ("metrics", "metrics_without_reasoning")}
+            for one, of_seed in zip(seeds, measured, strict=True)
         },
     }

@@ -1,8 +1,8 @@
 """train: train a fresh policy on a curriculum with GRPO and the item loss (METHOD 3, 4.8).
 
-Checkpoints lie in `checkpoints/` beside the adapter, one at every evaluation on valid after which the run goes on, four
-an epoch where nothing is evaluated; an interrupted run goes on from the last complete one, to the same weights. A run
-that diverges leaves the policy of its best checkpoint in `last_good/`.
+Checkpoints lie in `checkpoints/` beside the adapter: one after every evaluation on valid unless training stops there,
+or four an epoch without evaluations. An interrupted run resumes from the last complete one and ends with the same
+weights. A run that diverges leaves the policy of its best checkpoint in `last_good/`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(
     adapter: Output,
     history: Output,
 ) -> None:
-    """Train a fresh adapter and write it with the history of its steps."""
+    """Train a new adapter on a curriculum; write it and history.parquet, the log of its steps."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     sample_ids = tables.numpy(tables.read("curriculum", curriculum).sort_by("position"), "sample_id")
     settings = {k: v for part in (policy, sampling, reward, train) for k, v in part.model_dump().items()}
@@ -102,7 +102,7 @@ def run(
 
 
 def train_or_keep_last_good(trainer: RecommenderTrainer, folder: Path, last_good: Path, provenance: Provenance) -> None:
-    """Train, from the last checkpoint where there is one; a run that diverges keeps its last good policy and raises."""
+    """Train, from the last checkpoint if there is one; if the run diverges, save its last good policy and raise."""
     try:
         trainer.train(resume_from_checkpoint=checkpoints.last(folder))
     except NotFinite as problem:
@@ -114,16 +114,16 @@ def train_or_keep_last_good(trainer: RecommenderTrainer, folder: Path, last_good
 
 
 def validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) -> Callable[[Tensor], float]:
-    """A function from the item table [m, d'] to NDCG@10 of the policy in training on valid, the same in every process.
+    """A function from the item table [m, d'] to the policy's NDCG@10 on valid, the same in every process.
 
-    It is nan where a score of any process is not finite.
+    It returns nan if a score in any process is not finite.
     """
-    own = valid.take(distributed.local_rows(len(valid)))
+    local = valid.take(distributed.local_rows(len(valid)))
 
     def validate(items: Tensor) -> float:
         policy.model.eval()
         try:
-            ranked = ranking.rank(policy, head.merged_whitening(), items, own, max_new_tokens, 0, "valid")
+            ranked = ranking.rank(policy, head.merged_whitening(), items, local, max_new_tokens, 0, "valid")
             total = torch.tensor(metrics.ndcg(ranked.rank, metrics.K).sum(), device=policy.device)
         except NotFinite:
             total = torch.tensor(torch.nan, dtype=torch.float64, device=policy.device)  # so that every process stops

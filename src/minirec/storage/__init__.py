@@ -1,1 +1,1 @@
-"""What lies on disk: tables, tensors, and the record of what made them."""
+"""Files on disk: tables, tensors, and in each a record of what made it."""

@@ -1,6 +1,6 @@
-"""Artefacts: each file stores what made it and a SHA-256 of its own bytes, so that its reader notices any damage.
+"""Artefacts, the files that stages write: each stores what made it and a SHA-256 that shows any damage.
 
-The digest covers all bytes of the file but its own 64 characters. A folder has a file that lists the digests of others.
+The digest covers all bytes of the file but its own 64 characters. One file of a folder lists the digests of the others.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from minirec.storage.files import atomic_write, temporary
 
 FOLDER_RECORD = "provenance.json"
 BLOCK = 1 << 20  # bytes hashed at a time
-RECORD_START = b'{"digest": "'
+RECORD_START = b'{"digest": "'  # how the record in a file begins
 
 
 @dataclass(frozen=True)
 class Provenance:
     """What made an artefact: stage, settings and the SHA-256 of each input.
 
-    It contains no time, so the same inputs give identical files.
+    It contains no time, so the same inputs give files with the same bytes.
     """
 
     stage: str
     settings: dict[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, Path | str] = field(default_factory=dict)  # name: file, or its digest
+    inputs: Mapping[str, Path | str] = field(default_factory=dict)  # by name: the file, or its digest
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> Provenance:
-        """From the record that an artefact stores."""
+        """Make it from the record that an artefact stores."""
         return cls(record["stage"], record["settings"], record["inputs"])
 
     def json(self) -> str:
-        """As JSON text, with minirec's version."""
+        """The record as JSON text, with minirec's version and the digests of the inputs."""
         inputs = {name: digest(i) if isinstance(i, Path) else i for name, i in self.inputs.items()}
         content = {"version": __version__, "stage": self.stage, "settings": self.settings, "inputs": inputs}
         return json.dumps(content, sort_keys=True, default=str)
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of the files in a folder, hidden ones aside."""
+    """SHA-256 of a file, or of the names and contents of a folder's files except hidden ones."""
     if path.is_dir():
         whole = hashlib.sha256()
         for name in _names(path):
@@ -63,10 +63,10 @@ def digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing_with_digest(path: Path, provenance: Provenance, **more: Any) -> Iterator[tuple[Path, str]]:
-    """Write a file atomically with its provenance and its digest.
+    """Write a file atomically, with a record of its provenance, its digest and `more`.
 
-    Gives a temporary path to write to and the record, JSON text that must be stored in the file as it is or escaped as
-    JSON; `more` is added to it. Raises ValueError where the file does not hold it.
+    Yields a temporary path, to be written in the block, and the record: JSON text that the file must contain, as it is
+    or as a JSON string. Raises ValueError if the file does not contain it.
     """
     placeholder = secrets.token_hex(32)  # random, so that nothing else in the file can look like it
     with atomic_write(path) as partial:
@@ -80,7 +80,7 @@ def writing_with_digest(path: Path, provenance: Provenance, **more: Any) -> Iter
 
 
 def verify(path: Path, record: Mapping[str, Any]) -> None:
-    """Raise InputError where the bytes of a file are not those that were written; `record` is the one it stores."""
+    """Raise InputError if a file's bytes do not match the digest in `record`, which was read from the file."""
     stored = record.get("digest")
     if not isinstance(stored, str) or not re.fullmatch("[0-9a-f]{64}", stored):
         raise InputError(f"{path} carries no digest, so damage would not show; run the stage that makes it again")
@@ -89,7 +89,7 @@ def verify(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def parse_record(raw: bytes | str, path: Path) -> dict[str, Any]:
-    """A record from the text that a file stores; raises InputError where it is damaged."""
+    """The record in `raw`, text that the file at `path` stores; raises InputError if it is damaged."""
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError):
@@ -100,16 +100,16 @@ def parse_record(raw: bytes | str, path: Path) -> dict[str, Any]:
 
 
 def has_lost_record(path: Path) -> bool:
-    """Whether the end of a file holds what looks like a record; for files in which the reader found none."""
+    """Whether a file in which the reader found no record has one near its end, so that it must be damaged."""
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - BLOCK))
         return RECORD_START in stream.read()
 
 
 def keep_unfinished(folder: Path, provenance: Provenance, **more: Any) -> None:
-    """Keep the unfinished work in a folder where the same inputs, settings and code made it, and `more`; else empty it.
+    """Keep a folder of unfinished work if the same inputs, settings, code and `more` made it; else empty it.
 
-    What made it is noted in the folder.
+    A file in the folder notes what made it.
     """
     origin = {"provenance": json.loads(provenance.json()), "code": code_digest(provenance.stage), **more}
     record, note = json.dumps(origin), folder / FOLDER_RECORD
@@ -127,7 +127,7 @@ def write_json(content: Mapping[str, Any], path: Path, provenance: Provenance) -
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that `write_json` wrote; raises InputError where it is missing or damaged."""
+    """Read a JSON object that `write_json` wrote; raises InputError if it is missing or damaged."""
     content = load_json(path)
     record = content.get("provenance")
     verify(path, record if isinstance(record, dict) else {})
@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object, whoever wrote it; raises InputError where the file is missing or holds none."""
+    """Read a JSON object without a check of its digest; raises InputError if the file is missing or holds none."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the stage that makes it")
     try:
@@ -149,7 +149,7 @@ def load_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, provenance: Provenance) -> Iterator[Path]:
-    """A temporary folder beside `path`; on success it gets its record and is renamed, on failure it is removed."""
+    """Yield a temporary folder; on success it gets its record and is renamed to `path`, on failure it is removed."""
     partial = temporary(path)
     partial.mkdir(parents=True)
     try:
@@ -162,14 +162,14 @@ def atomic_folder(path: Path, provenance: Provenance) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, provenance: Provenance) -> None:
-    """Write the record of a folder: what made it and the digest of each of its files."""
+    """Write a folder's record: what made it, and the digest of each of its files."""
     digests = {name: digest(folder / name) for name in _names(folder) if name != FOLDER_RECORD}
     with writing_with_digest(folder / FOLDER_RECORD, provenance, files=digests) as (partial, record):
         partial.write_text(record, encoding="utf-8")
 
 
 def verify_folder(folder: Path, foreign: bool = False) -> None:
-    """Raise InputError where a file of a folder is not as written; a `foreign` folder may come without a record."""
+    """Raise InputError if a folder's file was damaged or is missing; a `foreign` folder may have no record."""
     path = folder / FOLDER_RECORD
     if foreign and not path.is_file():
         return
@@ -186,20 +186,20 @@ def verify_folder(folder: Path, foreign: bool = False) -> None:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of a folder as paths within it, without hidden ones, which Snakemake adds."""
+    """The files of a folder, as paths below it, except hidden ones, which Snakemake adds."""
     files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return [file.as_posix() for file in files if not file.name.startswith(".")]
 
 
 @lru_cache(maxsize=1024)
 def _sha256(path: Path, *state: int) -> str:
-    """SHA-256 of a file, computed once as long as its inode, size and time stay."""
+    """SHA-256 of a file, computed again only when `state` (inode, size, time of change) differs."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sha256_without(path: Path, text: str) -> tuple[str, int | None]:
-    """SHA-256 of a file without the first occurrence of `text`, and the byte at which that begins, None: nowhere."""
+    """SHA-256 of a file without the first occurrence of `text`, and where that begins, in bytes; None: nowhere."""
     needle, whole, place, hashed, rest = text.encode(), hashlib.sha256(), None, 0, b""
     with path.open("rb") as stream:
         while block := stream.read(BLOCK):

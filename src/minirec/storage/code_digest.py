@@ -1,4 +1,4 @@
-"""A digest of the code behind a stage, so that an edit re-plans what it can change and nothing else."""
+"""A digest of the code behind a stage, so that an edit reruns the stages whose results it can change, and no others."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 from minirec.storage.columns import TABLES
 
 PACKAGE = Path(__file__).parents[1]
-NO_BYTES = {  # modules that check, report and start; an edit may stop a stage, but cannot change what it writes
+NO_BYTES = {  # modules that check, report and start; an edit cannot change what a stage writes
     "errors",
     "experiment.commands",
     "experiment.config",
-    "experiment.sections",  # settings count by their values
+    "experiment.sections",  # the values of settings count elsewhere
     "experiment.validation",
     "progress",
-    "storage.columns",  # counts by the tables of a stage
+    "storage.columns",  # only the tables of a stage count
     "storage.files",
     "storage.memory",
     "storage.code_digest",
 }
-FOREIGN = {"item_metadata": "items"}  # parameter: its table, where the two have different names
+FOREIGN = {"item_metadata": "items"}  # parameter: name of its table, if that differs
 
 
 def code_digest(stage: str, *more: str, package: Path = PACKAGE) -> str:
-    """Digest of a stage's module, of `more` modules, of all that these import, and of the stage's tables.
+    """Digest of the code of a stage's module, of `more` modules, and of all modules that these import, at any depth.
 
-    Imports through others count, comments and docstrings do not. Of a table, names and types of its columns count.
+    Comments and docstrings do not count. Of the stage's tables, the names and types of their columns count.
     """
     whole = hashlib.sha256()
     for module in sorted(set().union(*(modules(start, package) for start in (f"stages.{stage}", *more)))):
@@ -40,19 +40,19 @@ def code_digest(stage: str, *more: str, package: Path = PACKAGE) -> str:
 
 
 def modules(start: str, package: Path = PACKAGE) -> set[str]:
-    """The modules below `package`, as `room.name`, on which the results of one depend; empty where it is not there."""
-    found: set[str] = set()
+    """The modules, as `storage.files`, that determine the results of the module `start`; empty if it does not exist."""
+    reached: set[str] = set()
     waiting = {start}
     while waiting:
         module = waiting.pop()
-        if module not in found and _file(module, package).is_file():
-            found.add(module)
+        if module not in reached and _file(module, package).is_file():
+            reached.add(module)
             waiting |= imports(_file(module, package), package) - NO_BYTES
-    return found
+    return reached
 
 
 def tables(stage: str, package: Path = PACKAGE) -> set[str]:
-    """The tables that a stage names among its inputs and outputs; `out` is the table of its own name."""
+    """The tables among the parameters of a stage's `run`, and the table of the stage's own name."""
     parameters = {
         argument.arg
         for node in _tree(_file(f"stages.{stage}", package)).body
@@ -63,7 +63,7 @@ def tables(stage: str, package: Path = PACKAGE) -> set[str]:
 
 
 def imports(file: Path, package: Path = PACKAGE) -> set[str]:
-    """The modules below `package`, as `room.name`, that a file imports anywhere in it; a room alone is none."""
+    """The modules of `package`, as `storage.files`, that a file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Import):
@@ -80,7 +80,7 @@ def _file(module: str, package: Path) -> Path:
 
 @cache
 def _code(file: Path) -> str:
-    """Digest of a file's syntax tree without docstrings."""
+    """SHA-256 of a file's syntax tree without docstrings."""
     tree = _tree(file)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

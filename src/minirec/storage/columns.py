@@ -1,4 +1,4 @@
-"""Every table that minirec reads or writes: its columns with type, meaning, unit and range."""
+"""Every table that minirec reads or writes: its columns with their type, meaning, unit and range."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its type, its meaning with the unit, and which values are allowed."""
+    """A column: its type, its meaning with the unit, and the values that are allowed."""
 
     type: str
     meaning: str
@@ -30,16 +30,16 @@ class Column:
     high: float | None = None
     values: tuple[str, ...] | None = None
     nullable: bool = False
-    optional: bool = False  # may be absent from a user's file; read as nulls
+    optional: bool = False  # may be absent from a user's file, and is then read as nulls
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its columns in order, and those that identify a row."""
+    """A table: its columns in order, and the columns `key` that identify a row."""
 
     columns: dict[str, Column]
     key: tuple[str, ...]
-    foreign: bool = False  # users bring it: it needs no record, and further columns are ignored
+    foreign: bool = False  # users bring it: it needs no record, and other columns are ignored
 
     def schema(self) -> pa.Schema:
         """The Arrow schema."""
@@ -47,7 +47,7 @@ class Table:
 
 
 def _column(kind: str, meaning: str, low: float | None = None, high: float | None = None, **more: Any) -> Column:
-    """A column of the type `kind`; `?` after it allows nulls."""
+    """A column of the type `kind`, a key of TYPES; a `?` after it allows nulls."""
     return Column(kind.removesuffix("?"), meaning, low, high, nullable=kind.endswith("?"), **more)
 
 
@@ -78,23 +78,23 @@ TABLES: dict[str, Table] = {
     ),
     "samples": Table(
         {
-            "sample_id": _column("i64", "rank by (target timestamp, user, item) before any draw", 0),
-            "split": _column("str", "split by time", values=("train", "valid", "test")),
+            "sample_id": _column("i64", "rank of the sample by (target timestamp, user, item), from 0", 0),
+            "split": _column("str", "which part of the samples, by time", values=("train", "valid", "test")),
             "user_id": _column("str", "user"),
-            "target_row": _column("i32", "catalogue row to predict", 0),
+            "target_row": _column("i32", "target, as a row of the catalogue", 0),
             "history_rows": _column("list<i32>", "catalogue rows of the earlier items, oldest first"),
             "history_rating": _column("list<f32?>", "ratings of these items; null: unknown"),
-            "history_age_ms": _column("list<i64>", "time of these items before the target, ms"),
+            "history_age_ms": _column("list<i64>", "time from each of these items to the target, ms"),
             "timestamp": _column("i64", "time of the target, ms since 1970-01-01 UTC", 0),
         },
         key=("sample_id",),
     ),
     "catalogue": Table(
         {
-            "row": _column("i32", "row, also of the item table", 0),
+            "row": _column("i32", "row of the item in the catalogue and the item table, from 0", 0),
             "item_id": _column("str", "item"),
             "title": _column("str", "title"),
-            "text": _column("str", "what the item prompt says"),
+            "text": _column("str", "text of the item in the prompt about it"),
             "popularity": _column("i64", "interactions that are target or history of a training sample", 0),
         },
         key=("row",),
@@ -105,11 +105,11 @@ TABLES: dict[str, Table] = {
             "completion": _column("i32", "number of the completion, 0 to G-1", 0),
             "reward": _column("f32", "reward: (1 - beta) NDCG + beta pi", 0, 1),
             "ndcg": _column("f32", "NDCG: 1 / log2(1 + rank), 0 beyond the cutoff", 0, 1),
-            "pi": _column("f32", "probability of the target under the item softmax", 0, 1),
+            "pi": _column("f32", "probability of the target, softmax over the catalogue", 0, 1),
             "hit": _column("bool", "whether the rank is within the cutoff"),
             "rank": _column("i32", "rank of the target, 1 is best", 1),
-            "advantage": _column("f32", "reward standardised within the group"),
-            "tokens": _column("list<i32>", "sampled token ids, forced marker not included"),
+            "advantage": _column("f32", "reward standardised over the sample's completions"),
+            "tokens": _column("list<i32>", "sampled token ids, without an appended marker"),
             "text": _column("str", "the completion"),
         },
         key=("sample_id", "completion"),
@@ -120,8 +120,8 @@ TABLES: dict[str, Table] = {
             "mean_reward": _column("f64", "mean reward over the completions", 0, 1),
             "reward_std": _column("f64", "standard deviation of the rewards (ddof 1)", 0),
             "learnability": _column("f64", "Gaussian of the mean reward, min-max normalised", 0, 1),
-            "representativeness": _column("f64", "cosine to the mean gradient direction, min-max normalised", 0, 1),
-            "gradient_norm": _column("f64", "norm of the mean gradient, by the variables that gradient.space names", 0),
+            "representativeness": _column("f64", "cosine to the mean direction, min-max normalised", 0, 1),
+            "gradient_norm": _column("f64", "length of the sample's gradient, by the variables of gradient.space", 0),
             "hits": _column("i32", "completions whose rank is within the cutoff", 0),
         },
         key=("sample_id",),
@@ -130,11 +130,11 @@ TABLES: dict[str, Table] = {
         {
             "position": _column("i32", "order in which it was picked, 0 is first", 0),
             "sample_id": _column("i64", "sample", 0),
-            "value": _column("f64?", "value V when it was picked; null: picked without signals"),
+            "value": _column("f64?", "value V when picked; null: picked without signals"),
             "mean_reward": _column("f64?", "mean reward of the pick; null: picked without rewards", 0, 1),
             "learnability": _column("f64?", "learnability of the pick", 0, 1),
             "representativeness": _column("f64?", "representativeness of the pick", 0, 1),
-            "diversity": _column("f64?", "diversity D~ when it was picked; 1 for the first", 0, 1),
+            "diversity": _column("f64?", "diversity D~ when picked; 1 for the first", 0, 1),
         },
         key=("sample_id",),
     ),
@@ -143,7 +143,7 @@ TABLES: dict[str, Table] = {
             "position": _column("i32", "order in training, 0 is first", 0),
             "sample_id": _column("i64", "sample", 0),
             "group": _column("i32", "group of the curriculum", 0),
-            "mean_reward": _column("f64?", "mean reward of the proxy; null: ordered without signals", 0, 1),
+            "mean_reward": _column("f64?", "mean reward of its completions; null: ordered without rewards", 0, 1),
         },
         key=("sample_id",),
     ),
@@ -153,16 +153,16 @@ TABLES: dict[str, Table] = {
             "epoch": _column("f32", "passes over the curriculum so far", 0),
             "loss": _column("f64", "token loss + item loss"),
             "token_loss": _column("f64", "clipped policy loss, mean over sampled tokens"),
-            "item_loss": _column("f64", "clipped recommendation loss, mean over prompts"),
+            "item_loss": _column("f64", "clipped loss of the item softmax, mean over prompts"),
             "reward": _column("f64", "mean reward of the step's completions", 0, 1),
-            "reward_std": _column("f64", "mean standard deviation within a group", 0),
-            "gradient_norm": _column("f64", "global norm before clipping", 0),
+            "reward_std": _column("f64", "standard deviation of a sample's rewards, mean over samples", 0),
+            "gradient_norm": _column("f64", "global norm of the gradient before clipping", 0),
             "learning_rate": _column("f64", "learning rate of the step", 0),
             "valid_ndcg": _column("f64?", "NDCG@10 on valid after the step; null: not evaluated", 0, 1),
             "seconds": _column("f64", "time of the step, s", 0),
-            "seconds_generate": _column("f64", "of that, writing completions, s", 0),
-            "seconds_items": _column("f64", "of that, computing item vectors, s", 0),
-            "seconds_loss": _column("f64", "of that, forward and backward pass, s", 0),
+            "seconds_generate": _column("f64", "time of the step for writing completions, s", 0),
+            "seconds_items": _column("f64", "time of the step for computing item vectors, s", 0),
+            "seconds_loss": _column("f64", "time of the step for forward and backward passes, s", 0),
             "sample_ids": _column("list<i64>", "samples of the step, in order"),
         },
         key=("step",),
@@ -196,7 +196,7 @@ TABLES: dict[str, Table] = {
             "value": _column("f64", "mean over the test samples", 0, 1),
             "low": _column("f64", "lower end of the bootstrap interval", 0, 1),
             "high": _column("f64", "upper end of the bootstrap interval", 0, 1),
-            "train_seconds": _column("f64?", "time of the training, s", 0),
+            "train_seconds": _column("f64?", "time of training, s", 0),
         },
         key=("model", "selector", "method", "budget", "seed", "metric"),
     ),

@@ -1,4 +1,4 @@
-"""A DuckDB engine with limited memory and threads, which spills to disk what does not fit."""
+"""DuckDB with limited memory and threads; what does not fit is spilled to disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minirec.storage.files import temporary
 
 @contextlib.contextmanager
 def connect(memory: str, out: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database that uses at most `memory`, e.g. 2GB, and spills to a temporary folder in `out`."""
+    """Yield an empty database that uses at most `memory`, e.g. "2GB", and spills to a temporary folder in `out`."""
     spill = temporary(out / "spill")
     spill.mkdir(parents=True, exist_ok=True)
     threads = min(2, os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Files and folders that other processes see whole or not at all, and locks."""
+"""Atomic writes, so that other processes see a file whole or not at all, and locks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import psutil
 
 from minirec.errors import InputError
 
-Output = Path  # a parameter of a stage that names what it writes
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system without flock
+Output = Path  # type of a stage's parameters that name what it writes
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without locks
 
 
 def temporary(path: Path) -> Path:
-    """A hidden name beside `path` for this process; what killed processes of this machine left there is removed."""
+    """A hidden temporary path beside `path` for this process; removes what killed processes of this machine left."""
     prefix = f".{path.name}.{socket.gethostname()}."
     for left in path.parent.glob(f"{glob.escape(prefix)}*.part"):
         pid = left.name.removeprefix(prefix).removesuffix(".part")
@@ -34,7 +34,7 @@ def temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it on success and removed on failure."""
+    """Yield a temporary path beside `path`; on success it is renamed to `path`, on failure removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary(path)
     try:
@@ -46,10 +46,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """A block that one process at a time enters for `path`; another waits, or stops with InputError.
+    """Lock `path` during the block: only one process at a time is in it; others wait, or raise InputError.
 
-    The lock is a hidden file beside `path`, and the kernel frees it however its process ends. It holds on one machine;
-    between machines on a network file system as far as that does flock, and without any flock not at all.
+    The lock is a hidden file beside `path`, which the system frees however the process ends. Between machines it works
+    only if their shared file system supports flock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
@@ -74,7 +74,7 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
 def locked_stage(output: str, folder: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a stage's `run` with an exclusive lock on `folder` beside one of its outputs.
 
-    output: the keyword argument of `run` that holds the output's path. Of several ranks only the first takes the lock.
+    output: name of the argument of `run` that is this output's path. Of several processes, rank 0 takes the lock.
     """
 
     def decorate(run: Callable[..., None]) -> Callable[..., None]:

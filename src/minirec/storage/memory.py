@@ -1,4 +1,4 @@
-"""How much memory is free, so that a stage that needs more stops before it begins."""
+"""Free memory, so that a stage that needs more stops before it begins its work."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import psutil
 from minirec.errors import InputError
 
 CONTAINERS = Path("/sys/fs/cgroup")
-OWN = Path("/proc/self/cgroup")  # lines "number:controllers:/path", of version 2 without controllers
-FILES = (  # limit, used, and the part of it that is only cached files; in version 2 and in version 1
+OWN = Path("/proc/self/cgroup")  # lines "number:controllers:/path"; cgroup version 2 names no controllers
+FILES = (  # limit, use, and entry of the use that is only cached files; in cgroup versions 2 and 1
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
 def free() -> int:
-    """Bytes that this process may still allocate, by the machine, its containers (as Slurm uses) and ulimit."""
+    """Bytes that this process may still allocate, by the machine, its containers (as Slurm uses them) and ulimit."""
     limits = [psutil.virtual_memory().available, *_left_in_containers()]
-    own = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if own != resource.RLIM_INFINITY:
-        limits.append(own - psutil.Process().memory_info().vms)
+    ulimit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if ulimit != resource.RLIM_INFINITY:
+        limits.append(ulimit - psutil.Process().memory_info().vms)
     return max(0, min(limits))
 
 
 def _left_in_containers() -> Iterator[int]:
-    """Bytes left in each container (control group) that this process is in, from the innermost to the outermost."""
+    """Bytes left in each container (control group) around this process, from the innermost outwards."""
     for line in OWN.read_text().splitlines() if OWN.is_file() else ():
         _, controllers, path = line.split(":", 2)
         innermost = CONTAINERS / controllers / path.lstrip("/")
@@ -40,7 +40,7 @@ def _left_in_containers() -> Iterator[int]:
 
 
 def require(needed: float, what: str, advice: str) -> None:
-    """Raise InputError, naming `what` and adding `advice`, where more bytes are needed than are free."""
+    """Raise InputError, which says what needs the memory and adds `advice`, if fewer bytes are free than `needed`."""
     available = free()
     if needed > available:
         raise InputError(

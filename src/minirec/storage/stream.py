@@ -1,4 +1,4 @@
-"""Read a table that does not fit into memory, some rows at a time."""
+"""Read a table that does not fit into memory, part by part."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROWS = 16_384  # read at once
 
 
 class Stream:
-    """The rows of a table in the order of sample_id, read from first to last and held only until they are taken.
+    """Reads a table in the order of sample_id from first to last; rows are in memory until they are taken.
 
-    Each part is checked as `tables.read` checks the whole; raises InputError also where the order is another.
+    Raises InputError as `tables.read` does, and if the rows are not in that order.
     """
 
     def __init__(self, name: str, path: Path, columns: list[str], split: str | None = None) -> None:
-        """split: give only the samples of this split; `columns` then has `split`."""
+        """split: read only the samples of this split; `columns` must then include `split`."""
         self.name, self.path, self.columns, self.split = name, path, columns, split
         self.batches = self._batches()
         schema = tables.TABLES[name].schema()
@@ -42,7 +42,7 @@ class Stream:
         return self._take_read(int(np.searchsorted(tables.numpy(self.rest, "sample_id"), sample_id, side="right")))
 
     def _take_read(self, count: int) -> pa.Table:
-        """The next rows, which have been read."""
+        """Take rows that have been read already."""
         rows, self.rest = self.rest.slice(0, count), self.rest.slice(count)
         return rows
 

@@ -21,16 +21,16 @@ METADATA_KEY = b"minirec"
 
 
 def write(name: str, table: pa.Table, path: Path, provenance: Provenance) -> None:
-    """Check a table and write it atomically; raises ValueError where it breaks its declaration."""
+    """Check a table and write it atomically; raises ValueError if it does not fit its declaration in `columns`."""
     with writer(name, path, provenance) as append:
         append(table)
 
 
 @contextlib.contextmanager
 def writer(name: str, path: Path, provenance: Provenance) -> Iterator[Callable[[pa.Table], None]]:
-    """Write a table in parts, one row group a call: `with writer(...) as append: append(part)`.
+    """Write a table in parts: `with writer(...) as append: append(part)`; each part becomes a row group.
 
-    Raises ValueError as `write` does, but compares the keys within each part only.
+    Raises ValueError as `write` does, but notices repeated keys within a part only.
     """
     schema = TABLES[name].schema()
     with (
@@ -51,31 +51,31 @@ def writer(name: str, path: Path, provenance: Provenance) -> Iterator[Callable[[
 def read(name: str, path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a table, or some columns of it, in the declared types; optional columns that are absent become nulls.
 
-    Raises InputError where the file is damaged or breaks its declaration.
+    Raises InputError if the file is missing or damaged, or does not fit its declaration.
     """
     declared = TABLES[name]
-    wanted = columns or list(declared.columns)
+    names = columns or list(declared.columns)
     with opened(path, declared.foreign) as (file, _):
         table = file.read(columns=present_columns(name, path, file, columns))
-    for column in wanted:
+    for column in names:
         if column not in table.column_names:
             kind = TYPES[declared.columns[column].type]
             table = table.append_column(pa.field(column, kind), pa.nulls(table.num_rows, kind))
-    table = table.select(wanted)
+    table = table.select(names)
     check(name, table, path, columns)
     schema = declared.schema()
-    return table.cast(pa.schema([schema.field(column) for column in wanted]))
+    return table.cast(pa.schema([schema.field(column) for column in names]))
 
 
 def check(name: str, table: pa.Table, path: Path, columns: list[str] | None = None) -> None:
-    """Raise InputError where a table read from a file breaks its declaration."""
+    """Raise InputError if a table that was read from `path` does not fit its declaration."""
     problem = _problem(name, table, str(path), columns)
     if problem:
         raise InputError(problem)
 
 
 def present_columns(name: str, path: Path, file: pq.ParquetFile, columns: list[str] | None) -> list[str]:
-    """Which of the columns the file has; raises InputError where one is missing or not part of the table."""
+    """Which of `columns`, None: all, the file has; raises InputError if one is missing or the file has unknown ones."""
     declared = TABLES[name]
     present = set(file.schema_arrow.names)
     required = [c for c in (columns or declared.columns) if c in present or not declared.columns[c].optional]
@@ -89,16 +89,16 @@ def present_columns(name: str, path: Path, file: pq.ParquetFile, columns: list[s
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """The record of what made a table, without its digest; raises InputError where the file is damaged."""
+    """The record of what made a table, without its digest; raises InputError if the file is damaged."""
     with opened(path, foreign=False) as (_, record):
         return {name: value for name, value in record.items() if name != "digest"}
 
 
 @contextlib.contextmanager
 def opened(path: Path, foreign: bool, **options: Any) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
-    """A Parquet file and the record of what made it, its digest verified; a `foreign` file may come without a record.
+    """Open a Parquet file and read its record, after its digest was verified; a `foreign` file may have no record.
 
-    Raises InputError where the file is missing or damaged.
+    Raises InputError if the file is missing or damaged.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the stage that makes it")
@@ -114,12 +114,12 @@ def opened(path: Path, foreign: bool, **options: Any) -> Iterator[tuple[pq.Parqu
 
 
 def numpy(table: pa.Table, column: str) -> np.ndarray:
-    """A column without nulls as one array [n]."""
+    """A column without nulls as a NumPy array [n]."""
     return table[column].combine_chunks().to_numpy(zero_copy_only=False)
 
 
 def _problem(name: str, table: pa.Table, where: str, columns: list[str] | None = None) -> str | None:
-    """How a table breaks its declaration, as one sentence; None where it does not."""
+    """One sentence on how a table does not fit its declaration; None if it fits."""
     declared = TABLES[name]
     expected = columns or list(declared.columns)
     if set(table.column_names) != set(expected):
@@ -137,7 +137,7 @@ def _problem(name: str, table: pa.Table, where: str, columns: list[str] | None =
 
 
 def _column_problem(column: Column, values: pa.ChunkedArray) -> str | None:
-    """How values break the declaration of their column, as the end of a sentence; None where they do not."""
+    """How values do not fit the declaration of their column, as the end of a sentence; None if they fit."""
     kind = TYPES[column.type]
     if values.type != kind:
         try:
@@ -164,7 +164,7 @@ def _column_problem(column: Column, values: pa.ChunkedArray) -> str | None:
 
 
 def _repeated_key(table: pa.Table, key: tuple[str, ...]) -> str | None:
-    """The first key that several rows have, as text; None where there is none."""
+    """The first key that several rows share, as text; None if there is none."""
     counts = table.select(list(key)).group_by(list(key)).aggregate([([], "count_all")])
     if counts.num_rows == table.num_rows:
         return None

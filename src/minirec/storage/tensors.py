@@ -16,8 +16,8 @@ from minirec.errors import InputError
 from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
 
-BLOCK_BYTES = 2**25  # of an array that `take` holds at a time
-DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("int64"), "F32": np.dtype("float32")}  # that `writer` writes
+BLOCK_BYTES = 2**25  # how much of an array `take` reads at a time
+DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("int64"), "F32": np.dtype("float32")}  # types that `writer` writes
 
 
 def write(tensors: Mapping[str, np.ndarray], path: Path, provenance: Provenance) -> None:
@@ -29,10 +29,10 @@ def write(tensors: Mapping[str, np.ndarray], path: Path, provenance: Provenance)
 
 @contextmanager
 def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, provenance: Provenance) -> Iterator[Callable[..., None]]:
-    """Write float32 arrays of these shapes [n, ...] with their int64 `sample_id` [n] in parts, first row to last.
+    """Write float32 arrays of these shapes [n, ...] and their int64 `sample_id` [n] in parts, from first row to last.
 
-    `with writer({"z": (n, d)}, ...) as append: append(sample_id=..., z=...)`. Gives the bytes that `write` gives.
-    Raises ValueError where rows are of other shapes or not n in the end.
+    `with writer({"z": (n, d)}, ...) as append: append(sample_id=..., z=...)`. The file has the same bytes as from
+    `write`. Raises ValueError if rows have another shape, or are not n in the end.
     """
     count = next(iter(shapes.values()))[0]
     entries = _header_entries({"sample_id": (count,), **dict(sorted(shapes.items()))})
@@ -62,7 +62,7 @@ def writer(shapes: Mapping[str, tuple[int, ...]], path: Path, provenance: Proven
 
 
 def read(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Read the named arrays, or all; raises InputError where the file is damaged or lacks one."""
+    """Read the named arrays, or all; raises InputError if the file is missing or damaged, or lacks one."""
     with _opened(path) as (file, record):
         artefact.verify(path, record)
         _check(path, file.keys(), names)
@@ -70,9 +70,9 @@ def read(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def shapes(path: Path, *names: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the named arrays, or of all, after the whole file was compared with its digest, a block at a time.
+    """Shapes of the named arrays, or of all; also compares the whole file with its digest, a block at a time.
 
-    Raises InputError where the file is damaged or lacks one.
+    Raises InputError if the file is missing or damaged, or lacks one.
     """
     with _opened(path) as (file, record):
         artefact.verify(path, record)
@@ -81,7 +81,7 @@ def shapes(path: Path, *names: str) -> dict[str, tuple[int, ...]]:
 
 
 def take(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
-    """Rows of an array by their numbers [k], any order; reads only blocks that hold some, as `read_rows`."""
+    """Rows [k] of an array, in any order; reads only the blocks that contain them, without a check of the digest."""
     with _opened(path) as (file, _):
         shape = tuple(file.get_slice(name).get_shape())
     first = read_rows(path, name, 0, min(1, shape[0]))
@@ -90,16 +90,16 @@ def take(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
     step = max(1, BLOCK_BYTES // max(1, first.nbytes))
     edges = np.searchsorted(rows[order], np.arange(0, shape[0] + step, step))
     for number in np.flatnonzero(np.diff(edges)):
-        own = order[edges[number] : edges[number + 1]]
-        begin, end = int(rows[own[0]]), int(rows[own[-1]]) + 1
-        out[own] = read_rows(path, name, begin, end)[rows[own] - begin]
+        of_block = order[edges[number] : edges[number + 1]]
+        begin, end = int(rows[of_block[0]]), int(rows[of_block[-1]]) + 1
+        out[of_block] = read_rows(path, name, begin, end)[rows[of_block] - begin]
     return out
 
 
 def read_rows(path: Path, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
-    """Rows begin to end of an array, all by default. Nothing else is read: the digest is not compared, see `shapes`.
+    """Rows begin to end-1 of an array, all by default. Reads nothing else: `shapes` has to check the digest before.
 
-    Opens the file anew each time, so that the memory map does not grow.
+    Opens the file anew at each call, so that the memory map does not grow.
     """
     with _opened(path) as (file, _):
         rows = file.get_slice(name)
@@ -109,7 +109,7 @@ def read_rows(path: Path, name: str, begin: int = 0, end: int | None = None) -> 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A safetensors file and the record of what made it; the caller verifies the digest."""
+    """Open a safetensors file and read its record; the caller verifies the digest."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; run the stage that makes it")
     try:
@@ -128,9 +128,9 @@ def _check(path: Path, present: Collection[str], names: tuple[str, ...]) -> None
 
 
 def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:
-    """Row numbers [k] of the wanted samples [k] in `sample_id` [n]; raises InputError where one is missing.
+    """Rows [k] at which `sample_id` [n] has the wanted samples [k]; raises InputError if it lacks one.
 
-    path: the file that the message names.
+    path: the file that the error message names.
 
     >>> rows_of(np.array([7, 3, 9]), np.array([9, 7]), Path("hidden.safetensors"))
     array([2, 0])
@@ -145,7 +145,7 @@ def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray
 
 
 def _header_entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
-    """What the header of a safetensors file says of each array; the int64 array comes first, as in the library."""
+    """Entry of each array in the header of a safetensors file; the int64 array comes first, as the library does it."""
     entries, end = {}, 0
     for name, shape in shapes.items():
         kind = "I64" if name == "sample_id" else "F32"

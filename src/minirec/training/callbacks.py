@@ -1,4 +1,4 @@
-"""What TRL is told of a run: its settings, when it evaluates, saves and stops; and its log as history.parquet."""
+"""Settings and callbacks for TRL's trainer: when it evaluates, saves and stops; and its log as history.parquet."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from minirec.experiment import sections
 from minirec.progress import log, progress
 from minirec.storage import tables
 
-CHECKPOINTS_PER_EPOCH = 4  # of a run without evaluations; else there is one with every evaluation
+CHECKPOINTS_PER_EPOCH = 4  # in a run without evaluations; else every evaluation saves one
 
 
 def grpo_arguments(train: sections.Train, completions: int, seed: int, folder: Any, validated: bool) -> Any:
-    """TRL's settings of a run with checkpoints in `folder`; its own defaults decide nothing that matters to results.
+    """TRL's settings (GRPOConfig) of a run; all that can change its results is set here, none left to TRL's defaults.
 
-    validated: evaluate on valid, and end with the policy of the best evaluation. Where a launcher started several
-    processes, they are connected from here on.
+    folder: of the checkpoints. validated: evaluate on the valid split, and end with the policy of the best evaluation.
+    If a launcher started several processes, this call connects them.
     """
-    groups = max(2, completions)  # TRL refuses 1; our completions never pass through it
+    groups = max(2, completions)  # TRL refuses 1; it never handles our completions
     return GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=train.batch_prompts,
@@ -62,7 +62,7 @@ def grpo_arguments(train: sections.Train, completions: int, seed: int, folder: A
 
 
 def training_callbacks(train: sections.Train, samples: int) -> list[TrainerCallback]:
-    """The callbacks of a run over so many samples an epoch."""
+    """The callbacks of a run whose epochs have `samples` samples."""
     steps = math.ceil(samples / train.batch_prompts)
     times = train.evaluations_per_epoch
     patience = [Patience(train.patience)] if times else []
@@ -70,7 +70,7 @@ def training_callbacks(train: sections.Train, samples: int) -> list[TrainerCallb
 
 
 def evaluated_after(steps: int, times: int) -> set[int]:
-    """The steps of an epoch, from 1, after which it is evaluated: `times` of them, evenly spread, the last included.
+    """After which of an epoch's steps, from 1, to evaluate: `times` of them, evenly spread, always the last one.
 
     >>> sorted(evaluated_after(steps=6, times=4))
     [2, 3, 5, 6]
@@ -79,28 +79,28 @@ def evaluated_after(steps: int, times: int) -> set[int]:
 
 
 class Cadence(TrainerCallback):
-    """Evaluates and saves after some steps of every epoch only, see `evaluated_after`."""
+    """Lets the trainer evaluate and save only after the steps of each epoch that `evaluated_after` names."""
 
     def __init__(self, steps: int, times: int) -> None:
         self.steps, self.due = steps, evaluated_after(steps, times)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Withdraw evaluation and checkpoint of a step that is not due."""
+        """Cancel evaluation and checkpoint after a step that is not due."""
         due = (state.global_step - 1) % self.steps + 1 in self.due
         control.should_evaluate &= due
         control.should_save &= due
 
 
 class ProgressBar(TrainerCallback):
-    """Shows the steps, and logs NDCG@10 on valid."""
+    """Shows a progress bar of the steps, and logs NDCG@10 on the valid split."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the steps that are done."""
+        """Open the bar, at the step that the run resumes from."""
         self.context = progress("train", state.max_steps, "steps", done=state.global_step)
         self.bar = self.context.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step more."""
+        """Count one step."""
         self.bar.add()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
@@ -113,9 +113,9 @@ class ProgressBar(TrainerCallback):
 
 
 class Patience(EarlyStoppingCallback):
-    """Stops after so many evaluations in a row that are not better than the best.
+    """Stops after `train.patience` evaluations in a row that do not beat the best.
 
-    Writes no checkpoint at the stop: a run interrupted after it comes to it again, instead of going past it.
+    Writes no checkpoint when it stops: a run interrupted then repeats that step and stops again, instead of going on.
     """
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **more: Any) -> None:
@@ -125,7 +125,7 @@ class Patience(EarlyStoppingCallback):
 
 
 def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
-    """The trainer's log as history.parquet: a row a step, with the evaluation that followed it."""
+    """The trainer's log as the table history.parquet: one row per step, with the evaluation after it, if any."""
     valid = {entry["step"]: entry["eval_ndcg"] for entry in log_history if "eval_ndcg" in entry}
     names = tables.TABLES["history"].columns
     rows = []

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which of them an interrupted run goes on from, and the adapter that is left in the end."""
+"""Checkpoints of a run: from which of them an interrupted run resumes, and the adapter that is written at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOLDER = "checkpoints"  # beside the adapter
 
 
 def complete(checkpoint: Path, items: ItemTable, best: Path) -> None:
-    """Add item table and head to a checkpoint that TRL wrote, and its digests; then remove all others but the best."""
+    """Add item table, head and digests to a checkpoint that TRL wrote, then remove the others but the best."""
     with distributed.first_rank_alone() as first:
         if first:
             save_file({"items": items.whitened.contiguous()}, checkpoint / ITEM_TABLE)
@@ -42,27 +42,27 @@ def complete(checkpoint: Path, items: ItemTable, best: Path) -> None:
 
 
 def load_item_table(checkpoint: str, items: ItemTable) -> None:
-    """Take the item table of a checkpoint."""
+    """Load the item table of a checkpoint into `items`."""
     items.whitened = load_file(Path(checkpoint) / ITEM_TABLE)["items"].to(items.whitened.device)
 
 
 def load_head(checkpoint: str, head: Head) -> None:
-    """Take the trained head of a checkpoint."""
+    """Load the trained head of a checkpoint into `head`."""
     head.load_state_dict(load_file(Path(checkpoint) / HEAD))
 
 
 def last(folder: Path) -> str | None:
-    """The checkpoint from which a run goes on; None where it starts anew."""
-    found = get_last_checkpoint(str(folder))
-    if found:
-        log.info("going on from %s", found)
-    return found
+    """The checkpoint from which a run resumes; None if there is none."""
+    checkpoint = get_last_checkpoint(str(folder))
+    if checkpoint:
+        log.info("going on from %s", checkpoint)
+    return checkpoint
 
 
 def remove_unusable(folder: Path, provenance: Provenance) -> None:
-    """Keep in a folder only complete checkpoints of a run with the same inputs, settings and code.
+    """Remove all checkpoints in a folder but the complete ones of a run with the same inputs, settings and code.
 
-    A checkpoint is removed if its best checkpoint is missing, or else training would end with the wrong policy.
+    A checkpoint goes, too, if the best checkpoint that it refers to is missing: training would end with another policy.
     """
     artefact.keep_unfinished(folder, provenance)
     for checkpoint in folder.glob("checkpoint-*"):
@@ -80,19 +80,19 @@ def remove_unusable(folder: Path, provenance: Provenance) -> None:
 
 
 def save_adapter(trainer: RecommenderTrainer, out: Path, provenance: Provenance) -> None:
-    """Write the policy's adapter, with its whitening and trained head, as a folder; beside `out` first, then rename."""
+    """Write the adapter, and whitening.safetensors with the trained head in it, as the folder `out`, atomically."""
     with artefact.atomic_folder(out, provenance) as partial:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, safe_serialization=True)
         (partial / "README.md").unlink(missing_ok=True)
         trainer.head.merged_whitening().write(partial / WHITENING, provenance)
         settings = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
-        settings["base_model_name_or_path"] = None  # from the command line; a path would differ between machines
-        settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order is not the same twice
+        settings["base_model_name_or_path"] = None  # named on the command line; a path would differ between machines
+        settings["target_modules"] = sorted(settings["target_modules"])  # a set, whose order changes from run to run
         (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def save_last_good(trainer: RecommenderTrainer, checkpoints: Path, out: Path, provenance: Provenance) -> str:
-    """Write the policy of the best checkpoint, or else of the last one, as an adapter; says in words what it wrote."""
+    """Write the best checkpoint's policy, or else the last one's, as an adapter; returns half a sentence on that."""
     good = trainer.state.best_model_checkpoint or get_last_checkpoint(str(checkpoints))
     if good is not None:
         trainer._load_from_checkpoint(good)

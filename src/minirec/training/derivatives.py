@@ -1,6 +1,6 @@
 """Gradient g and Hessian-vector product Hg of each sample's item loss by the hidden state (METHOD 4.4).
 
-A closed form: it needs the kept hidden states and a few matrix products, and no pass through the language model.
+A closed form in the hidden states that the rollout kept: a few matrix products, no pass through the language model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minirec.model.whitening import Whitening
 from minirec.storage import tables, tensors
 from minirec.storage.stream import Stream
 
-CHUNK_SCORES = 4_000_000  # scores held at a time: bounds memory for any number of samples
+CHUNK_SCORES = 4_000_000  # item scores in memory at a time, for any number of samples
 CHUNK_STATES = 8_000_000  # numbers of hidden states read at a time
 
 
@@ -117,12 +117,12 @@ def _dot(e: Tensor, x: Tensor) -> Tensor:
 
 
 def _mean(weight: Tensor, e: Tensor) -> Tensor:
-    """Sum of the items [n, d], weighted by [n, m]."""
+    """Sum [n, d] of the items, weighted by [n, m]."""
     return weight @ e if e.dim() == 2 else (weight[:, None, :] @ e).squeeze(1)
 
 
 def _repeated(rows: Tensor) -> Tensor:
-    """Which entries [n, s] stand further left in their row, too."""
+    """Which entries [n, s] repeat an entry further left in their row."""
     order = rows.sort(dim=1, stable=True)
     again = torch.zeros_like(rows, dtype=torch.bool)
     again[:, 1:] = order.values[:, 1:] == order.values[:, :-1]
@@ -132,8 +132,8 @@ def _repeated(rows: Tensor) -> Tensor:
 def whitening_jacobian(whitening: Whitening, device: torch.device | str = "cpu") -> tuple[Tensor | None, Tensor | None]:
     """Components C [d, d'] of the user-side whitening x -> (x - mean) C, and the metric C^T C [d', d'].
 
-    By the chain rule (METHOD 4.4, derivatives before whitening) the derivatives by x are those by (x - mean) C, with
-    that metric, times C^T. (None, None) without whitening.
+    By the chain rule (METHOD 4.4, derivatives before whitening) a derivative by x is the one by (x - mean) C, computed
+    with that metric, times C^T. (None, None) without whitening.
     """
     if not whitening.arrays:
         return None, None
@@ -142,7 +142,7 @@ def whitening_jacobian(whitening: Whitening, device: torch.device | str = "cpu")
 
 
 def sampled_candidates(sample_id: np.ndarray, items: int, count: int | None, seed: int) -> Tensor | None:
-    """Uniformly sampled catalogue rows [n, count], a function of (seed, sample); None where all items are used."""
+    """Random catalogue rows [n, count], determined by (seed, sample_id); None if pi is over all items."""
     if count is None or count >= items:
         return None
     rows = [np.random.default_rng([seed, int(sample)]).choice(items, count, replace=False) for sample in sample_id]
@@ -151,7 +151,7 @@ def sampled_candidates(sample_id: np.ndarray, items: int, count: int | None, see
 
 @dataclass(frozen=True)
 class Chunk:
-    """k consecutive samples of a rollout, the first of which is number `begin` of all."""
+    """k consecutive samples of a rollout; `begin` is the position of the first among all samples."""
 
     begin: int
     hidden: Tensor  # [k, G, d], before whitening
@@ -164,31 +164,32 @@ class Chunk:
 
     @property
     def sample_id(self) -> np.ndarray:
-        """[k] int64."""
+        """Sample ids [k], int64."""
         return tables.numpy(self.samples, "sample_id")
 
     @property
     def target(self) -> Tensor:
-        """Catalogue rows [k]."""
+        """Catalogue rows of the targets [k]."""
         return torch.from_numpy(tables.numpy(self.samples, "target_row").astype(np.int64))
 
     @property
     def history(self) -> Tensor:
-        """Catalogue rows [k, w], padded with -1."""
+        """Catalogue rows of the histories [k, w], padded with -1."""
         return torch.from_numpy(splits.padded(self.samples["history_rows"].combine_chunks()))
 
 
 SAMPLES = ["sample_id", "target_row", "history_rows"]  # columns of a chunk
 ROLLOUTS = ["sample_id", "completion", "advantage"]
-PROMPTS, COMPLETIONS = ["history_rating", "history_age_ms"], ["tokens"]  # further ones, for passes through the model
+PROMPTS, COMPLETIONS = ["history_rating", "history_age_ms"], ["tokens"]  # more columns, where the texts are read
 
 
 def chunks(
     samples: Path, rollouts: Path, hidden: Path, count: int, size: int, advantage: str, texts: bool = False
 ) -> Iterator[Chunk]:
-    """The `count` samples of a rollout, `size` at a time; with `texts` also what prompts and completions say.
+    """Read the `count` samples of a rollout, `size` at a time.
 
-    advantage: `one`, or `group` for the rollout's. Raises InputError where the files hold different samples.
+    advantage: "one" sets all to 1, "group" reads the rollout's. texts: also read what prompts and completions are made
+    of. Raises InputError if the files hold different samples.
     """
     mismatch = InputError(f"{rollouts} and {hidden} hold different samples; run rollout again")
     sample_rows = Stream("samples", samples, SAMPLES + (PROMPTS if texts else []))
@@ -213,17 +214,17 @@ def chunks(
 
 @dataclass(frozen=True)
 class HiddenStateDerivatives:
-    """Gradient and HVP by the hidden state before whitening, averaged over a sample's G completions.
+    """Gradient and Hessian-vector product by the hidden state before whitening, averaged over the G completions.
 
-    Rows are computed in blocks that begin at the multiples of `block`, whatever chunk they come in: the last bits of a
-    matrix product depend on its shape, those of a sample on nothing but its place among all.
+    The samples are computed in blocks that begin at multiples of `block`, whatever chunks they are read in: the last
+    bits of a matrix product depend on its shape, and the results must not depend on the chunks.
     """
 
     items: Tensor  # [m, d'], whitened
     whitening: Whitening
     temperature: float
     settings: sections.Gradient
-    shape: tuple[int, ...]  # [n, G, d], of the hidden states of all samples
+    shape: tuple[int, ...]  # (n, G, d) of all hidden states
 
     @property
     def width(self) -> int:
@@ -232,7 +233,7 @@ class HiddenStateDerivatives:
 
     @property
     def block(self) -> int:
-        """Samples of a block."""
+        """Number of samples that are computed together."""
         n, groups, width = self.shape
         candidates = self.settings.candidates
         scores = len(self.items) if candidates is None else (candidates + 1) * self.items.shape[1]
@@ -240,17 +241,17 @@ class HiddenStateDerivatives:
 
     @property
     def chunk(self) -> int:
-        """Samples to read at a time: whole blocks where they fit."""
+        """Number of samples to read at a time: a multiple of `block` if that fits into memory."""
         size = max(1, CHUNK_STATES // (self.shape[1] * self.shape[2]))
         return size - size % min(self.block, size)
 
     def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        """(g [k, d], Hg [k, d], z [k, d']), each averaged over the completions."""
+        """Gradient g [k, d], product Hg [k, d] and embedding z [k, d'], each averaged over the completions."""
         components, metric = whitening_jacobian(self.whitening, self.items.device)
         candidates = sampled_candidates(chunk.sample_id, len(self.items), self.settings.candidates, self.settings.seed)
         target, history = chunk.target, chunk.history
         results = []
-        for own, padded, states in self._blocks(chunk):
+        for of_chunk, padded, states in self._blocks(chunk):
             by_completion = [
                 gradient_and_hvp(
                     h,
@@ -267,17 +268,17 @@ class HiddenStateDerivatives:
             g, hv = (torch.stack(part).mean(0) for part in zip(*by_completion, strict=True))
             if components is not None:
                 g, hv = g @ components.T, hv @ components.T
-            results.append([value[own].cpu() for value in (g, hv, states.mean(0))])
+            results.append([value[of_chunk].cpu() for value in (g, hv, states.mean(0))])
         g, hv, z = (torch.cat(part) for part in zip(*results, strict=True))
         return g, hv, z
 
     def embedding(self, chunk: Chunk) -> Tensor:
-        """z [k, d'] alone: the mean whitened state over the completions (METHOD 4.5, diversity)."""
-        return torch.cat([states.mean(0)[own].cpu() for own, _, states in self._blocks(chunk)])
+        """Embedding z [k, d'] alone: mean of the whitened states over the completions (METHOD 4.5, diversity)."""
+        return torch.cat([states.mean(0)[of_chunk].cpu() for of_chunk, _, states in self._blocks(chunk)])
 
     def _blocks(self, chunk: Chunk) -> Iterator[tuple[slice, Callable[..., Tensor], Tensor]]:
-        """Of each block: its rows that are the chunk's, a function that pads the chunk's values to the block, and the
-        whitened states [G, block, d'].
+        """The blocks that a chunk is part of, each with the block's rows that belong to the chunk, a function that
+        pads values of the chunk to the block, and the whitened states [G, block, d'].
         """
         for first in range(chunk.begin // self.block * self.block, chunk.begin + len(chunk), self.block):
             rows = slice(max(first - chunk.begin, 0), min(first + self.block - chunk.begin, len(chunk)))
@@ -289,7 +290,7 @@ class HiddenStateDerivatives:
 
 
 def _padded(values: Tensor, rows: slice, before: int, length: int, device: torch.device, fill: float = 0) -> Tensor:
-    """Rows of values in a block [length, ...], after `before` rows of the fill value; the rest is filled, too."""
+    """Put rows of `values` into a block [length, ...] after `before` others; everything else in it is `fill`."""
     block = torch.full((length, *values.shape[1:]), fill, dtype=values.dtype, device=device)
     block[before : before + rows.stop - rows.start] = values[rows].to(device)
     return block

@@ -1,4 +1,4 @@
-"""The item table of a policy in training: refreshed whole now and then, and for the items of every batch (METHOD 3)."""
+"""The item table during training: the batch's items are refreshed every step, all items now and then (METHOD 3)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from minirec.model.whitening import Head
 
 @dataclass
 class BatchItems:
-    """The items of an optimiser batch's softmax, the same in every process."""
+    """The items of the item loss's softmax in an optimiser batch, the same in every process."""
 
     rows: Tensor  # [k], catalogue rows: the distinct targets, ascending, then the extra negatives
-    vectors: Tensor  # [k, d'], whitened, before the head; a leaf that collects the gradient
-    own: list[int]  # positions in `rows` that this process embeds
-    graph: Tensor | None  # the own vectors with their autograd graph, where it fits into one pass
+    vectors: Tensor  # [k, d'], whitened, before the head; a leaf tensor that collects the gradient
+    local: list[int]  # positions in `rows` that this process embeds
+    graph: Tensor | None  # the local vectors with their autograd graph; None if they need several passes
 
 
 class ItemTable:
-    """Item vectors [m, d'] of the whole catalogue, kept before the head, which is applied wherever they are used."""
+    """Item vectors [m, d'] of the whole catalogue, kept before the head, which is applied when they are used."""
 
     def __init__(self, encoder: ItemEncoder, head: Head, whitened: Tensor) -> None:
         self.encoder, self.policy, self.head = encoder, encoder.policy, head
@@ -34,44 +34,44 @@ class ItemTable:
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
-        """The table with the head as trained so far; what the adapter has changed waits for a refresh."""
+        """The table [m, d'] after the present head; the adapter may have changed since the table was computed."""
         return self.head.whitened_item(self.whitened)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Recompute the whole table with the current adapter; every process embeds its share."""
+        """Recompute the whole table with the current adapter; each process embeds its `local_rows`."""
         self.policy.model.eval()
-        own = self._embed(distributed.local_rows(len(self.encoder)))
-        self.whitened = distributed.gathered(own, len(self.encoder))
+        local = self._embed(distributed.local_rows(len(self.encoder)))
+        self.whitened = distributed.gathered(local, len(self.encoder))
 
     def refresh_batch(self, rows: Tensor, learned: bool) -> BatchItems:
-        """Recompute the items of a batch, with gradients where they are learned.
+        """Recompute the items of a batch, catalogue rows [k]; learned: they will get a gradient.
 
-        Embedding that needs several passes keeps no graph: `backward` runs each pass again.
+        If this process needs several passes for its items, no graph is kept, and `backward` runs each pass again.
         """
-        wanted = rows.tolist()
-        own = distributed.local_rows(len(wanted))
-        keep = learned and len(self.encoder.length_batches([wanted[place] for place in own])) == 1
+        local = distributed.local_rows(len(rows))
+        local_items = rows[local].tolist()
+        keep = learned and len(self.encoder.length_batches(local_items)) == 1
         self.policy.model.train(keep)
         with torch.set_grad_enabled(keep):
-            vectors = self._embed([wanted[place] for place in own])
-        gathered = distributed.gathered(vectors.detach(), len(wanted))
-        items = BatchItems(rows, gathered.requires_grad_(learned), own, vectors if keep else None)
+            vectors = self._embed(local_items)
+        gathered = distributed.gathered(vectors.detach(), len(rows))
+        items = BatchItems(rows, gathered.requires_grad_(learned), local, vectors if keep else None)
         self.whitened[rows] = items.vectors.detach()
         return items
 
     def backward(self, items: BatchItems) -> None:
-        """Carry the gradient collected at the item vectors on to the adapter, a pass of `batch_tokens` at a time."""
+        """Propagate the gradient that the item vectors have collected to the adapter, one pass at a time."""
         if not items.vectors.requires_grad:
             return
         collected = torch.zeros_like(items.vectors) if items.vectors.grad is None else items.vectors.grad
-        gradient = distributed.all_reduce_sum(collected)[items.own]
+        gradient = distributed.all_reduce_sum(collected)[items.local]
         if items.graph is not None:
             items.graph.backward(gradient)
             return
-        wanted = items.rows[items.own].tolist()
-        for places in self.encoder.length_batches(wanted):
-            self._embed([wanted[place] for place in places]).backward(gradient[places])
+        local_items = items.rows[items.local].tolist()
+        for places in self.encoder.length_batches(local_items):
+            self._embed([local_items[place] for place in places]).backward(gradient[places])
 
     def _embed(self, rows: list[int]) -> Tensor:
         """Whitened vectors [k, d'] of catalogue rows, before the head."""

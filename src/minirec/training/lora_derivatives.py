@@ -1,7 +1,7 @@
 """Gradient and Hessian-vector product of the item loss by the LoRA weights, randomly projected (METHOD 4.4).
 
-A sample's loss is the mean over its completions, and so one function of the weights: g is its gradient, Hg its Hessian
-times g. The item vectors are held fixed, as in the derivatives by the hidden state.
+A sample's loss is the mean over its completions, one function of the weights: g is its gradient, Hg its Hessian times
+g. The item vectors are held fixed, as in the derivatives by the hidden state.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ Weights = dict[str, Tensor]
 
 
 class ItemLoss(torch.nn.Module):
-    """The mean over the completions of -A pi / stopgrad(pi), as a function of the policy's weights."""
+    """Item loss of one sample, the mean of -A pi / stopgrad(pi) over its completions, as a function of the weights."""
 
     def __init__(self, policy: Policy, items: Tensor, whitening: Whitening) -> None:
         super().__init__()
         self.policy, self.model, self.items, self.whitening = policy, policy.model, items, whitening
 
     def forward(self, sample: PackedSample, target: Tensor, masked: Tensor, rows: Tensor, advantage: Tensor) -> Tensor:
-        """The loss of one sample whose completions have the advantages [G].
+        """The loss; advantage [G] is A of each completion.
 
-        rows [m]: the catalogue rows that make up pi; target and masked [w]: positions in `rows`, padded with -1.
+        rows [m]: catalogue rows of the items in the softmax pi. target, masked [w]: the positions in `rows` of the
+        target and of the history, the latter padded with -1.
         """
         groups = len(advantage)
         states = self.whitening.user(sample.pooled())
@@ -46,7 +47,7 @@ class ItemLoss(torch.nn.Module):
 
 
 class PackedSample:
-    """A prompt and its G completions in one row of tokens; the states after the frozen layers are computed once."""
+    """A prompt and its G completions in one row of tokens; what the frozen layers compute is computed once."""
 
     def __init__(self, policy: Policy, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
         self.policy, self.depth = policy, policy.frozen_layers
@@ -59,13 +60,13 @@ class PackedSample:
         self.branch, self.positions = (torch.tensor([row], device=policy.device) for row in (branch, positions))
         self.lengths = torch.tensor([len(text) for text in texts], device=policy.device)
         self.prompt = slice(len(prefix), before)
-        self.inputs = torch.tensor([ids], device=policy.device)  # token ids, or states where layers are frozen
+        self.inputs = torch.tensor([ids], device=policy.device)  # token ids; with frozen layers, the states after these
         if self.depth:
             with torch.no_grad():
                 self.inputs = self._extend(LayerSlice(policy.decoder, slice(0, self.depth)))
 
     def pooled(self) -> Tensor:
-        """The state of each completion by the policy's pooling [G, d]."""
+        """State of each completion, pooled as `policy.pooling` says [G, d]."""
         states = self._extend(
             LayerSlice(self.policy.decoder, slice(self.depth, None)) if self.depth else self.policy.decoder
         )
@@ -74,8 +75,8 @@ class PackedSample:
         pooling = self.policy.settings.pooling
         if pooling == "last":
             return states[ends - 1]
-        own = self.branch == torch.arange(len(self.lengths), device=states.device)[:, None]
-        total, count = own.to(states.dtype) @ states, self.lengths
+        of_completion = self.branch == torch.arange(len(self.lengths), device=states.device)[:, None]
+        total, count = of_completion.to(states.dtype) @ states, self.lengths
         if pooling == "context":
             total, count = total + states[self.prompt].sum(0), count + self.prompt.stop - self.prompt.start
         return total / count[:, None]
@@ -86,7 +87,7 @@ class PackedSample:
 
 
 def gradient_and_hvp(loss: ItemLoss, weights: Weights, *inputs: object) -> tuple[Weights, Weights]:
-    """Gradient of loss(*inputs) by the weights, and Hessian times gradient: forward mode over reverse mode."""
+    """Gradient of loss(*inputs) by the weights, and Hessian times gradient (forward mode over reverse mode)."""
 
     def value(weights: Weights) -> Tensor:
         return functional_call(loss, weights, inputs)
@@ -98,9 +99,9 @@ def gradient_and_hvp(loss: ItemLoss, weights: Weights, *inputs: object) -> tuple
 
 
 class Projection:
-    """A seeded sparse random projection: every coordinate is added to one of `dimensions` sums, with a random sign.
+    """Random projection to `dimensions` numbers: every coordinate is added to one of them, with a random sign.
 
-    Inner products are kept on average, with an error of about 1 / sqrt(dimensions) of the lengths.
+    Cosines keep an error of about 1 / sqrt(dimensions) (METHOD 4.4, the projection).
 
     >>> project = Projection(width=6, dimensions=2, seed=0)
     >>> project({"a": torch.ones(4), "b": torch.ones(2)}).shape
@@ -114,18 +115,18 @@ class Projection:
         self.sign = torch.from_numpy(generator.integers(0, 2, width, dtype=np.int8) * 2 - 1).to(device)
 
     def __call__(self, weights: Weights) -> Tensor:
-        """Project tensors that together have `width` numbers, taken in the order of their names, to [dimensions]."""
+        """Project tensors with `width` numbers in all, in the order of their names, to a vector [dimensions]."""
         flat = torch.cat([weights[name].flatten() for name in sorted(weights)])
         return flat.new_zeros(self.dimensions).index_add(0, self.place, self.sign * flat)
 
 
 class LoraDerivatives:
-    """Gradient and HVP of each sample by the adapter's weights, projected to `gradient.dimensions`."""
+    """Gradient and Hessian-vector product by the adapter's weights, projected to `gradient.dimensions` numbers."""
 
     chunk = 64  # samples to read at a time
 
     def __init__(self, policy: Policy, by_state: HiddenStateDerivatives, samples: Path, catalogue: Path) -> None:
-        """by_state: of the same samples; it holds items, whitening and settings, and makes the embeddings."""
+        """by_state: holds the items, whitening and settings, and computes the embeddings. Raises InputError."""
         self.policy, self.by_state, self.settings = policy, by_state, by_state.settings
         self.samples, self.catalogue = samples, catalogue
         self.loss = ItemLoss(policy, by_state.items.to(policy.device), by_state.whitening)
@@ -138,7 +139,7 @@ class LoraDerivatives:
         self.titles = splits.titles(catalogue)
 
     def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        """(g [k, dimensions], Hg [k, dimensions], z [k, d']) of samples read with their texts."""
+        """Gradient g and product Hg [k, dimensions], and embedding z [k, d']; the chunk must hold the texts."""
         history = self.policy.settings.prompt_history
         split = splits.of_table(chunk.samples, self.titles, history, self.samples, self.catalogue)
         tokens = chunk.rollouts["tokens"].to_pylist()
@@ -163,7 +164,7 @@ class LoraDerivatives:
 def _softmax_rows(
     target: Tensor, history: Tensor, items: int, candidates: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(target, masked, rows) for `ItemLoss`: all items, history masked, or the target and the allowed candidates."""
+    """(target, masked, rows) for `ItemLoss`: all items but the history, or the target and candidates outside it."""
     if candidates is None:
         return target, history, torch.arange(items)
     rows = torch.cat([target[None], candidates[(candidates != target) & ~torch.isin(candidates, history)].unique()])

@@ -1,4 +1,4 @@
-"""The reward of a completion: its pooled state ranks the catalogue, and the target's rank pays (METHOD 3)."""
+"""The reward of a completion: its state ranks the catalogue; the higher the target, the more it earns (METHOD 3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minirec.model.whitening import Whitening
 def score_completions(
     hidden: Tensor, items: Tensor, split: Split, whitening: Whitening, tau: float, reward: sections.Reward
 ) -> dict[str, Tensor]:
-    """Rank and probability pi of the target, NDCG, hit, reward and advantage, each [n, G], of completions.
+    """The columns rank, pi (probability of the target), ndcg, hit, reward and advantage of completions, each [n, G].
 
     hidden [n, G, d]: their pooled states, not whitened; items [m, d']: the item table, whitened, with the head applied.
     Raises NotFinite where a score is not finite.

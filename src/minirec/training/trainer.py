@@ -1,8 +1,8 @@
 """GRPO with an item loss (METHOD 3), on TRL's GRPOTrainer.
 
-One call of `training_step` is one optimiser step: the policy writes completions, the item table rewards them, the
-losses are accumulated over micro-batches. A batch holds prompts, each once; its completions never leave their prompt.
-Several processes share the prompts and items of every step, and end it with the same gradients.
+One call of `training_step` is one optimiser step: the policy writes completions, the item table rewards them, and the
+gradients are summed over micro-batches. A batch lists each prompt once, and the completions stay with their prompt.
+Several processes divide the prompts and items of every step among them, and end it with the same gradients.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from minirec.training.item_table import BatchItems, ItemTable
 
 @dataclass
 class MicroBatch:
-    """What one forward and backward pass trains on: n prompts with their completions."""
+    """n prompts with their completions, which one forward and backward pass trains on."""
 
     prompts: list[list[int]]
     completions: generate.Completions
@@ -49,7 +49,7 @@ class MicroBatch:
 
 
 class RecommenderTrainer(GRPOTrainer):
-    """Trains a policy's adapter and head; `samples` are visited in their order, the incomplete last batch included."""
+    """Trains a policy's adapter and head on `samples` in their order; the last batch of an epoch may be smaller."""
 
     def __init__(
         self,
@@ -68,18 +68,18 @@ class RecommenderTrainer(GRPOTrainer):
         args: Any,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        """item_table: [m, d'], whitened, before the head. validate: NDCG@10 on valid of such a table after the head.
+        """item_table [m, d']: whitened, before the head. micro_batch_prompts: prompts of one backward pass.
 
-        micro_batch_prompts: prompts of one backward pass. args: of `callbacks.grpo_arguments`. Validation needs args
-        that ask for it.
+        validate: computes NDCG@10 on the valid split from the item table after the head; None: no evaluation. args:
+        from `callbacks.grpo_arguments`, with `validated` if there is `validate`.
         """
         self.policy, self.head, self.samples = policy, head.to(policy.device), samples
         self.items = ItemTable(items, self.head, item_table)
         self.settings, self.sampling, self.reward = train, sampling, reward
         self.validate, self.seed, self.micro_batch_prompts = validate, seed, micro_batch_prompts
         self.prompts = policy.user_bodies(samples.bodies)
-        self.seconds = {"generate": 0.0, "items": 0.0, "loss": 0.0}  # of a step, by part
-        self.means = {"token_loss": 0.0, "item_loss": 0.0, "reward": 0.0, "reward_std": 0.0}  # over a step's batch
+        self.seconds = {"generate": 0.0, "items": 0.0, "loss": 0.0}  # of the current step, by part
+        self.means = {"token_loss": 0.0, "item_loss": 0.0, "reward": 0.0, "reward_std": 0.0}  # over the step's batch
         # part of the model, so that its weights are clipped, summed and reset with the adapter's
         policy.model.add_module("minirec_head", self.head)
         super().__init__(
@@ -94,7 +94,7 @@ class RecommenderTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)  # the log has lines of its own
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of `batch_prompts` prompts, the last one may be smaller. Every process sees them whole."""
+        """Batches of `batch_prompts` prompts; the last one may be smaller. Every process gets whole batches."""
         return DataLoader(cast(Any, range(len(self.samples))), self.settings.batch_prompts, collate_fn=list)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -107,7 +107,7 @@ class RecommenderTrainer(GRPOTrainer):
         return self.optimizer
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Compute one optimiser step's gradients; returns the loss. `inputs` are positions in the samples."""
+        """Compute the gradients of one optimiser step; returns the loss. inputs: positions in `samples`."""
         started = time.perf_counter()
         self.seconds, self.means = dict.fromkeys(self.seconds, 0.0), dict.fromkeys(self.means, 0.0)
         if self.state.global_step and self.state.global_step % self.settings.item_refresh_steps == 0:
@@ -135,7 +135,7 @@ class RecommenderTrainer(GRPOTrainer):
         return total
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        """This process's share of the optimiser batch as micro-batches (list[MicroBatch]), and the BatchItems."""
+        """(list[MicroBatch], BatchItems) of the optimiser batch; the micro-batches hold this process's prompts only."""
         batch = self.samples.take(inputs)
         self.sample_ids = batch.sample_id.tolist()
         target = torch.as_tensor(batch.target)
@@ -143,10 +143,10 @@ class RecommenderTrainer(GRPOTrainer):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.state.global_step)
             rows = losses.batch_items(target, len(self.items), self.settings.extra_negatives, generator)
             items = self.items.refresh_batch(rows.to(self.policy.device), "item" in self.settings.losses)
-        own = distributed.local_rows(len(inputs))
-        samples, prompts = batch.take(own), [self.prompts[inputs[place]] for place in own]
+        local = distributed.local_rows(len(inputs))
+        samples, prompts = batch.take(local), [self.prompts[inputs[place]] for place in local]
         tokens = torch.zeros((), device=self.policy.device)
-        if own:
+        if local:
             with self._timed("generate"):
                 completions = self._write_completions(prompts, samples.sample_id)
             try:
@@ -157,7 +157,7 @@ class RecommenderTrainer(GRPOTrainer):
         sampled = distributed.all_reduce_sum(tokens).item()
         self._require_finite("policy's score of an item", sampled, self.state.global_step + 1)
         column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(samples.target))
-        by_length = sorted(range(len(own)), key=lambda place: len(prompts[place]))  # little padding
+        by_length = sorted(range(len(local)), key=lambda place: len(prompts[place]))  # little padding
         size = self.micro_batch_prompts
         micro_batches = [
             MicroBatch(
@@ -170,12 +170,12 @@ class RecommenderTrainer(GRPOTrainer):
                 token_share=1 / max(sampled, 1),
                 prompt_share=1 / len(inputs),
             )
-            for places in (by_length[start : start + size] for start in range(0, len(own), size))
+            for places in (by_length[start : start + size] for start in range(0, len(local), size))
         ]
         return micro_batches, items
 
     def _write_completions(self, prompts: list[list[int]], sample_id: np.ndarray) -> generate.Completions:
-        """Sample G completions of each prompt, in its order; the random numbers depend on seed, sample and epoch."""
+        """Sample G completions of each prompt; seed, sample, completion and epoch determine the random numbers."""
         s, epoch = self.sampling, int(self.state.epoch or 0) + 1
         uniforms = generate.sampling_uniforms(self.seed, sample_id.tolist(), s.completions, s.max_new_tokens, epoch)
         self.policy.model.eval()
@@ -196,7 +196,7 @@ class RecommenderTrainer(GRPOTrainer):
         return generate.Completions.concatenate(parts).take(np.argsort(places).tolist())
 
     def _advantages(self, completions: generate.Completions, samples: Split, batch_prompts: int) -> Tensor:
-        """Advantages [n, G] of completions by the current item table; notes the mean and the spread of the rewards."""
+        """Advantages [n, G] of completions by the current item table; notes mean and deviation of the rewards."""
         scored = rewards.score_completions(
             completions.hidden,
             self.items.vectors(),
@@ -212,7 +212,7 @@ class RecommenderTrainer(GRPOTrainer):
         return scored["advantage"]
 
     def _compute_loss(self, model: Any, inputs: MicroBatch) -> Tensor:
-        """Token loss + item loss of a micro-batch, as its share of the optimiser batch."""
+        """What a micro-batch adds to token loss + item loss of the optimiser batch."""
         s, b = self.settings, inputs
         log_p, real, hidden = generate.teacher_forced(self.policy, b.prompts, b.completions)
         loss = torch.zeros((), device=log_p.device)
@@ -247,7 +247,7 @@ class RecommenderTrainer(GRPOTrainer):
             self.items.refresh()
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """NDCG@10 on valid, after a refresh of the item table."""
+        """Refresh the item table, then measure and log NDCG@10 on the valid split."""
         assert self.validate is not None
         self.refresh_items()
         metrics = {"eval_ndcg": self.validate(self.items.vectors())}
@@ -257,7 +257,7 @@ class RecommenderTrainer(GRPOTrainer):
         return metrics
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Add the step's own numbers; all of them end in the trainer's state, and so in every checkpoint."""
+        """Add losses, rewards and seconds of the step to the log, which every checkpoint stores."""
         if "loss" in logs:
             logs["sample_ids"] = self.sample_ids
             logs |= {name: sum(values) / len(values) for name, values in self._metrics["train"].items()}
@@ -265,7 +265,7 @@ class RecommenderTrainer(GRPOTrainer):
         Trainer.log(self, logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a complete checkpoint; only then remove all others but the best."""
+        """Write a complete checkpoint, then remove all others but the best."""
         weights = [weight for weight in self.policy.model.parameters() if weight.requires_grad]
         norm = torch.nn.utils.get_total_norm(weights).item()
         self._require_finite("norm of the trained weights", norm, self.state.global_step)

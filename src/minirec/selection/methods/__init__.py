@@ -1,1 +1,1 @@
-"""Selection methods: a function a file, found by its name. To add one, add a file."""
+"""Selection methods, one function per file, found by its name. To add a method, add a file."""

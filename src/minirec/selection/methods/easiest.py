@@ -1,4 +1,4 @@
-"""High rewards first."""
+"""Easiest first: the highest mean rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No selection."""
+"""No selection: train on everything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low rewards first."""
+"""Hardest first: the lowest mean rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learnability without representativeness."""
+"""MiniRec without representativeness, so without gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minirec.selection.signals import Signals, learnability
 
 @method(needs=("rewards",), uses=("embeddings",))
 def learnable(signals: Signals, budget: int, generator: np.random.Generator, *, mu: Share = 0.5) -> np.ndarray:
-    """Greedy by learnability x distance to the picks; without embeddings, the most learnable (METHOD 4.6 without R)."""
+    """Greedy by learnability x distance to the nearest pick; without embeddings, the most learnable samples."""
     value = learnability(signals.mean_reward, mu)
     if signals.embeddings is None:
         return np.argsort(-value, kind="stable")[:budget]

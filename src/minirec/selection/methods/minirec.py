@@ -1,4 +1,4 @@
-"""The paper's method."""
+"""MiniRec, the method of the paper."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ALL: list[Term] = ["learnability", "representativeness", "diversity"]
 def minirec(
     signals: Signals, budget: int, generator: np.random.Generator, *, alpha: Weight = 1.0, terms: Terms = ALL
 ) -> Picks:
-    """Greedy by (alpha x learnability + representativeness) x distance to the picks (METHOD 4.6, the paper's rule).
+    """Greedy by (alpha x learnability + representativeness) x distance to the nearest pick (METHOD 4.6, value).
 
-    Terms that are left out do not count; with diversity alone, all samples are of equal value.
+    terms: the factors and summands that count; with diversity alone, all samples have the value 1.
     """
     value = np.zeros(len(signals))
     if "learnability" in terms:

@@ -1,4 +1,4 @@
-"""The control of every comparison."""
+"""Random selection, the control of every comparison."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from minirec.selection.signals import Signals
 
 @method()
 def random(signals: Signals, budget: int, generator: np.random.Generator) -> np.ndarray:
-    """A uniform draw."""
+    """Samples drawn uniformly at random."""
     return generator.choice(len(signals), budget, replace=False)

@@ -1,7 +1,7 @@
-"""What a selection method is, and which there are.
+"""What a selection method is, and which methods there are.
 
-A method is a function (signals, budget, generator, *, settings) -> row numbers in order of choice. What it needs and
-its settings are read from its declaration; the configuration, the command line, the workflow and the docs ask here.
+A method is a function (signals, budget, generator, *, settings) -> rows in the order of picking, under the decorator
+`method`. The configuration, the command line, the workflow and the docs learn from here what it needs and can be set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Weight = Annotated[float, Ge(0)]
 
 @dataclass(frozen=True)
 class Picks:
-    """Rows [k] in order of choice; value and diversity [k] of each pick at its turn, where the method has them."""
+    """Rows [k] in the order of picking; value and diversity [k] of each pick when it was picked, or None."""
 
     rows: np.ndarray
     value: np.ndarray | None = None
@@ -39,24 +39,24 @@ class Method:
 
     name: str
     sentence: str  # what it does, from the docstring
-    needs: tuple[str, ...]  # of NEEDS, without which it cannot run
-    uses: tuple[str, ...]  # of NEEDS, which make it better where they are there
+    needs: tuple[str, ...]  # signals, of NEEDS, without which it cannot run
+    uses: tuple[str, ...]  # signals, of NEEDS, which it uses if there are any
     takes_all: bool  # keeps every sample, whatever the budget
     settings: Mapping[str, tuple[Any, Any]]  # name: (type, default)
     function: Callable[..., np.ndarray | Picks]
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """All the signals that the workflow has to make for it."""
+        """All the signals that the workflow makes for it."""
         return tuple(need for need in NEEDS if need in self.needs + self.uses)
 
     @property
     def module(self) -> str:
-        """Its file, as `room.folder.name` below the package."""
+        """Its module without `minirec.`, e.g. `selection.methods.full`."""
         return self.function.__module__.removeprefix("minirec.")
 
     def pick(self, signals: Signals, budget: int, generator: np.random.Generator, **settings: Any) -> Picks:
-        """Picks of these signals. Raises InputError where a setting is not one of the method's."""
+        """Pick `budget` samples. Raises InputError if a setting is not one of the method's."""
         for name in settings:
             if name not in self.settings:
                 known = ", ".join(self.settings) or "none"
@@ -71,7 +71,7 @@ _registered: dict[str, Method] = {}
 def method(
     *, needs: tuple[str, ...] = (), uses: tuple[str, ...] = (), takes_all: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the selection method of its name."""
+    """Register a function as the selection method of its name; needs, uses, takes_all: see `Method`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         hints = get_type_hints(function, include_extras=True)
@@ -87,7 +87,7 @@ def method(
 
 @cache
 def methods() -> dict[str, Method]:
-    """Every method by name: those of all files in this folder."""
+    """All methods by name, from all files of this folder."""
     folder = importlib.import_module("minirec.selection.methods")
     for file in pkgutil.iter_modules(folder.__path__):
         importlib.import_module(f"minirec.selection.methods.{file.name}")
@@ -95,12 +95,14 @@ def methods() -> dict[str, Method]:
 
 
 def settings() -> dict[str, tuple[Any, Any, list[str]]]:
-    """(type, default, names of the methods) of every setting; methods that share a name share its type and default."""
+    """(type, default, names of its methods) of every setting; raises TypeError if methods declare it differently."""
     merged: dict[str, tuple[Any, Any, list[str]]] = {}
     for one in methods().values():
         for name, (kind, default) in one.settings.items():
             declared = merged.setdefault(name, (kind, default, []))
             if declared[:2] != (kind, default):
-                raise TypeError(f"the setting {name} of the method {one.name} is declared otherwise by another method")
+                raise TypeError(
+                    f"the setting {name} of the method {one.name} differs from another method's of that name"
+                )
             declared[2].append(one.name)
     return merged
