@@ -80,8 +80,11 @@ def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selectio
     run = paths.run_of(given, "qwen", "gemma", "sharp", 8, 1)
     assert paths.folders(given, [run, run]) == [
         "base/qwen",
+        "base/gemma",
         "signals/gemma",
+        "signals/gemma/proxy",
         "signals/gemma@sharp",
+        "signals/gemma@sharp/proxy",
         "selections/none/random-256/seed0",
         "selections/gemma/sharp-8/seed1",
         "runs/qwen/gemma/sharp-8/seed1",

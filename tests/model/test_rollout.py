@@ -184,3 +184,38 @@ def test_a_killed_process_goes_on_where_it_was_to_the_same_bytes(judged, default
     assert 2 <= len(list(folder.rglob("0*.parquet"))) < 14
     assert run(judged, given, tmp_path) == whole
     assert 0 < sum(calls) < 22
+
+
+def test_a_job_that_goes_on_with_other_batches_ends_as_one_that_had_them_from_the_start(
+    judged, defaults, tmp_path, monkeypatch, calls
+):
+    monkeypatch.setattr(f"{__name__}.SMALL", Passes(batch_tokens=120))
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = run(judged, settings(defaults), tmp_path / "undisturbed")
+    monkeypatch.setattr(f"{__name__}.SMALL", Passes(batch_tokens=60))
+    calls.clear()
+    calls.limit = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(judged, settings(defaults), tmp_path)
+    calls.limit = 10**6
+    monkeypatch.setattr(f"{__name__}.SMALL", Passes(batch_tokens=120))
+    rollout_files = tmp_path / "again"
+    (tmp_path / "rollouts.unfinished").rename(rollout_files.with_name("kept"))
+    rollout_files.mkdir()
+    (tmp_path / "kept").rename(rollout_files / "rollouts.unfinished")
+    assert run(judged, settings(defaults), rollout_files) == undisturbed
+
+
+def test_shards_with_other_batches_are_not_joined(judged, defaults, tmp_path, monkeypatch):
+    shards = [tmp_path / name for name in ("a", "b")]
+    for number, shard in enumerate(shards):
+        shard.mkdir()
+        monkeypatch.setattr(f"{__name__}.SMALL", Passes(batch_tokens=60 * (number + 1)))
+        run(judged, settings(defaults, shards=2), shard, number)
+    with pytest.raises(InputError, match="were made differently"):
+        gather.run(
+            rollout_shards=[shard / "rollouts.parquet" for shard in shards],
+            hidden_shards=[shard / "hidden.safetensors" for shard in shards],
+            rollouts=tmp_path / "rollouts.parquet",
+            hidden=tmp_path / "hidden.safetensors",
+        )

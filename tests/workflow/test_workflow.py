@@ -116,6 +116,7 @@ SETTINGS = {  # laid over the finished experiment: the rules that a dry run then
     "embed: {keep_frozen_states: true}": WITH_POLICY,
     "reward: {beta: 0.5}": PROXY,
     "proxy: {learning_rate: 0.5}": PROXY,
+    "curriculum: {group_size: 3}": {"curriculum", *TRAINED},
     "proxy: {size: 16}": PROXY,
     "proxy: {seed: 1}": PROXY,
     "rollout: {seed: 1}": ROLLED_OUT,
@@ -168,7 +169,7 @@ NO_EDITS += [f"cli/{name}" for name in ("main", "parser", "launch", "status", "p
 REWORDED = {  # (file, text, another): rules
     ("model/policy.py", '"""', '"""Another docstring. '): set(),
     ("model/policy.py", "\n\n", "\n\n# a comment\n"): set(),
-    ("experiment/sections.py", '"AdamW\'s peak rate"', '"another description"'): set(),
+    ("experiment/sections.py", '"peak learning rate of the head"', '"another description"'): set(),
     ("storage/columns.py", '"rank of the target after greedy reasoning"', '"another meaning"'): set(),
     ("storage/columns.py", '_column("i32", "rank of the target after greedy', '_column("i64", "rank after'): {
         *("evaluate", "evaluate_base"),
@@ -341,7 +342,7 @@ def test_settings_given_on_the_command_line_reach_the_summary_and_the_comparison
     runs = [f"tiny/tiny/minirec-16/seed{seed}" for seed in (0, 3)]
     assert f"--runs {' '.join(runs)} --folders " in summarise
     assert {f"runs/{run}" for run in runs} <= set(summarise.split())
-    assert f"--runs {' '.join(runs)} tiny/tiny/mine-16/seed3 --comparison" in compare
+    assert f"--runs {' '.join(runs)} tiny/tiny/mine-16/seed3 --comparison" in " ".join(compare.split())
 
 
 def test_the_jobs_of_the_summary_are_those_that_ran_for_it(finished):

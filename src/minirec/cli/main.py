@@ -102,7 +102,8 @@ def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; the package's own become lines
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
-        runner(stage)(**with_sections(stage, flags))
+        given = with_sections(stage, flags)
+        runner(stage)(**given)
     except InputError as error:
         log.error("error: %s", error)
         return 1, f"error: {error}"

@@ -138,9 +138,12 @@ def parse(stage: str, words: Mapping[str, str], layers: Mapping[str, Any]) -> di
 
     words: text of its flags by name, which win over `layers`, the merged configuration files; these over the defaults.
     """
-    values: dict[str, dict[str, Any]] = {
-        section: dict(layers.get(section) or {}) for section in command(stage).sections
-    }
+    values: dict[str, dict[str, Any]] = {}
+    for section in command(stage).sections:
+        layer = layers.get(section) or {}
+        if not isinstance(layer, Mapping):
+            raise InputError(f"{section} is {layer!r}, but it must hold keys and values")
+        values[section] = dict(layer)
     for section, name, _ in command(stage).settings():
         if name in words:
             try:

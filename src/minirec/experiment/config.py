@@ -163,6 +163,9 @@ class Config(Section):
             raise ValueError("results must not contain '..'")
         self._names_are_free()
         self._names_are_known()
+        for name, variant in self.variants.items():
+            if "shards" in variant.rollout:
+                raise ValueError(f"variants.{name}.rollout.shards changes no result; set rollout.shards for all")
         for where, config in [("", self), *[(f"variants.{name}: ", self.varied(name)) for name in self.variants]]:
             for training in (config.train, config.proxy):
                 if reason := teaches_nothing(config.sampling, training):

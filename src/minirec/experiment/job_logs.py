@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RULES = (  # in the order in which they run
-    *("fetch", "prepare", "baselines", "embed_base", "evaluate_base", "measure_base"),
+    *("prepare", "baselines", "embed_base", "evaluate_base", "measure_base"),
     *("train_proxy", "embed_proxy", "rollout", "gather", "gradient", "score"),
     *("select", "curriculum", "train", "evaluate", "measure", "summarise", "compare"),
 )

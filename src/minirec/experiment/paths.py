@@ -122,14 +122,22 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
     for run in runs:
         names.append(f"base/{run.model}")
         if run.selector != "none":
-            names += [f"signals/{signal_set(config, file, run.selector, run.method)}" for file in SIGNAL_SECTIONS]
+            names.append(f"base/{run.selector}")
+            for file in SIGNAL_SECTIONS:
+                folder = f"signals/{signal_set(config, file, run.selector, run.method)}"
+                names += [folder, f"{folder}/proxy", *_shards(folder, config.rollout.shards)]
             proxy = config.varied(run.method).proxy
             names.append(str(Run("", "none", "random", proxy.size, proxy.seed).selection(Path())))
-        names += [str(run.selection(Path())), str(run.folder(Path()))]
+        selection = str(run.selection(Path()))
+        names += [selection, *_shards(selection, config.varied(run.method).select.shards), str(run.folder(Path()))]
     return list(dict.fromkeys(names))
+
+
+def _shards(folder: str, shards: int) -> list[str]:
+    return [f"{folder}/shards/{shard}" for shard in range(shards)] if shards > 1 else []
 
 
 def logs(top: Path, folders: list[str]) -> list[Path]:
     """The logs of the jobs that work in these folders, and of those for the whole data set but `compare`."""
     whole = [log for log in top.glob("logs/*.log") if log.stem != "compare"]  # which is for other runs, too
-    return [*whole, *(log for folder in folders for log in (top / folder).rglob("logs/*.log"))]
+    return [*whole, *(log for folder in folders for log in (top / folder).glob("logs/*.log"))]

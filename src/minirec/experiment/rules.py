@@ -20,7 +20,7 @@ from minirec.experiment import config, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
 from minirec.experiment.job_logs import events
-from minirec.experiment.sections import Resources, Section, Select
+from minirec.experiment.sections import Curriculum, Resources, Section, Select
 from minirec.experiment.validation import suggestion
 from minirec.storage.code_digest import code_digest
 from minirec.storage.files import atomic_write
@@ -77,6 +77,8 @@ class Rules:
 
         def settings(wildcards: Wildcards) -> list[tuple[str, Section]]:
             varied = self.config.varied(wildcards.get("method") or _variant(wildcards))
+            if stage == "curriculum" and not self.config.method(wildcards["method"]).reads:
+                varied = varied.model_copy(update={"curriculum": Curriculum()})  # the order of the selection stays
             if stage == "select":
                 varied = varied.model_copy(update={"select": self.select_settings(wildcards["method"])})
             return [(n, getattr(varied, o)) for n, o in sections.items() if not issubclass(SECTIONS[n], Resources)]
@@ -167,6 +169,10 @@ class Rules:
         proxy = self.config.varied(_variant(wildcards)).proxy
         drawn = {"selector": "none", "method": "random", "budget": proxy.size, "seed": proxy.seed}
         return paths.FOLDERS["selection"].format(**{**wildcards, **drawn}) + "/curriculum.parquet"
+
+    def proxy_seed(self, wildcards: Wildcards) -> int:
+        """The seed of the proxy's training."""
+        return self.config.varied(_variant(wildcards)).proxy.seed
 
     def fetched(self) -> str:
         """A regular expression of the data sets that are fetched: all but those with `source: own`."""
@@ -262,7 +268,8 @@ class Rules:
         """End the program with one sentence if a target among the arguments names an unknown data set."""
         top = Path(self.config.results)
         for target in map(Path, arguments):
-            if target.is_relative_to(top) and len(target.parts) > len(top.parts) + 1:
+            made = target.suffix in (".json", ".parquet", ".safetensors", ".txt", ".png")  # no value of an option
+            if made and target.is_relative_to(top) and len(target.parts) > len(top.parts) + 1:
                 dataset = target.relative_to(top).parts[0]
                 if dataset not in self.config.datasets:
                     known = ", ".join(self.config.datasets)

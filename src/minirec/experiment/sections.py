@@ -54,7 +54,7 @@ class Resources(Section):
 class Passes(Resources):
     """Resources of the stages that run the language model."""
 
-    batch_tokens: int = Field(16_384, ge=1, description="tokens of a forward pass with padding; fewer need less memory")
+    batch_tokens: int = Field(4096, ge=1, description="tokens of a forward pass with padding; fewer need less memory")
 
 
 class Engine(Resources):

@@ -98,13 +98,18 @@ class RolloutCheckpoint:
         artefact.keep_unfinished(folder, provenance, shard=shard)
 
     def holds(self, batch: Batch) -> bool:
-        """Whether an earlier job finished this batch and its files are undamaged."""
+        """Whether an earlier job finished this batch, of the same samples, and its files are undamaged.
+
+        With another `batch_tokens` the batch of the same number has other samples.
+        """
         path = self._path(batch)
         if not path.is_file():  # written last
             return False
         try:
-            self._read(path)
+            _, states = self._read(path)
         except InputError:
+            return False
+        if not np.array_equal(states["sample_id"], batch.samples.sample_id):
             return False
         self._add(batch)
         return True
@@ -157,7 +162,8 @@ def shards_provenance(rollout_shards: list[Path]) -> Provenance:
     if any(other != stored[0] for other in stored):
         raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
     provenance = Provenance.parse(stored[0])
-    provenance.settings.pop("shards", None)  # the number of shards does not change the joined files
+    for name in ("shards", "batch_tokens"):  # they say which samples a shard has, and do not change the joined files
+        provenance.settings.pop(name, None)
     return provenance
 
 

@@ -49,6 +49,8 @@ def run(
     settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()}
     if shard is None:
         del settings["shards"]
+    else:
+        settings["batch_tokens"] = passes.batch_tokens  # shards share batches, so all must form the same ones
     inputs = {"samples": samples, "catalogue": catalogue, "items": item_table, "model": model}
     provenance = Provenance("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
     item_vectors = read_table(item_table, catalogue)

@@ -83,6 +83,8 @@ def _method(name: str, scores: Path | None, rollouts: Path | None, embeddings: P
 
 def _count(budget: str, available: int, at_most: bool) -> int:
     """How many samples to pick; with `at_most`, as for a shard, the budget may exceed the number available."""
+    if budget != "all" and not (budget.isdecimal() and int(budget)):
+        raise InputError(f"--budget is {budget}, but it must be a number of samples, 1 or more, or all")
     count = available if budget == "all" else int(budget)
     if count > available and not at_most:
         raise InputError(
