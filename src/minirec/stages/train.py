@@ -8,6 +8,7 @@ weights. A run that diverges leaves the policy of its best checkpoint in `last_g
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from minirec.model import distributed
 from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Head, Whitening
+from minirec.progress import log
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output, locked_stage
@@ -67,6 +69,8 @@ def run(
     validated = train.evaluations_per_epoch > 0
     chosen = splits.load(samples, catalogue, "train", policy.prompt_history, sample_ids)
     arguments = grpo_arguments(train, sampling.completions, seed, folder, validated)  # connects the processes
+    if (gpus := torch.cuda.device_count()) > (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
+        log.info("%d of %d GPUs are used; to use all, set the resource processes of train", processes, gpus)
     shard_layers = backward.shard_layers and distributed.world_size() > 1
     loaded = Policy.load(model, policy, batch_tokens=passes.batch_tokens, shard_layers=shard_layers)
     loaded.add_adapter(seed)
