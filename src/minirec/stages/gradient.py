@@ -9,7 +9,7 @@ import torch
 
 from minirec.errors import InputError
 from minirec.experiment import sections
-from minirec.model.whitening import Whitening
+from minirec.model.whitening import WHITENING, Whitening
 from minirec.progress import progress
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
@@ -41,7 +41,8 @@ def run(
     table = torch.from_numpy(tensors.read(item_table, "items")["items"])
     table = table.to("cuda" if torch.cuda.is_available() else "cpu")
     inputs = {"samples": samples, "items": item_table, "rollouts": rollouts, "hidden": hidden}
-    inputs |= {name: file for name, file in {"whitening": whitening, "adapter": adapter}.items() if file}
+    if whitening or adapter:
+        inputs["whitening"] = whitening or Path(str(adapter), WHITENING)
     derivatives: HiddenStateDerivatives | LoraDerivatives
     derivatives = HiddenStateDerivatives(table, Whitening.read(whitening, adapter), policy.tau, gradient, shape)
     if gradient.space == "lora":
@@ -50,7 +51,7 @@ def run(
         from minirec.model.policy import Policy  # here, as it loads transformers, which takes seconds
         from minirec.training.lora_derivatives import LoraDerivatives
 
-        inputs |= {"catalogue": catalogue, "model": model}
+        inputs |= {"catalogue": catalogue, "model": model, "adapter": adapter}
         loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
         derivatives = LoraDerivatives(loaded, derivatives, samples, catalogue)
     n, size = shape[0], {"gradient": derivatives.width, "embedding": table.shape[1]}
