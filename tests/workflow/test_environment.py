@@ -114,18 +114,9 @@ match sys.argv[1:]:
 
 @pytest.mark.slow
 def test_every_rule_runs_in_an_environment_made_by_conda_with_the_package_of_its_folder(tmp_path):
-    from test_workflow import CONFIG, PRETEND
+    from test_workflow import CONFIG, pretending
 
     folder, tools = tmp_path / "project", tmp_path / "tools"
-    for part in ("src", "workflow", "config"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("environment.yml", "environment.post-deploy.sh", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    program = folder / "src" / "minirec" / "cli" / "main.py"
-    code = program.read_text(encoding="utf-8")
-    run = "runner(stage)(**given)"
-    assert run in code
-    code = code.replace(run, "_pretend(stage, given); _report(stage)")
     report = """
 def _report(stage):
     from pathlib import Path
@@ -133,13 +124,12 @@ def _report(stage):
     with Path("ran").open("a", encoding="utf-8") as ran:
         print(stage, sys.prefix, sys.modules["minirec"].__file__, file=ran)
 """
-    program.write_text(code.replace("\ndef main(", PRETEND + report + "\n\ndef main("), encoding="utf-8")
+    pretending(folder, "_pretend(stage, given); _report(stage)", report)
+    for name in ("environment.post-deploy.sh", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
     given = yaml.safe_load(CONFIG) | {"rollout": {"shards": 2}, "select": {"shards": 2}}
     given["compare"] = {"models": ["tiny"], "methods": ["minirec", "random"], "budgets": [8], "seeds": [0]}
     (folder / "toy.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
-    (folder / "data" / "toy").mkdir(parents=True)
-    for name in ("interactions", "items"):
-        (folder / "data" / "toy" / f"{name}.parquet").write_text("mine\n", encoding="utf-8")
     (tools / "bin").mkdir(parents=True)
     (tools / "conda.py").write_text(CONDA, encoding="utf-8")
     (tools / "bin" / "conda").write_text(f'#!/bin/sh\nexec {sys.executable} {tools}/conda.py "$@"\n', encoding="utf-8")

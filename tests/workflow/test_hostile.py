@@ -187,19 +187,9 @@ def _dump(stage, given):
 
 @pytest.mark.slow
 def test_what_a_setting_says_reaches_every_stage_through_a_real_shell_and_runs_nothing(tmp_path):
-    from test_workflow import CONFIG, PRETEND
+    from test_workflow import CONFIG, pretending
 
-    for part in ("src", "workflow", "config"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    shutil.copy(ROOT / "environment.yml", tmp_path)
-    program = tmp_path / "src" / "minirec" / "cli" / "main.py"
-    code = program.read_text(encoding="utf-8")
-    run = "runner(stage)(**given)"
-    code = code.replace(run, "_dump(stage, given); _pretend(stage, given)")
-    program.write_text(code.replace("\ndef main(", PRETEND + DUMP + "\n\ndef main("), encoding="utf-8")
-    (tmp_path / "data" / "toy").mkdir(parents=True)
-    for name in ("interactions", "items"):
-        (tmp_path / "data" / "toy" / f"{name}.parquet").write_text("mine\n")
+    pretending(tmp_path, "_dump(stage, given); _pretend(stage, given)", DUMP)
     everything = " ".join(PAYLOADS.values())
     for number, payload in enumerate([everything, *[PAYLOADS[name] for name in ("newline", "quotes", "flag")]]):
         given = yaml.safe_load(CONFIG) | {"results": f"results{number}"}

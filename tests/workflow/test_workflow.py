@@ -46,25 +46,31 @@ models:
 main: {model: tiny, selector: tiny, method: minirec, budget: 8, seeds: [0]}
 """
 TARGET = "results/toy/metrics.json"
+RUN, MAIN = "runner(stage)(**given)", "\ndef main("  # in cli/main.py
+
+
+def pretending(folder: Path, calls: str = "_pretend(stage, given)", definitions: str = "") -> None:
+    """A copy of the project in a folder, with own data, whose stages make these calls instead of their `run`."""
+    for part in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(ROOT / "environment.yml", folder)
+    program = folder / "src" / "minirec" / "cli" / "main.py"
+    code = program.read_text(encoding="utf-8")
+    for old, new in ((RUN, calls), (MAIN, f"{PRETEND}{definitions}\n{MAIN}")):
+        assert old in code
+        code = code.replace(old, new)
+    program.write_text(code, encoding="utf-8")
+    (folder / "data" / "toy").mkdir(parents=True)
+    for name in ("interactions", "items"):
+        (folder / "data" / "toy" / f"{name}.parquet").write_text("mine\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A folder in which the whole workflow has run."""
     folder = tmp_path_factory.mktemp("project")
-    for part in ("src", "workflow", "config"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    shutil.copy(ROOT / "environment.yml", folder)
-    program = folder / "src" / "minirec" / "cli" / "main.py"
-    code = program.read_text(encoding="utf-8")
-    run = "runner(stage)(**given)"
-    assert run in code
-    code = code.replace(run, "_pretend(stage, given)").replace("\ndef main(", PRETEND + "\n\ndef main(")
-    program.write_text(code, encoding="utf-8")
+    pretending(folder)
     (folder / "toy.yaml").write_text(CONFIG, encoding="utf-8")
-    (folder / "data" / "toy").mkdir(parents=True)
-    for name in ("interactions", "items"):
-        (folder / "data" / "toy" / f"{name}.parquet").write_text("mine\n", encoding="utf-8")
     done = spawn(folder, "--cores", "2", TARGET)
     assert done.returncode == 0, done.stdout
     assert "summarise wrote this" in done.stdout

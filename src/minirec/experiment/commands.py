@@ -102,19 +102,19 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def setting_flags(section: Section, default: Section) -> list[str]:
-    """The settings of a section that differ from `default`, as words of a command line."""
+def setting_flags(name: str, section: Section) -> list[str]:
+    """The settings that differ from the defaults of the section of this name, as words of a command line."""
     words = []
-    for name, value in section:
-        if name in type(default).model_fields and value != getattr(default, name):
-            words += [flag(name), shlex.quote(scalar(to_jsonable_python(value)))]
+    for setting, default in SECTIONS[name]():
+        if (value := getattr(section, setting)) != default:
+            words += [flag(setting), shlex.quote(scalar(to_jsonable_python(value)))]
     return words
 
 
 def flags(config: Config, stage: str) -> list[str]:
     """The settings of a stage in a configuration that differ from their defaults, as words of a command line."""
-    kinds = {name: SECTIONS[name] for name in command(stage).sections if hasattr(config, name)}
-    return [word for name, kind in kinds.items() for word in setting_flags(getattr(config, name), kind())]
+    names = [name for name in command(stage).sections if hasattr(config, name)]
+    return [word for name in names for word in setting_flags(name, getattr(config, name))]
 
 
 def scalar(value: Any) -> str:

@@ -223,6 +223,18 @@ class Config(Section):
             changed[section] = validation.validate(type(getattr(self, section)), whole, f"variants.{name}.{section}")
         return self.model_copy(update={**changed, "variants": {}})
 
+    def used_by(self, name: str) -> Config:
+        """This configuration as a method or variant uses it: what it does not read has its default.
+
+        Only a method that reads embeddings has shards; the work of others is not worth sharing. A selection made
+        without signals keeps its order, so no setting of the curriculum counts.
+        """
+        varied, method = self.varied(name), self.method(name)
+        shards = varied.select.shards if "embeddings" in method.reads else 1
+        read = {setting: getattr(varied.select, setting) for setting in method.settings}
+        curriculum = varied.curriculum if method.reads else sections.Curriculum()
+        return varied.model_copy(update={"select": sections.Select(shards=shards, **read), "curriculum": curriculum})
+
 
 def validate(raw: Mapping[str, Any]) -> Config:
     """Check a merged configuration; raises InputError that names the wrong key."""

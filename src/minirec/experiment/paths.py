@@ -129,7 +129,7 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
             proxy = config.varied(run.method).proxy
             names.append(str(Run("", "none", "random", proxy.size, proxy.seed).selection(Path())))
         selection = str(run.selection(Path()))
-        names += [selection, *_shards(selection, config.varied(run.method).select.shards), str(run.folder(Path()))]
+        names += [selection, *_shards(selection, config.used_by(run.method).select.shards), str(run.folder(Path()))]
     return list(dict.fromkeys(names))
 
 

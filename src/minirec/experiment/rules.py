@@ -20,7 +20,7 @@ from minirec.experiment import config, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
 from minirec.experiment.job_logs import events
-from minirec.experiment.sections import Curriculum, Resources, Section, Select
+from minirec.experiment.sections import Resources, Section
 from minirec.experiment.validation import suggestion
 from minirec.storage.code_digest import code_digest
 from minirec.storage.files import atomic_write
@@ -76,15 +76,12 @@ class Rules:
             return arguments | {name: value for name, value in extra.items() if value is not None}
 
         def settings(wildcards: Wildcards) -> list[tuple[str, Section]]:
-            varied = self.config.varied(wildcards.get("method") or _variant(wildcards))
-            if stage == "curriculum" and not self.config.method(wildcards["method"]).reads:
-                varied = varied.model_copy(update={"curriculum": Curriculum()})  # the order of the selection stays
-            if stage == "select":
-                varied = varied.model_copy(update={"select": self.select_settings(wildcards["method"])})
-            return [(n, getattr(varied, o)) for n, o in sections.items() if not issubclass(SECTIONS[n], Resources)]
+            method = wildcards.get("method")
+            used = self.config.used_by(method) if method else self.config.varied(_variant(wildcards))
+            return [(n, getattr(used, o)) for n, o in sections.items() if not issubclass(SECTIONS[n], Resources)]
 
         def text(wildcards: Wildcards, input: Any, output: Any, resources: Any) -> str:
-            words = [word for name, section in settings(wildcards) for word in setting_flags(section, SECTIONS[name]())]
+            words = [word for name, section in settings(wildcards) for word in setting_flags(name, section)]
             for _, name, _ in command(stage).settings():
                 if resources.get(name) is not None:
                     words += [flag(name), shlex.quote(str(resources.get(name)))]
@@ -127,22 +124,11 @@ class Rules:
             inputs["rollouts"] = self.signal("rollouts.parquet")(wildcards)
         if "embeddings" in reads:
             inputs["embeddings"] = self.signal("embeddings.safetensors")(wildcards)
-        shards = self.select_shards(wildcards["method"])
+        shards = self.config.used_by(wildcards["method"]).select.shards
         if shards > 1 and not wildcards.get("shard"):
             folder = paths.FOLDERS["selection"].format(**wildcards)
             inputs["shard_selections"] = [f"{folder}/shards/{shard}/selection.parquet" for shard in range(shards)]
         return inputs
-
-    def select_settings(self, method: str) -> Section:
-        """The section `select` for a method; settings that the method does not read have their defaults."""
-        section = self.config.varied(method).select
-        settings = {name: getattr(section, name) for name in self.config.method(method).settings}
-        return Select(shards=self.select_shards(method), **settings)
-
-    def select_shards(self, method: str) -> int:
-        """`select.shards` for a method that reads embeddings; 1 for others, whose work is not worth sharing."""
-        reads = self.config.method(method).reads
-        return self.config.varied(method).select.shards if "embeddings" in reads else 1
 
     def gradient_inputs(self, wildcards: Wildcards) -> dict[str, str]:
         """Further inputs of `gradient` where `gradient.space` is lora: the catalogue and the base model."""

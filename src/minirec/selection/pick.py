@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minirec.errors import InputError
-from minirec.selection.methods.registry import methods
+from minirec.selection.methods.registry import find
 from minirec.selection.signals import NOT_THERE, Signals
 
 
@@ -29,9 +29,7 @@ def pick(
     rewards = np.asarray(rewards, dtype=np.float64)
     if rewards.ndim != 2 or not rewards.size or not np.isfinite(rewards).all():
         raise InputError(f"rewards must be finite numbers [n, G], but they have the shape {rewards.shape} or a NaN")
-    if method not in methods():
-        raise InputError(f"the method {method} is not among {', '.join(methods())}")
-    chosen = methods()[method]
+    chosen = find(method)
     available = {"rewards"} | ({"embeddings"} if embeddings is not None else set())
     if missing := [need for need in chosen.needs if need not in available]:
         raise InputError(f"the method {method} needs {' and '.join(missing)} besides rewards; choose another")

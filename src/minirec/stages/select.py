@@ -16,7 +16,7 @@ from minirec.errors import InputError
 from minirec.experiment.sections import Select
 from minirec.experiment.validation import require_shard
 from minirec.progress import log
-from minirec.selection.methods.registry import Method, methods
+from minirec.selection.methods.registry import Method, find
 from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output
@@ -68,17 +68,16 @@ def run(
 
 def _method(name: str, scores: Path | None, rollouts: Path | None, embeddings: Path | None) -> Method:
     """The method of a name; raises InputError if it is unknown, or a file that it needs is missing."""
-    if name not in methods():
-        raise InputError(f"the method {name} is not among {', '.join(methods())}; choose one of them")
+    method = find(name)
     flags = {
-        "rewards": ("--rollouts or --scores", rollouts or scores),
+        "rewards": ("--scores" if "gradients" in method.needs else "--rollouts or --scores", rollouts or scores),
         "gradients": ("--scores", scores),
         "embeddings": ("--embeddings", embeddings),
     }
-    missing = [flags[need][0] for need in methods()[name].needs if flags[need][1] is None]
+    missing = [flags[need][0] for need in method.needs if flags[need][1] is None]
     if missing:
         raise InputError(f"select --method {name} needs {' and '.join(dict.fromkeys(missing))}")
-    return methods()[name]
+    return method
 
 
 def _count(budget: str, available: int, at_most: bool) -> int:

@@ -94,6 +94,13 @@ def methods() -> dict[str, Method]:
     return {name: _registered[name] for name in sorted(_registered)}
 
 
+def find(name: str) -> Method:
+    """The method of a name; raises InputError if there is none."""
+    if name not in methods():
+        raise InputError(f"the method {name} is not among {', '.join(methods())}; choose one of them")
+    return methods()[name]
+
+
 def settings() -> dict[str, tuple[Any, Any, list[str]]]:
     """(type, default, names of its methods) of every setting; raises TypeError if methods declare it differently."""
     merged: dict[str, tuple[Any, Any, list[str]]] = {}
