@@ -76,7 +76,7 @@ def project(tmp_path, monkeypatch, defaults):
             {
                 "sample_id": i,
                 "split": "train" if i < TRAINED else "valid" if i < TRAINED + 3 else "test",
-                "user_id": "u",
+                "user_id": f"u{i}",
                 "target_row": 0,
                 "history_rows": list(range(1, length + 1)),
                 "history_rating": [None] * length,
