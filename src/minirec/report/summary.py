@@ -44,7 +44,7 @@ def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
         "after RL, no reasoning": summary["metrics_without_reasoning"],
         **summary["baselines"],
     }
-    lines = [f"  {'':<24}{'NDCG@10':<26}{'HR@10':<26}after RL minus this (p by Holm)"]
+    lines = [f"  {'':<24}{'NDCG@10':<26}{'HR@10':<26}after minus this (p)"]
     for name, metrics in rows.items():
         ndcg, hr = (_interval(metrics[metric]) for metric in ("ndcg@10", "hr@10"))
         gain = f"{tests[name]['mean']:+.4f} (p = {tests[name]['p_holm']:.3g})" if name in tests else ""
@@ -76,9 +76,9 @@ def _recommended(breakdown: Mapping[str, Any]) -> list[str]:
 def _covered(seeds: Sequence[int], signals: str) -> str:
     """One sentence on what intervals and tests cover."""
     if len(seeds) == 1:
-        return "  Intervals and tests cover the choice of test users; with one seed, not the differences between seeds."
+        return "  Intervals and tests (p by Holm) cover test users; with one seed, not the difference between seeds."
     shared = "; one proxy for all seeds, so not its choice" if signals == "shared" else ""
-    return f"  After RL is the mean over the seeds. Intervals and tests cover test users and seeds{shared}."
+    return f"  After RL is the mean over the seeds. Intervals and tests (p by Holm) cover users and seeds{shared}."
 
 
 def _wrap(label: str, items: Iterable[str]) -> str:
