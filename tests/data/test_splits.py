@@ -65,7 +65,11 @@ def test_chosen_samples_come_in_their_order_and_a_missing_one_is_an_error(load):
 
 
 def test_a_breakdown_counts_the_items_of_each_history_and_knows_popularity_by_row(load, tmp_path):
-    found = EvaluationSet.of(load(order=(3, 1, 0, 2), target=2), tmp_path / "catalogue.parquet")
+    load(order=(3, 1, 0, 2), target=2)
+    samples = tables.read("samples", tmp_path / "samples.parquet")
+    test = samples.set_column(samples.column_names.index("split"), "split", pa.array(["test"] * len(samples)))
+    tables.write("samples", test, tmp_path / "samples.parquet", Provenance("prepare"))
+    found = EvaluationSet.load(tmp_path / "samples.parquet", tmp_path / "catalogue.parquet")
     assert found.history_length.tolist() == [3, 2, 1]
     assert found.target.tolist() == [2, 2, 2]
     assert found.popularity.tolist() == [0, 10, 20, 30]

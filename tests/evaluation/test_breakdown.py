@@ -10,7 +10,7 @@ from minirec.evaluation.rank_tables import Ranks
 @pytest.fixture
 def tested() -> EvaluationSet:
     popularity = np.array([0, 4, 5, 30])
-    return EvaluationSet(np.arange(4), np.array([1, 1, 4, 12]), np.array([0, 1, 3, 3]), popularity)
+    return EvaluationSet(np.arange(4), np.zeros(4, int), np.array([1, 1, 4, 12]), np.array([0, 1, 3, 3]), popularity)
 
 
 def test_every_sample_is_in_one_group_of_its_history_and_one_of_its_target(tested):
@@ -39,7 +39,7 @@ def test_coverage_counts_items_once_and_popularity_every_recommendation(tested):
 
 
 def test_only_the_first_ten_recommendations_count():
-    tested = EvaluationSet(np.array([0]), np.array([1]), np.array([0]), np.arange(12))
+    tested = EvaluationSet(np.array([0]), np.array([0]), np.array([1]), np.array([0]), np.arange(12))
     found = tested.breakdown(Ranks(tested.sample_id, np.array([1]), np.arange(12)[None]))
     assert found["recommended"]["coverage@10"] == 10 / 12
     assert found["recommended"]["popularity@10"] == 4.5

@@ -70,19 +70,55 @@ def with_ranks(folder, runs):
         tables.write("ranks", pa.table(columns), folder / run / "ranks.parquet", Provenance("evaluate"))
 
 
+def with_samples(path, users):
+    rows = [
+        {
+            "sample_id": number,
+            "split": "test",
+            "user_id": f"u{user}",
+            "target_row": 0,
+            "history_rows": [1],
+            "history_rating": [None],
+            "history_age_ms": [1],
+            "timestamp": 1,
+        }
+        for number, user in enumerate(users)
+    ]
+    table = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
+    tables.write("samples", table, path, Provenance("prepare"))
+    return path
+
+
+def test_the_tests_count_users_not_samples(tmp_path, defaults):
+    ours, theirs = [1] * 12 + [3] * 2, [3] * 12 + [1] * 2  # 12 samples gain as much as 2 lose
+    with_ranks(tmp_path / "runs", {"m/s/minirec-8/seed0": ours, "m/none/random-8/seed0": theirs})
+    compared = [Run.parse(name) for name in ("m/s/minirec-8/seed0", "m/none/random-8/seed0")]
+    p = {}
+    for name, users in {"one sample each": range(14), "one user has the 12": [0] * 12 + [1, 2]}.items():
+        samples = with_samples(tmp_path / f"{name}.parquet", list(users))
+        found = comparison.main_against_others(tmp_path, compared, samples, defaults.measure)
+        p[name] = found["paired_tests"]["m/none/random-8"]["p"]
+    assert p["one sample each"] < 0.05
+    assert p["one user has the 12"] == 1.0  # of 8 sign patterns the 12 weigh more than the rest in all, either way
+
+
 def test_the_main_experiment_is_compared_with_every_configuration_sample_by_sample_over_all_seeds(tmp_path, defaults):
     better, worse, other = [1] * 20, [3] * 20, [1, 3] * 10
     runs = {"m/s/minirec-8/seed0": better, "m/s/minirec-8/seed1": worse}  # on average .75 of each sample
     runs |= {"m/none/random-8/seed0": worse, "m/none/random-8/seed5": worse, "m/none/full-all/seed0": other}
     with_ranks(tmp_path / "runs", runs)
-    found = comparison.main_against_others(tmp_path, [Run.parse(name) for name in runs], defaults.measure)
+    samples = with_samples(tmp_path / "samples.parquet", [number // 2 for number in range(20)])
+    compared = [Run.parse(name) for name in runs]
+    found = comparison.main_against_others(tmp_path, compared, samples, defaults.measure)
     assert found["main"] == "m/s/minirec-8"
     assert list(found["paired_tests"]) == ["m/none/random-8", "m/none/full-all"]
     random, full = found["paired_tests"].values()
-    assert (random["mean"], random["low"], random["high"], random["significant"]) == (0.25, 0.25, 0.25, True)
+    assert random["mean"] == 0.25
+    assert random["low"] < 0 < random["high"]  # of two seeds, one is no better
+    assert not random["significant"]
     assert full["mean"] == pytest.approx(0)
     assert full["low"] < 0 < full["high"]
     assert not full["significant"]
     with_ranks(tmp_path / "runs", {"m/none/full-all/seed0": other[:-1]})
     with pytest.raises(InputError, match=r"full-all/seed0/ranks.parquet is of other test samples"):
-        comparison.main_against_others(tmp_path, [Run.parse(name) for name in runs], defaults.measure)
+        comparison.main_against_others(tmp_path, compared, samples, defaults.measure)

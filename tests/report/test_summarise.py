@@ -76,7 +76,7 @@ def project(tmp_path, monkeypatch, defaults):
             {
                 "sample_id": i,
                 "split": "train" if i < TRAINED else "valid" if i < TRAINED + 3 else "test",
-                "user_id": "u",
+                "user_id": f"u{i}",
                 "target_row": 0,
                 "history_rows": list(range(1, length + 1)),
                 "history_rating": [None] * length,
@@ -203,7 +203,9 @@ def test_a_run_is_compared_with_the_policy_before_rl_and_every_baseline_sample_b
     assert found["improvement"]["mean"] == pytest.approx(ndcg10(after) - ndcg10(BASE))
     assert found["improvement"]["low"] > 0  # no sample is worse; pairs of other samples would be
     assert found["baselines"]["tfidf_last"]["hr@10"]["mean"] == np.mean(TFIDF <= 10)
-    assert found["paired_tests"]["tfidf_last"] == {"mean": 0, "low": 0, "high": 0, "p": 1, "significant": False}
+    same = found["paired_tests"]["tfidf_last"]
+    assert (same["mean"], same["p"], same["p_holm"], same["significant"]) == (0, 1, 1, False)
+    assert same["high"] == -same["low"] == pytest.approx(3.8415 / (TESTED + 3.8415), rel=1e-4)  # Wilson, none differs
     write_policy(run, BASE, first_id=1)
     with pytest.raises(InputError, match=r"seed0/ranks\.parquet is of other test samples"):
         measured(top, run, given.measure)
@@ -216,7 +218,7 @@ def test_the_summary_compares_the_runs_with_every_baseline(project):
     gain = ndcg10(after) - ndcg10(TFIDF)
     assert summary["paired_tests"]["tfidf_last"]["mean"] == pytest.approx(gain)
     (line,) = [line for line in text.splitlines() if "tfidf last" in line]
-    assert line.endswith(f" {gain:+.4f} (p = {summary['paired_tests']['tfidf_last']['p']:.3g})")
+    assert line.endswith(f" {gain:+.4f} (p = {summary['paired_tests']['tfidf_last']['p_holm']:.3g})")
 
 
 def test_a_large_gain_is_called_significant(project):
@@ -271,7 +273,7 @@ def test_several_seeds_are_averaged_and_each_is_kept(project):
     groups = summary["breakdown"]["after"]["by_history_length"]
     assert {name: group["samples"] for name, group in groups.items()} == {"1": 14, "2-4": 26}
     assert groups["1"]["ndcg@10"] == pytest.approx(np.mean([ndcg10(rank[::3]) for rank in runs]))
-    assert "after RL: mean over the seeds; intervals and tests are over the test samples" in text
+    assert "Intervals and tests (p by Holm) cover users and seeds." in text
 
 
 def test_the_interval_of_several_seeds_is_that_of_their_mean_on_each_sample(project, defaults):

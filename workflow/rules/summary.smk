@@ -21,6 +21,7 @@ use rule stage as compare with:
     """Gather the runs of the grid, the main experiment among them."""
     input:
         ask.compared_files,
+        samples="<top>/samples.parquet",
     output:
         report("<top>/figures/comparison.png"),
         "<top>/figures/comparison.svg",

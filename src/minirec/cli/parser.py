@@ -56,6 +56,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
     "method": "a selection method",
     "runs": "runs, as MODEL/SELECTOR/METHOD-BUDGET/seedN",
     "seed": "seed of the random numbers",
+    "signals": "own: every seed has a proxy and picks of its own; shared: one proxy serves all seeds",
     "shard": "number of the shard to work on, from 0; without it, on all samples",
     "source": "entry of the data set or model in the configuration, as JSON",
 }

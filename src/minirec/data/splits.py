@@ -81,6 +81,13 @@ def sample_ids(samples: Path, split: str) -> np.ndarray:
     return np.sort(tables.numpy(table.filter(pc.equal(table["split"], split)), "sample_id"))
 
 
+def users(samples: Path, sample_id: np.ndarray) -> np.ndarray:
+    """Number of the user, from 0, of each of these samples [n]."""
+    table = tables.read("samples", samples, ["sample_id", "user_id"]).sort_by("sample_id")
+    chosen = table["user_id"].take(np.searchsorted(tables.numpy(table, "sample_id"), sample_id))
+    return pc.dictionary_encode(chosen.combine_chunks()).indices.to_numpy()
+
+
 def titles(catalogue: Path) -> list[str]:
     """Titles [m] of the catalogue's items, by row."""
     return tables.read("catalogue", catalogue, ["row", "title"]).sort_by("row")["title"].to_pylist()

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from minirec.data import splits
-from minirec.data.splits import Split
 from minirec.evaluation.metrics import K, ndcg
 from minirec.evaluation.rank_tables import Ranks
 from minirec.storage import tables
@@ -28,6 +27,7 @@ class EvaluationSet:
     """The test samples [n] with what they are grouped by, and the popularity of the items [m]."""
 
     sample_id: np.ndarray  # [n] ascending
+    user: np.ndarray  # [n] number of each sample's user, from 0
     history_length: np.ndarray  # [n] items
     target: np.ndarray  # [n] catalogue rows
     popularity: np.ndarray  # [m] training interactions of each item
@@ -35,13 +35,15 @@ class EvaluationSet:
     @classmethod
     def load(cls, samples: Path, catalogue: Path) -> EvaluationSet:
         """Read the test samples; raises InputError if there are none, or one refers to a row beyond the catalogue."""
-        return cls.of(splits.load(samples, catalogue, "test", 1), catalogue)
-
-    @classmethod
-    def of(cls, split: Split, catalogue: Path) -> EvaluationSet:
-        """Make it from a split and the catalogue of its items."""
+        split = splits.load(samples, catalogue, "test", 1)
         items = tables.read("catalogue", catalogue, ["row", "popularity"]).sort_by("row")
-        return cls(split.sample_id, (split.history >= 0).sum(1), split.target, tables.numpy(items, "popularity"))
+        return cls(
+            sample_id=split.sample_id,
+            user=splits.users(samples, split.sample_id),
+            history_length=(split.history >= 0).sum(1),
+            target=split.target,
+            popularity=tables.numpy(items, "popularity"),
+        )
 
     def breakdown(self, ranks: Ranks) -> dict[str, Any]:
         """NDCG@10 by length of the history and by popularity of the target, and what is recommended."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from minirec.data import splits
 from minirec.evaluation.rank_tables import read_ranks
 from minirec.evaluation.significance import paired_tests
 from minirec.experiment.paths import Run
@@ -40,10 +41,10 @@ def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
-def main_against_others(top: Path, runs: Sequence[Run], settings: Measure) -> dict[str, Any]:
+def main_against_others(top: Path, runs: Sequence[Run], samples: Path, settings: Measure) -> dict[str, Any]:
     """Paired tests of NDCG@10 between the main experiment, the first run's configuration, and every other one.
 
-    NDCG@10 is averaged over the seeds, sample by sample. Raises InputError if the runs have different test samples.
+    Raises InputError if the runs have different test samples. Holm's correction covers all the tests.
     """
     sample_id = read_ranks(runs[0].folder(top) / "ranks.parquet").sample_id
     ranks: dict[str, list[np.ndarray]] = {}
@@ -51,7 +52,6 @@ def main_against_others(top: Path, runs: Sequence[Run], settings: Measure) -> di
         rank = read_ranks(run.folder(top) / "ranks.parquet", sample_id).rank
         ranks.setdefault(run.configuration, []).append(rank)
     main, *others = ranks
-    return {
-        "main": main,
-        "paired_tests": paired_tests({name: np.stack(ranks[name]) for name in others}, np.stack(ranks[main]), settings),
-    }
+    stacked = {name: np.stack(ranks[name]) for name in others}
+    users = splits.users(samples, sample_id)
+    return {"main": main, "paired_tests": paired_tests(stacked, np.stack(ranks[main]), users, settings)}

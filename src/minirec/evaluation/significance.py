@@ -1,4 +1,8 @@
-"""Bootstrap intervals of metrics, and paired tests between recommenders on the same test samples (METHOD 5)."""
+"""Confidence intervals of metrics, and paired tests between recommenders on the same test samples (METHOD 5).
+
+Two things are random: which users are tested, whose samples resemble each other, and the seed of a run. Users are
+resampled; the few seeds enter by Student's t.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,12 @@ from minirec.evaluation.metrics import K, hit, ndcg
 from minirec.evaluation.rank_tables import PolicyRanks, Ranks
 from minirec.experiment.sections import Measure
 
-BLOCK = 10_000_000  # resampled values in memory at a time, whatever the number of samples
+BLOCK = 10_000_000  # resampled values in memory at a time, whatever the number of users
+PERMUTATIONS = 9999
 
 
 class Interval(TypedDict):
-    """A mean over the test samples, and the ends of its bootstrap confidence interval."""
+    """A mean over the test samples and runs, and the ends of its confidence interval."""
 
     mean: float
     low: float
@@ -24,103 +29,160 @@ class Interval(TypedDict):
 
 
 class PairedTest(Interval):
-    """A mean difference of NDCG@10 with its interval, the p-value of a paired permutation test, and the verdict."""
+    """A mean difference of NDCG@10 with its interval, its p-value, that after Holm's correction, and the verdict."""
 
     p: float
+    p_holm: float
     significant: bool
 
 
-def interval(values: np.ndarray, resamples: int, confidence: float, seed: int) -> Interval:
-    """Mean of a metric's values [n] on the test samples, with its percentile bootstrap interval.
+def interval(values: np.ndarray, users: np.ndarray, settings: Measure) -> Interval:
+    """Mean of a metric with its percentile bootstrap interval over users and seeds (METHOD 5, intervals).
 
-    >>> interval(np.ones(5), resamples=100, confidence=0.95, seed=0)
-    {'mean': 1.0, 'low': 1.0, 'high': 1.0}
+    values [n], or [r, n] of r runs with different seeds; users [n]: the user of each test sample, as a number from 0.
+    With one run the interval does not cover the differences between seeds.
+
+    >>> interval(np.array([0.0, 1.0, 0.0, 1.0]), np.array([0, 0, 1, 1]), Measure())  # both users have the same mean
+    {'mean': 0.5, 'low': 0.5, 'high': 0.5}
     """
-    mean = float(values.mean())
-    if len(values) < 2 or values.std() == 0:
-        return {"mean": mean, "low": mean, "high": mean}
-    ends = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-        batch=max(1, BLOCK // len(values)),
-    ).confidence_interval
-    return {"mean": mean, "low": float(ends.low), "high": float(ends.high)}
+    return _interval(
+        np.atleast_2d(values).mean(0), _seed_noise([values], settings.bootstrap, settings), users, settings
+    )
 
 
-def summary(rank: np.ndarray, settings: Measure) -> dict[str, Interval]:
-    """HR@k and NDCG@k of ranks [n] at every cut-off k, with intervals over the test samples.
+def summary(rank: np.ndarray, users: np.ndarray, settings: Measure) -> dict[str, Interval]:
+    """HR@k and NDCG@k of ranks [n], or [r, n] of several runs, at every cut-off k, with intervals.
 
-    Metrics of several runs, ranks [r, n], are averaged sample by sample. The keys are hr@5, ndcg@5, hr@10, …
+    users [n]: the user of each test sample. The keys are hr@5, ndcg@5, hr@10, …
     """
-    runs = np.atleast_2d(rank)
     return {
-        f"{name}@{k}": interval(metric(runs, k).mean(0), settings.bootstrap, settings.confidence, settings.seed)
+        f"{name}@{k}": interval(metric(rank, k), users, settings)
         for k in settings.cutoffs
         for name, metric in (("hr", hit), ("ndcg", ndcg))
     }
 
 
-def paired_p(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 9999) -> float:
-    """Two-sided p-value of a paired permutation test of values a and b [n]: pairs are swapped at random.
+def paired_tests(
+    others: Mapping[str, np.ndarray], rank: np.ndarray, users: np.ndarray, settings: Measure
+) -> dict[str, PairedTest]:
+    """Compare NDCG@10 of the ranks with that of each of the other recommenders, by name: our mean minus theirs.
 
-    >>> paired_p(np.ones(3), np.ones(3), seed=0)
-    1.0
+    Ranks are [n] of a recommender without a seed, or [r, n] of runs with different seeds. The p-values are of paired
+    permutation tests; Holm's correction covers the tests of one call (METHOD 5, tests).
     """
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    if not difference.any():
-        return 1.0
-    test = stats.permutation_test(
-        (difference,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=resamples,
-        rng=np.random.default_rng(seed),
-        batch=max(1, BLOCK // len(difference)),
-    )
-    return float(test.pvalue)
+    ours = ndcg(rank, K)
+    tests = {name: _paired_test(ours, ndcg(other, K), users, settings) for name, other in others.items()}
+    corrected = holm([p for _, p in tests.values()])
+    return {
+        name: {**difference, "p": p, "p_holm": p_holm, "significant": p_holm < 1 - settings.confidence}
+        for (name, (difference, p)), p_holm in zip(tests.items(), corrected, strict=True)
+    }
 
 
-def improvement(other: np.ndarray, rank: np.ndarray, settings: Measure) -> PairedTest:
-    """Mean difference of NDCG@10: ranks `rank` minus ranks `other` of another recommender, with a paired test.
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction of several p-values: the smallest times their number, the next times one less, and so on.
 
-    Both are [n], or [r, n] of several runs, whose NDCG@10 is averaged sample by sample.
+    >>> holm([0.01, 0.5, 0.02])
+    [0.03, 0.5, 0.04]
     """
-    ours, theirs = (ndcg(np.atleast_2d(runs), K).mean(0) for runs in (rank, other))
-    difference = interval(ours - theirs, settings.bootstrap, settings.confidence, settings.seed)
-    p = paired_p(ours, theirs, settings.seed)
-    return {**difference, "p": p, "significant": bool(p < 1 - settings.confidence)}
-
-
-def paired_tests(others: Mapping[str, np.ndarray], rank: np.ndarray, settings: Measure) -> dict[str, PairedTest]:
-    """`improvement` of the ranks over each of the other recommenders, by their names."""
-    return {name: improvement(other, rank, settings) for name, other in others.items()}
+    values, order = np.asarray(p, dtype=np.float64), np.argsort(p, kind="stable")
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1.0)
+    return corrected.tolist()
 
 
 def measure(
     runs: Sequence[PolicyRanks],
     before: PolicyRanks | None,
     baselines: Mapping[str, Ranks],
+    users: np.ndarray,
     settings: Measure,
 ) -> dict[str, Any]:
     """All metrics of a policy, of the policy before RL and of the baselines, with the paired tests between them.
 
-    runs: of the policy, one per seed; their metrics are averaged sample by sample. before: the policy before RL; None
-    if the policy is that one. All ranks are of the same test samples in the same order.
+    runs: of the policy, one per seed. before: the policy before RL; None if the policy is that one. users [n]: the user
+    of each test sample. All ranks are of the same test samples in the same order.
     """
     rank = np.stack([run.rank for run in runs])
     others = {name: baseline.rank for name, baseline in baselines.items()}
+    tests = paired_tests(others | ({"before": before.rank} if before else {}), rank, users, settings)
     metrics: dict[str, Any] = {
-        "metrics": summary(rank, settings),
-        "metrics_without_reasoning": summary(np.stack([run.rank_without_reasoning for run in runs]), settings),
-        "baselines": {name: summary(other, settings) for name, other in others.items()},
-        "paired_tests": paired_tests(others, rank, settings),
+        "metrics": summary(rank, users, settings),
+        "metrics_without_reasoning": summary(np.stack([run.rank_without_reasoning for run in runs]), users, settings),
+        "baselines": {name: summary(other, users, settings) for name, other in others.items()},
+        "paired_tests": {name: tests[name] for name in others},
     }
     if before is not None:
-        metrics["before"] = summary(before.rank, settings)
-        metrics["before_without_reasoning"] = summary(before.rank_without_reasoning, settings)
-        metrics["improvement"] = improvement(before.rank, rank, settings)
+        metrics["before"] = summary(before.rank, users, settings)
+        metrics["before_without_reasoning"] = summary(before.rank_without_reasoning, users, settings)
+        metrics["improvement"] = tests["before"]
     return metrics
+
+
+def _paired_test(ours: np.ndarray, theirs: np.ndarray, users: np.ndarray, settings: Measure) -> tuple[Interval, float]:
+    """Mean difference ours - theirs with its interval, and the p-value of a permutation test that swaps users' pairs.
+
+    ours, theirs: NDCG@10, [n] or [r, n]. Under the null hypothesis a user's difference is as likely to be its negative.
+    """
+    difference = np.atleast_2d(ours).mean(0) - np.atleast_2d(theirs).mean(0)
+    noise = _seed_noise([ours, theirs], settings.bootstrap, settings)
+    found = _interval(difference, noise, users, settings, signed=True)
+    totals = np.bincount(users, difference) / len(users)
+    if not difference.any() or len(totals) < 2:
+        return found, 1.0
+    test = stats.permutation_test(
+        (totals,),
+        np.sum,
+        permutation_type="samples",
+        n_resamples=PERMUTATIONS,
+        rng=np.random.default_rng(settings.seed),
+        batch=max(1, BLOCK // len(totals)),
+    )
+    null = test.null_distribution
+    noise = _seed_noise([ours, theirs], len(null), settings)
+    if not noise.any():
+        return found, float(test.pvalue)
+    return found, float((1 + (np.abs(null + noise) >= abs(found["mean"])).sum()) / (1 + len(null)))
+
+
+def _interval(
+    values: np.ndarray, noise: np.ndarray, users: np.ndarray, settings: Measure, signed: bool = False
+) -> Interval:
+    """Mean of values [n], with the quantiles of the means of resampled users plus `noise`, one number a resample.
+
+    Where all values are 0 (or 1) no resample differs. Then the interval is Wilson's, for none (or all) of the users;
+    signed: values are differences, which may as well be below 0. One user gives the whole range.
+    """
+    mean, samples = float(values.mean()), np.bincount(users)
+    if values.std() == 0 and mean in (0.0, 1.0):
+        wilson = stats.binomtest(round(mean * len(samples)), len(samples)).proportion_ci(settings.confidence, "wilson")
+        return {"mean": mean, "low": -wilson.high if signed else wilson.low, "high": wilson.high}
+    if len(samples) < 2:  # nothing is known of other users
+        return {"mean": mean, "low": -1.0 if signed else 0.0, "high": 1.0}
+    resampled = stats.bootstrap(
+        (np.bincount(users, values), samples),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        n_resamples=settings.bootstrap,
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(settings.seed),
+        batch=max(1, BLOCK // len(samples)),
+    ).bootstrap_distribution
+    tail = (1 - settings.confidence) / 2
+    low, high = np.quantile(resampled + noise, [tail, 1 - tail])
+    return {"mean": mean, "low": float(low), "high": float(high)}
+
+
+def _seed_noise(groups: Sequence[np.ndarray], count: int, settings: Measure) -> np.ndarray:
+    """Random errors [count] of a mean, or of a difference of two means, due to the few seeds behind them.
+
+    groups: a metric of each recommender, [n] without a seed or [r, n] of r runs. The runs' means are taken as normal
+    with one variance, so the errors follow Student's t; zeros where no recommender has two runs.
+    """
+    means = [values.mean(1) for values in groups if values.ndim == 2]
+    freedom = sum(len(mean) - 1 for mean in means)
+    if freedom == 0:
+        return np.zeros(count)
+    variance = sum(((mean - mean.mean()) ** 2).sum() for mean in means) / freedom
+    error = np.sqrt(variance * sum(1 / len(mean) for mean in means))
+    return error * np.random.default_rng([settings.seed, 1]).standard_t(freedom, count)

@@ -26,8 +26,7 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
         *_metrics_table(summary),
         "",
     ]
-    if len(main["seeds"]) > 1:
-        lines += ["  after RL: mean over the seeds; intervals and tests are over the test samples", ""]
+    lines += [_covered(main["seeds"], main["signals"]), ""]
     lines += [_effect(summary["improvement"]), *_recommended(summary["breakdown"]), ""]
     lines.append(_wrap("seconds by rule", (f"{s} {v:.0f}" for s, v in by_rule(summary["cost"]).items())))
     lines.append(_wrap("files", [f"{results}/metrics.json", f"{results}/runs/…/ranks.parquet"]))
@@ -45,10 +44,10 @@ def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
         "after RL, no reasoning": summary["metrics_without_reasoning"],
         **summary["baselines"],
     }
-    lines = [f"  {'':<24}{'NDCG@10':<26}{'HR@10':<26}after RL minus this"]
+    lines = [f"  {'':<24}{'NDCG@10':<26}{'HR@10':<26}after minus this (p)"]
     for name, metrics in rows.items():
         ndcg, hr = (_interval(metrics[metric]) for metric in ("ndcg@10", "hr@10"))
-        gain = f"{tests[name]['mean']:+.4f} (p = {tests[name]['p']:.3g})" if name in tests else ""
+        gain = f"{tests[name]['mean']:+.4f} (p = {tests[name]['p_holm']:.3g})" if name in tests else ""
         lines.append(f"  {name.replace('_', ' '):<24}{ndcg:<26}{hr:<26}{gain}".rstrip())
     return lines
 
@@ -61,7 +60,7 @@ def _effect(test: PairedTest) -> str:
     """How RL changes NDCG@10, and whether the change is significant."""
     verdict = "significant" if test["significant"] else "not significant"
     change = f"{test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]"
-    return f"  RL changes NDCG@10 by {change}, paired permutation test p = {test['p']:.3g}: {verdict}"
+    return f"  RL changes NDCG@10 by {change}, p = {test['p_holm']:.3g} by Holm: {verdict}"
 
 
 def _recommended(breakdown: Mapping[str, Any]) -> list[str]:
@@ -72,6 +71,14 @@ def _recommended(breakdown: Mapping[str, Any]) -> list[str]:
         f"    an item has {before['popularity@10']:.1f} -> {after['popularity@10']:.1f} training interactions"
         f" (targets {after['popularity_of_targets']:.1f})",
     ]
+
+
+def _covered(seeds: Sequence[int], signals: str) -> str:
+    """One sentence on what intervals and tests cover."""
+    if len(seeds) == 1:
+        return "  Intervals and tests (p by Holm) cover test users; with one seed, not the difference between seeds."
+    shared = "; one proxy for all seeds, so not its choice" if signals == "shared" else ""
+    return f"  After RL is the mean over the seeds. Intervals and tests (p by Holm) cover users and seeds{shared}."
 
 
 def _wrap(label: str, items: Iterable[str]) -> str:
@@ -106,7 +113,12 @@ def comparison_text(configurations: pd.DataFrame, tests: Mapping[str, Any], metr
         lines.append(
             f"  {row['model']:<12}{row['selector']:<12}{row['method']:<20}{row['budget']:>8}{row['seeds']:>7}  "
             f"{quality:<20}{row['seconds']:>9.0f}"
-            + (f"  {test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p']:.3g}" if test else "")
+            + (
+                f"  {test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_holm']:.3g}"
+                if test
+                else ""
+            )
         )
-    lines += ["", "  Intervals and paired permutation tests are over the test samples."]
+    shared = "; one proxy for all seeds, so not its choice" if tests["signals"] == "shared" else ""
+    lines += ["", f"  Intervals and tests cover test users and, from two seeds on, seeds{shared}. p by Holm."]
     return "\n".join([*lines, "", ""])

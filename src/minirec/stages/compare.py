@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pyarrow as pa
 
@@ -16,14 +18,27 @@ from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output, atomic_write
 
 
-def run(*, measure: Measure, runs: list[str], comparison: Output, tests: Output, text: Output) -> None:
-    """Write the comparison of `runs`, paths as `Run.parse` reads them, those of the main experiment first."""
+def run(
+    *,
+    measure: Measure,
+    runs: list[str],
+    samples: Path,
+    signals: str = "own",
+    comparison: Output,
+    tests: Output,
+    text: Output,
+) -> None:
+    """Write the comparison of `runs`, paths as `Run.parse` reads them, those of the main experiment first.
+
+    signals: "shared" if one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
+    """
     from minirec.report import figures  # takes longer to import than all the rest
 
     top, metric, compared = comparison.parent, f"ndcg@{K}", [Run.parse(name) for name in runs]
     rows = [row for one in compared for row in run_rows(top, one)]
     configurations = over_seeds(pd.DataFrame(rows), metric)
-    paired_tests = main_against_others(top, compared, measure)
+    paired_tests = main_against_others(top, compared, samples, measure)
+    paired_tests["signals"] = signals
     inputs = {f"{one}/{file}": one.folder(top) / file for one in compared for file in ("metrics.json", "ranks.parquet")}
     provenance = Provenance("compare", measure.model_dump(), inputs)
     schema = tables.TABLES["comparison"].schema()

@@ -30,7 +30,7 @@ def run(
     start = read_ranks(before, test.sample_id) if before else None
     measured = {
         "samples": len(policy.rank),
-        **significance.measure([policy], start, read_baselines(baselines, test.sample_id), measure),
+        **significance.measure([policy], start, read_baselines(baselines, test.sample_id), test.user, measure),
         "breakdown": test.breakdown(policy),
     }
     inputs = {"samples": samples, "catalogue": catalogue, "ranks": ranks, "baselines": baselines}

@@ -26,18 +26,26 @@ def run(
     measure: Measure,
     runs: list[str],
     folders: list[str],
+    signals: str = "own",
     scores: Path | None = None,
     metrics: Output,
     summary: Output,
 ) -> None:
-    """Write metrics.json, summary.txt and figures/; runs: differ in the seed only; folders: whose jobs are the cost."""
+    """Write metrics.json, summary.txt and figures/; runs: differ in the seed only; folders: whose jobs are the cost.
+
+    signals: "shared" if one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
+    """
     from minirec.report import figures  # takes longer to import than all the rest
 
     top, seeds = metrics.parent, [Run.parse(name) for name in runs]
     scored = None if scores is None else tables.read("scores", scores)
     selection = tables.read("selection", seeds[0].selection(top) / "selection.parquet")
     gathered = {
-        "main": {**seeds[0].shared, "seeds": [one.seed for one in seeds]},
+        "main": {
+            **seeds[0].shared,
+            "seeds": [one.seed for one in seeds],
+            "signals": signals,
+        },
         **_counts(top),
         "selected": selection.num_rows,
         **_metrics(top, seeds, measure),
@@ -72,7 +80,9 @@ def _metrics(top: Path, seeds: list[Run], settings: Measure) -> dict[str, Any]:
     baselines = read_baselines(top / "baselines.parquet", test.sample_id)
     measured = [artefact.read_json(one.folder(top) / "metrics.json") for one in seeds]
     return {
-        **significance.measure(ranks, read_ranks(base / "ranks.parquet", test.sample_id), baselines, settings),
+        **significance.measure(
+            ranks, read_ranks(base / "ranks.parquet", test.sample_id), baselines, test.user, settings
+        ),
         "breakdown": {
             "before": artefact.read_json(base / "metrics.json")["breakdown"],
             "after": mean_breakdown([seed["breakdown"] for seed in measured]),
