@@ -23,7 +23,7 @@ SMALL = {
         "batch_prompts": 4,
         "extra_negatives": 0,
         "epochs": 1,
-        "evaluations_per_epoch": 0,
+        "evaluation_steps": 0,
         "item_refresh_steps": 1000,
     },
 }

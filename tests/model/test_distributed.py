@@ -34,7 +34,7 @@ def command(project, tiny_model, defaults, tmp_path):
     changes = {
         "batch_prompts": 5,  # of 11 samples: the processes' shares differ, and the last batch has one prompt
         "epochs": 2,
-        "evaluations_per_epoch": 1,
+        "evaluation_steps": 3,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
         "extra_negatives": 4,
