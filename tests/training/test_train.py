@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from training_runs import gradients, policy, run, same, trained
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -145,16 +146,25 @@ def test_the_weights_move_and_are_the_same_again(usual, project, tiny_model, def
     assert same(weights, again)
 
 
-def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, tiny_model, defaults, tmp_path):
-    run(project, tiny_model, defaults, tmp_path, epochs=1)
+def test_the_adapter_names_its_base_model_as_it_was_given_and_its_files_are_complete(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tiny_model.parent)
+    run(project, Path(tiny_model.name), defaults, tmp_path, epochs=1)
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "provenance.json",
         "whitening.safetensors",
     ]
-    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     assert not (tmp_path / "checkpoints").exists()
+    ids = torch.tensor([[5, 6, 7]])
+    alone = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    ours = Policy.load(tiny_model, policy(defaults), tmp_path / "adapter")
+    base = Policy.load(tiny_model, policy(defaults))
+    assert torch.equal(alone(ids).logits, ours.model(ids).logits)
+    assert not torch.equal(alone(ids).logits, base.model(ids).logits)
 
 
 def alike(a, b):
