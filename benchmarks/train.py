@@ -48,7 +48,7 @@ def settings(given: argparse.Namespace, losses: list[str]) -> config.Config:
     """The quickstart's settings, with these sizes; pooling and whitening off, as TRL's reward knows neither."""
     whole = config.load(ROOT / "config" / "config.yaml", ROOT / "config" / "quickstart.yaml")
     policy = whole.policy.model_copy(update={"pooling": "last", "whiten_dim": None, "lora_layers": given.layers})
-    update = {"batch_prompts": given.prompts, "losses": losses, "evaluations_per_epoch": 0, "extra_negatives": 48}
+    update = {"batch_prompts": given.prompts, "losses": losses, "evaluation_steps": 0, "extra_negatives": 48}
     sampling = {"completions": given.groups, "max_new_tokens": given.new, "temperature": 1.0}
     return whole.model_copy(
         update={

@@ -104,7 +104,8 @@ def batch_loss(states: States, head: Head, batch: Split, users: Tensor, trial: a
     column = torch.searchsorted(rows[: len(target.unique())], target)
     masked = (rows[None, :, None] == history[:, None, :]).any(-1)
     items, one = head.item(states.states["items"][rows]), torch.ones(len(target))
-    return losses.item_loss(head.user(users), items, column, masked, one, trial.tau, 0.2, 0.28) / len(target)
+    log_pi = losses.item_log_pi(head.user(users), items, column, masked, trial.tau)
+    return losses.item_loss(log_pi, log_pi.detach(), one, 0.2, 0.28) / len(target)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ SMALL = {
         "batch_prompts": 4,
         "extra_negatives": 0,
         "epochs": 1,
-        "evaluations_per_epoch": 0,
+        "evaluation_steps": 0,
         "item_refresh_steps": 1000,
     },
 }
@@ -54,6 +54,9 @@ def test_a_step_of_training_reads_twice_and_goes_back(given):
     steps, batch_items = 2, 4
     assert need.passes == 4 * 8 * (10 + 2 * 3) + 3 * steps * batch_items * 5
     assert need.written == 8 * 2 * 3
+    again = needs(given(train={"updates_per_rollout": 2}))["train"]
+    assert again.passes == 7 * 8 * (10 + 2 * 3) + 3 * 2 * steps * batch_items * 5
+    assert again.written == need.written
 
 
 def test_an_evaluation_embeds_the_catalogue_and_reads_every_test_sample(given):
@@ -65,8 +68,14 @@ def test_an_evaluation_embeds_the_catalogue_and_reads_every_test_sample(given):
 
 def test_valid_evaluations_and_refreshes_of_the_table_are_counted(given):
     plain = needs(given())["train"].passes
-    evaluated = needs(given(train={"evaluations_per_epoch": 2}))["train"].passes
-    assert evaluated - plain == 2 * (10 * (10 + 3) + 20 * 5)
+    every_step = {"evaluation_steps": 1, "warmup_steps": 0}  # of 2
+    for changes, times, valid in (
+        (every_step, 2, 10),
+        (every_step | {"max_valid": 4}, 2, 4),
+        ({"warmup_steps": 2}, 1, 10),
+    ):
+        evaluated = needs(given(train={"evaluation_steps": None} | changes))["train"].passes
+        assert evaluated - plain == times * (valid * (10 + 3) + 20 * 5)
     refreshed = needs(given(train={"item_refresh_steps": 1}))["train"].passes
     assert refreshed - plain == 2 * 20 * 5
 

@@ -34,7 +34,7 @@ def command(project, tiny_model, defaults, tmp_path):
     changes = {
         "batch_prompts": 5,  # of 11 samples: the processes' shares differ, and the last batch has one prompt
         "epochs": 2,
-        "evaluations_per_epoch": 1,
+        "evaluation_steps": 3,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
         "extra_negatives": 4,
@@ -70,15 +70,20 @@ def train(arguments, **environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("all_layers", "resources"),
-    [(False, []), (False, SHARDED), (True, [*SHARDED, "--micro-batch-prompts", "1"])],
-    ids=["whole", "sharded", "sharded, all layers trained"],
+    ("all_layers", "resources", "more"),
+    [
+        (False, [], {}),
+        (False, SHARDED, {}),
+        (True, [*SHARDED, "--micro-batch-prompts", "1"], {}),
+        (False, [], {"updates_per_rollout": 2, "scheduler": "linear", "warmup_steps": 3, "max_valid": 2}),
+    ],
+    ids=["whole", "sharded", "sharded, all layers trained", "two updates"],
 )
-def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, all_layers, resources):
+def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, all_layers, resources, more):
     found = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        done = train(command(out, processes, *resources, all_layers=all_layers))
+        done = train(command(out, processes, *resources, all_layers=all_layers, **more))
         assert done.returncode == 0, done.stderr
         found.append((trained(out / "adapter"), tables.read("history", out / "history.parquet").to_pydict()))
         assert not (out / "checkpoints").exists()
@@ -87,7 +92,7 @@ def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path
     assert any("lora_B" in name and tensor.abs().max() > 1e-3 for name, tensor in one.items())
     assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)
     assert history["sample_ids"] == again["sample_ids"]
-    for name in ("loss", "token_loss", "item_loss", "reward", "reward_std", "gradient_norm"):
+    for name in ("loss", "token_loss", "item_loss", "reward", "reward_std", "forced_share", "gradient_norm"):
         assert again[name] == pytest.approx(history[name], abs=1e-5, rel=1e-4)
 
 

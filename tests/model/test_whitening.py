@@ -121,7 +121,8 @@ def test_the_gradient_of_the_item_loss_reaches_the_maps_as_a_plain_loop_says():
     column, advantage = torch.tensor([4, 0, 2]), torch.tensor([1.5, 0.7, -0.2], dtype=torch.float64)
     masked = torch.zeros(3, 5, dtype=torch.bool)
     masked[0, 1] = masked[2, 3] = True
-    losses.item_loss(head.user(h), head.item(items), column, masked, advantage, 0.3, 0.2, 0.28).backward()
+    log_pi = losses.item_log_pi(head.user(h), head.item(items), column, masked, 0.3)
+    losses.item_loss(log_pi, log_pi.detach(), advantage, 0.2, 0.28).backward()
     user, item = (head.maps[side].detach().clone().requires_grad_() for side in ("user", "item"))
     for i in range(3):
         u = normalize(h[i] @ user, dim=0)

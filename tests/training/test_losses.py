@@ -1,5 +1,7 @@
 """The two losses against a plain loop over samples, in float64 (METHOD 3)."""
 
+import math
+
 import pytest
 import torch
 
@@ -55,6 +57,15 @@ def test_each_completion_gets_its_own_advantage_and_nothing_else():
     assert torch.equal(log_p.grad, -advantage[..., None].expand(2, 2, 3))
 
 
+def test_tokens_of_another_engine_weigh_by_how_much_likelier_the_policy_finds_them_but_at_most_twice():
+    old = torch.tensor([[[0.5, 0.3, 0.1], [0.9, 0.2, 0.0]]]).log()
+    real = torch.tensor([[[True, True, True], [True, True, False]]])
+    by_engine = [[[math.log(0.25), math.log(0.6), math.log(0.01)], [math.log(0.9), math.log(0.1)]]]
+    weight = losses.engine_weight(old, real, by_engine)
+    assert weight[real].tolist() == pytest.approx([2, 0.5, 2, 1, 2])
+    assert losses.engine_weight(old, real, []).tolist() == torch.ones(1, 2, 3).tolist()
+
+
 def test_the_best_completion_is_the_first_of_equals():
     advantage = torch.tensor([[0.0, 0.0, 0.0], [-1.0, 1.0, 1.0], [0.2, -0.1, -0.1]])
     assert losses.best_completions(advantage, 1).squeeze(1).tolist() == [0, 1, 0]
@@ -73,9 +84,10 @@ def recommending():
 def test_the_item_loss_and_its_gradients_equal_a_plain_loop(recommending):
     h, items, column, masked = recommending
     advantage, tau = torch.tensor([1.2, -0.4, 0.7]).double(), 0.3
+    old = losses.item_log_pi(h, items, column, masked, tau) + torch.tensor([0.1, 0.0, -0.4])  # the last is clipped
     ours = [x.clone().requires_grad_() for x in (h, items)]
     plain = [x.clone().requires_grad_() for x in (h, items)]
-    found = losses.item_loss(*ours, column, masked, advantage, tau, LOW, HIGH)
+    found = losses.item_loss(losses.item_log_pi(*ours, column, masked, tau), old, advantage, LOW, HIGH)
     expected = torch.zeros(()).double()
     for i in range(3):
         scores = []
@@ -84,7 +96,7 @@ def test_the_item_loss_and_its_gradients_equal_a_plain_loop(recommending):
             scores.append(cosine / tau)
         kept = [v for v in range(5) if not masked[i, v] or v == column[i]]
         pi = torch.exp(scores[column[i]]) / sum(torch.exp(scores[v]) for v in kept)
-        rho = pi / pi.detach()
+        rho = pi / old[i].exp()
         expected = expected - torch.min(rho * advantage[i], torch.clip(rho, 1 - LOW, 1 + HIGH) * advantage[i])
     found.backward()
     expected.backward()

@@ -2,24 +2,27 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from training_runs import gradients, policy, run, same, trained
 from transformers.trainer_utils import get_last_checkpoint
 
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation import metrics, ranking
+from minirec.experiment import sections
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, Whitening
 from minirec.stages import train
 from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
-from minirec.training import checkpoints, losses, rewards
+from minirec.training import callbacks, checkpoints, losses, rewards
 from minirec.training.trainer import RecommenderTrainer
 
 
@@ -33,14 +36,73 @@ def test_every_epoch_visits_the_curriculum_in_order_and_drops_no_sample(usual):
     assert history["sample_ids"] == [[3, 1, 4, 15], [9, 2, 6, 5], [12, 8, 7]] * 2
 
 
-@pytest.mark.parametrize(("batch", "times", "expected"), [(4, 1, [3, 6]), (2, 4, [2, 3, 5, 6, 8, 9, 11, 12])])
-def test_valid_is_evaluated_as_often_as_asked_in_every_epoch(
-    project, tiny_model, defaults, tmp_path, batch, times, expected
-):
-    changes = {"batch_prompts": batch, "micro_batch_prompts": batch, "evaluations_per_epoch": times, "patience": 99}
-    _, history = run(project, tiny_model, defaults, tmp_path, **changes)
+def evaluated(history):
     valid = zip(history["step"], history["valid_ndcg"], strict=True)
-    assert [step for step, value in valid if value is not None] == expected
+    return [step for step, value in valid if value is not None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"evaluation_steps": 3}, [3, 6]),
+        ({"evaluation_steps": 4}, [4, 6]),
+        ({"evaluation_steps": 2, "warmup_steps": 3}, [4, 6]),
+        ({"evaluation_steps": 2, "warmup_steps": 3, "scheduler": "constant"}, [2, 4, 6]),
+        ({"evaluation_steps": 1, "warmup_steps": 99}, [6]),
+        ({"evaluation_steps": 3, "updates_per_rollout": 2}, [4, 8, 12]),
+        ({"evaluation_steps": 0}, []),
+    ],
+)
+def test_valid_is_evaluated_every_so_many_steps_from_the_end_of_the_warm_up_and_at_the_end(
+    project, tiny_model, defaults, tmp_path, changes, expected
+):
+    _, history = run(project, tiny_model, defaults, tmp_path, patience=99, **changes)
+    assert evaluated(history) == expected
+
+
+def test_with_the_papers_settings_training_stops_after_five_evaluations_at_the_full_rate(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    paper = sections.Train()
+    monkeypatch.setattr(train, "validator", lambda *_: lambda items: 0.5)
+    sixty_steps = {"batch_prompts": 11, "epochs": 60, "evaluation_steps": 256 // 64, "losses": ["item"], "head": "none"}
+    changes = {name: getattr(paper, name) for name in ("warmup_steps", "patience", "scheduler", "learning_rate")}
+    short = {"max_new_tokens": 1, "completions": 2}
+    _, history = run(project, tiny_model, defaults, tmp_path, of_sampling=short, **(changes | sixty_steps))
+    assert evaluated(history) == [32, 36, 40, 44, 48, 52]  # the first is the best; five more are not better
+    assert history["step"][-1] == 52
+    assert history["learning_rate"][:2] == pytest.approx([1e-5 / 32, 2e-5 / 32])
+    assert history["learning_rate"][30:] == pytest.approx([31e-5 / 32] + 21 * [1e-5])
+
+
+@pytest.mark.parametrize(("count", "expected"), [(None, 7), (3, 3), (7, 7), (99, 7)])
+def test_valid_is_evaluated_on_at_most_so_many_samples_which_the_seed_draws(count, expected):
+    ids = np.arange(7) * 10
+    valid = splits.Split(ids, ids, ids[:, None], [f"history {i}" for i in ids])
+    draws = [train.drawn(valid, count, seed).sample_id.tolist() for seed in [*range(40), 0]]
+    assert all(len(drawn) == expected and drawn == sorted(set(drawn)) for drawn in draws)
+    assert draws[0] == draws[-1]
+    assert set().union(*draws) == set(ids.tolist())
+    assert (len(set(map(tuple, draws))) > 1) == (expected == 3)
+
+
+def test_the_policy_is_evaluated_on_the_samples_drawn(project, tiny_model, defaults, tmp_path, monkeypatch):
+    seen, real = [], train.validator
+    monkeypatch.setattr(train, "validator", lambda *given: seen.append(given[2]) or real(*given))
+    _, history = run(project, tiny_model, defaults, tmp_path, max_valid=2)
+    assert [len(valid) for valid in seen] == [2]
+    assert len(evaluated(history)) == 2
+
+
+def test_the_seconds_of_an_evaluation_count_in_those_of_its_step(project, tiny_model, defaults, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "validator", lambda *_: lambda items: time.sleep(0.5) or 0.1)
+    _, history = run(project, tiny_model, defaults, tmp_path)
+    assert [seconds >= 0.5 for seconds in history["seconds_valid"]] == [False, False, True] * 2
+    assert [seconds == 0 for seconds in history["seconds_valid"]] == [True, True, False] * 2
+    for whole, *parts in zip(
+        *(history[f"seconds{part}"] for part in ("", "_valid", "_generate", "_loss")), strict=True
+    ):
+        assert whole >= sum(parts)
 
 
 @pytest.mark.parametrize("head", ["none", "shared", "separate"])
@@ -84,16 +146,25 @@ def test_the_weights_move_and_are_the_same_again(usual, project, tiny_model, def
     assert same(weights, again)
 
 
-def test_the_adapter_names_no_path_and_its_files_are_complete(usual, project, tiny_model, defaults, tmp_path):
-    run(project, tiny_model, defaults, tmp_path, epochs=1)
+def test_the_adapter_names_its_base_model_as_it_was_given_and_its_files_are_complete(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tiny_model.parent)
+    run(project, Path(tiny_model.name), defaults, tmp_path, epochs=1)
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "provenance.json",
         "whitening.safetensors",
     ]
-    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     assert not (tmp_path / "checkpoints").exists()
+    ids = torch.tensor([[5, 6, 7]])
+    alone = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    ours = Policy.load(tiny_model, policy(defaults), tmp_path / "adapter")
+    base = Policy.load(tiny_model, policy(defaults))
+    assert torch.equal(alone(ids).logits, ours.model(ids).logits)
+    assert not torch.equal(alone(ids).logits, base.model(ids).logits)
 
 
 def alike(a, b):
@@ -179,7 +250,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
 def test_in_the_middle_of_an_epoch_the_rate_the_table_and_the_order_go_on_as_they_were(
     project, tiny_model, defaults, tmp_path, monkeypatch, step, dtype
 ):
-    changes = {"evaluations_per_epoch": 3, "item_refresh_steps": 2, "scheduler": "linear", "warmup_steps": 2}
+    changes = {"evaluation_steps": 1, "item_refresh_steps": 2, "scheduler": "linear", "warmup_steps": 2}
     changes |= {"of_policy": {"dtype": dtype}}
     whole = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
     dying(step, monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
@@ -188,8 +259,22 @@ def test_in_the_middle_of_an_epoch_the_rate_the_table_and_the_order_go_on_as_the
     assert first[0] == step
 
 
+@pytest.mark.parametrize("step", [4, 7, 9])  # in the middle of a rollout, at its start, at the start of an epoch
+def test_a_run_interrupted_between_two_updates_goes_on_from_the_start_of_a_rollout(
+    project, tiny_model, defaults, tmp_path, monkeypatch, step
+):
+    changes = {"updates_per_rollout": 3, "evaluation_steps": 1, "scheduler": "linear", "item_refresh_steps": 2}
+    whole = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
+    dying(step, monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    first = steps_of(monkeypatch)
+    assert identical(whole, run(project, tiny_model, defaults, tmp_path, **changes))
+    assert first[0] == step // 3 * 3
+    assert len(whole[1]["step"]) == 2 * 3 * 3
+
+
 def test_without_evaluations_there_are_checkpoints_all_the_same(project, tiny_model, defaults, tmp_path, monkeypatch):
-    changes = {"evaluations_per_epoch": 0}
+    monkeypatch.setattr(callbacks, "CHECKPOINT_ROLLOUTS", 5)
+    changes = {"evaluation_steps": 0}
     whole = run(project, tiny_model, defaults, tmp_path / "undisturbed", **changes)
     dying(5, monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
     first = steps_of(monkeypatch)
@@ -208,7 +293,7 @@ def test_in_bfloat16_the_micro_batch_changes_a_gradient_by_no_more_than_rounding
         return loss
 
     monkeypatch.setattr(RecommenderTrainer, "training_step", step)
-    changes = {"of_policy": {"dtype": "bfloat16"}, "batch_prompts": 11, "epochs": 1, "evaluations_per_epoch": 0}
+    changes = {"of_policy": {"dtype": "bfloat16"}, "batch_prompts": 11, "epochs": 1, "evaluation_steps": 0}
     for size in (11, 1):
         run(project, tiny_model, defaults, tmp_path / str(size), micro_batch_prompts=size, **changes)
     at_once, parts = found
@@ -299,7 +384,8 @@ def test_a_run_that_diverges_leaves_its_best_policy_so_far(project, tiny_model, 
 def test_a_run_that_diverges_without_evaluations_leaves_the_policy_of_its_last_checkpoint(
     project, tiny_model, defaults, tmp_path, monkeypatch
 ):
-    changes = {"scheduler": "constant", "evaluations_per_epoch": 0}
+    monkeypatch.setattr(callbacks, "CHECKPOINT_ROLLOUTS", 3)
+    changes = {"scheduler": "constant", "evaluation_steps": 0}
     good, _ = run(project, tiny_model, defaults, tmp_path / "good", epochs=1, **changes)
     with monkeypatch.context() as patched:
         nan_from(4, patched)
@@ -387,7 +473,7 @@ def test_an_interrupted_run_stops_as_early_as_an_undisturbed_one(
 
 def test_head_and_adapter_have_rates_of_their_own_and_no_weight_decays(project, tiny_model, defaults, tmp_path):
     base = Whitening.read(project["whitening"]).arrays
-    one_step = {"batch_prompts": 11, "epochs": 1, "evaluations_per_epoch": 0, "scheduler": "constant"}
+    one_step = {"batch_prompts": 11, "epochs": 1, "evaluation_steps": 0, "scheduler": "constant"}
     weights, _ = run(project, tiny_model, defaults, tmp_path, learning_rate=1e-3, head_learning_rate=0.01, **one_step)
     for name in COMPONENTS:  # AdamW's first step moves every weight by its rate
         head = np.linalg.lstsq(base[name], weights[name].numpy(), rcond=None)[0]

@@ -8,12 +8,13 @@ from torch.nn.functional import cosine_similarity
 from training_runs import gradients, run
 from transformers import AutoTokenizer
 
+from minirec.experiment import sections
 from minirec.model import generate
 from minirec.training import callbacks, rewards
 from minirec.training.item_table import ItemTable
 from minirec.training.trainer import RecommenderTrainer
 
-ALL_AT_ONCE = {"batch_prompts": 11, "micro_batch_prompts": 3, "epochs": 2, "evaluations_per_epoch": 0}
+ALL_AT_ONCE = {"batch_prompts": 11, "micro_batch_prompts": 3, "epochs": 2, "evaluation_steps": 0}
 BETA = 0.5  # rank and probability weigh alike
 
 
@@ -28,12 +29,24 @@ def item_vector(trainer, row):
     return trainer.head.item(states(trainer.policy, prompts.prefix, trainer.items.encoder.bodies[row])[0].mean(0))
 
 
-def plain_loss(trainer, inputs, written, rows, settings):
-    """METHOD 3, sample by sample; also what the history notes, and how many items of the batch the histories mask."""
+def clipped(log_p, old, a):
+    """-min(rho A, clip(rho, .8, 1.28) A), and whether the clip decides."""
+    rho = (log_p - old).exp()
+    return -torch.min(rho * a, rho.clip(0.8, 1.28) * a), (rho.clip(0.8, 1.28) * a < rho * a).sum().item()
+
+
+def plain_loss(trainer, inputs, written, rows, settings, first):
+    """METHOD 3, sample by sample; also what the history notes, and how many items of the batch the histories mask.
+
+    first: an empty dictionary at the first update on some completions, which keeps there what later updates need;
+    it also counts the probability ratios beyond the clip.
+    """
     policy, samples = trainer.policy, trainer.samples.take(inputs)
     table = [item_vector(trainer, row) for row in range(len(trainer.items))]
     sampled = sum(len(tokens) for group in written.tokens for tokens in group)
     token_loss, item_loss, masked, noted = torch.zeros(()), torch.zeros(()), 0, {"reward": 0.0, "reward_std": 0.0}
+    noted["forced_share"] = sum(map(sum, written.forced)) / sum(map(len, written.forced))
+    first["clipped"] = 0
     for i, body in enumerate(samples.bodies):
         target, history = int(samples.target[i]), {int(row) for row in samples.history[i] if row >= 0}
         allowed = [row for row in range(len(table)) if row == target or row not in history]
@@ -54,8 +67,11 @@ def plain_loss(trainer, inputs, written, rows, settings):
         noted["reward"] += mean / len(samples)
         noted["reward_std"] += spread / len(samples)
         advantage = [0.0 if max(rewards) == min(rewards) else (r - mean) / (spread + 1e-8) for r in rewards]
-        for a, log_p in zip(advantage, log_ps, strict=True):
-            token_loss = token_loss - a * (log_p - log_p.detach()).exp().sum() / sampled
+        advantage = first.setdefault(("advantage", i), advantage)
+        for g, (a, log_p) in enumerate(zip(advantage, log_ps, strict=True)):
+            lost, beyond = clipped(log_p, first.setdefault(("log_p", i, g), log_p.detach()), a)
+            token_loss = token_loss + lost.sum() / sampled
+            first["clipped"] += beyond
         candidates = [row for row in rows if row == target or row not in history]
         masked += len(rows) - len(candidates)
         best = sorted(range(len(rewards)), key=lambda g: (-advantage[g], g))[: settings["relabel_topk"]]
@@ -63,7 +79,10 @@ def plain_loss(trainer, inputs, written, rows, settings):
             scores = torch.stack([cosine_similarity(users[g], table[row], dim=0) for row in candidates])
             log_pi = (scores / policy.settings.tau).log_softmax(0)[candidates.index(target)]
             a = 1.0 if settings["item_advantage"] == "one" else advantage[g]
-            item_loss = item_loss - a * (log_pi - log_pi.detach()).exp() / len(samples) / len(best)
+            lost, beyond = clipped(log_pi, first.setdefault(("log_pi", i, g), log_pi.detach()), a)
+            item_loss = item_loss + lost / len(samples) / len(best)
+            first["clipped"] += beyond
+    noted = dict(first.setdefault("noted", noted))
     parts = {"token": token_loss, "item": item_loss}
     noted |= {f"{name}_loss": part.item() if name in settings["losses"] else 0.0 for name, part in parts.items()}
     return sum(parts[name] for name in settings["losses"]), noted, masked
@@ -122,7 +141,7 @@ def test_a_step_has_the_loss_and_gradients_of_a_plain_loop(
         if self.state.global_step in (1, 2):  # the incomplete last batch of an epoch, and a whole one after it
             found, written = gradients(self), kept["written"]
             self.policy.model.zero_grad()
-            expected, noted, masked = plain_loss(self, inputs, written, kept["rows"], settings)
+            expected, noted, masked = plain_loss(self, inputs, written, kept["rows"], settings, {})
             expected.backward()
             targets = self.samples.take(inputs).target.tolist()
             seen.append((found, gradients(self), loss.item(), expected.item(), noted, masked, targets))
@@ -148,6 +167,40 @@ def test_a_step_has_the_loss_and_gradients_of_a_plain_loop(
             assert (found[name] - gradient).norm() <= 1e-3 * gradient.norm(), name
 
 
+@pytest.mark.parametrize("losses", [["token"], ["item"]])
+def test_a_second_update_on_the_same_completions_has_the_loss_and_gradients_of_a_plain_loop(
+    project, tiny_model, defaults, tmp_path, monkeypatch, losses
+):
+    settings = {"losses": losses, "relabel_topk": 2, "item_advantage": "group"}
+    kept, seen, first, whole = scored(monkeypatch), [], {}, RecommenderTrainer.training_step
+
+    def step(self, model, inputs, *rest):
+        loss = whole(self, model, inputs, *rest)
+        found = gradients(self)
+        if self.state.global_step % 2 == 0:
+            first.clear()
+        self.policy.model.zero_grad()
+        expected, noted, _ = plain_loss(self, inputs, kept["written"], kept["rows"], settings, first)
+        expected.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+        for name, gradient in gradients(self).items():
+            assert (found[name] - gradient).norm() <= 1e-3 * gradient.norm(), name
+            self.policy.model.get_parameter(name).grad = found[name]
+        seen.append((noted, first["clipped"]))
+        return loss
+
+    monkeypatch.setattr(RecommenderTrainer, "training_step", step)
+    changes = {"batch_prompts": 8, "item_refresh_steps": 1, "updates_per_rollout": 2, "extra_negatives": 7}
+    changes |= {"of_sampling": {"completions": 4, "max_new_tokens": 8}, "beta": BETA, "learning_rate": 0.01}
+    _, history = run(project, tiny_model, defaults, tmp_path, **(ALL_AT_ONCE | changes | settings))
+    assert [len(ids) for ids in history["sample_ids"]] == [8, 8, 3, 3] * 2
+    assert history["sample_ids"][:4:2] == history["sample_ids"][1:4:2]
+    for number, (noted, beyond) in enumerate(seen):
+        assert {name: history[name][number] for name in noted} == pytest.approx(noted, rel=1e-4, abs=1e-5)
+        assert number % 2 == 1 or beyond == 0  # at a first update every ratio is 1
+    assert seen[1][1] > 0
+
+
 def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of_the_batch(
     project, tiny_model, defaults, tmp_path, monkeypatch
 ):
@@ -168,7 +221,7 @@ def test_the_item_table_is_renewed_at_a_refresh_and_between_two_for_the_items_of
     trained = RecommenderTrainer.training_step
     monkeypatch.setattr(RecommenderTrainer, "training_step", step)
     monkeypatch.setattr(rewards, "score_completions", judged)
-    changes = {"item_refresh_steps": 2, "evaluations_per_epoch": 0, "learning_rate": 0.01, "head_learning_rate": 0.05}
+    changes = {"item_refresh_steps": 2, "evaluation_steps": 0, "learning_rate": 0.01, "head_learning_rate": 0.05}
     run(project, tiny_model, defaults, tmp_path, **changes)
     everything = set(range(30))
     assert [number for number, *_ in seen] == list(range(6))
@@ -210,18 +263,78 @@ def test_completions_are_sampled_at_the_temperature_among_the_likeliest_tokens(
     assert distinct("warm", top_k=0, temperature=2.0) == 11
 
 
+def test_tokens_that_another_engine_sampled_are_weighted_by_its_probabilities(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    """The engine gives every token half the policy's probability in even prompts, so that it counts twice there."""
+    write, whole = RecommenderTrainer._write_completions, RecommenderTrainer._compute_loss
+    even, expected, found = {}, [], []
+
+    def writes(self, prompts, sample_id):
+        written = write(self, prompts, sample_id)
+        log_p, real, _ = generate.teacher_forced(self.policy, prompts, written)
+        log_p = log_p.detach() - math.log(2) * torch.tensor(sample_id % 2 == 0)[:, None, None]
+        written.log_p = [[log_p[i, g][real[i, g]].tolist() for g in range(2)] for i in range(len(prompts))]
+        even.update({tuple(p): number % 2 == 0 for p, number in zip(prompts, sample_id, strict=True)})
+        return written
+
+    def loss(self, model, inputs):
+        weight = torch.tensor([2.0 if even[tuple(prompt)] else 1.0 for prompt in inputs.prompts])
+        lengths = torch.tensor([[len(tokens) for tokens in row] for row in inputs.completions.tokens])
+        expected.append(-(weight[:, None] * lengths * inputs.advantage).sum().item() * inputs.token_share)
+        found.append(whole(self, model, inputs))
+        return found[-1]
+
+    monkeypatch.setattr(RecommenderTrainer, "_write_completions", writes)
+    monkeypatch.setattr(RecommenderTrainer, "_compute_loss", loss)
+    of_unequal_lengths(monkeypatch, AutoTokenizer.from_pretrained(tiny_model), defaults.policy.marker)
+    sampling = {"completions": 2, "max_new_tokens": 8}
+    run(project, tiny_model, defaults, tmp_path, of_sampling=sampling, **(ALL_AT_ONCE | {"losses": ["token"]}))
+    assert [value.item() for value in found] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert max(map(abs, expected)) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),  # of the peak, in 6 steps
+    [
+        ("constant", [1, 1, 1, 1, 1, 1]),
+        ("constant_with_warmup", [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("linear", [1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3]),
+        ("cosine", [1 / 3, 2 / 3, 1, 1, 3 / 4, 1 / 4]),
+    ],
+)
+def test_the_rate_rises_to_its_peak_in_equal_parts_and_no_step_has_the_rate_0(
+    project, tiny_model, defaults, tmp_path, scheduler, expected
+):
+    changes = {"scheduler": scheduler, "warmup_steps": 3, "learning_rate": 1e-3}
+    _, history = run(project, tiny_model, defaults, tmp_path, **changes)
+    assert [rate / 1e-3 for rate in history["learning_rate"]] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("name", ["warmup_steps", "max_grad_norm", "learning_rate"])
 def test_the_trainer_gets_the_setting(defaults, tmp_path, name):
     changed = defaults.train.model_copy(update={name: 7})
     assert getattr(callbacks.grpo_arguments(changed, 4, 0, tmp_path, validated=True), name) == 7
 
 
+@pytest.mark.parametrize("settings", [sections.Train, sections.Proxy])
 @pytest.mark.parametrize(
-    ("steps", "times", "expected"),
-    [(6, 4, {2, 3, 5, 6}), (8, 4, {2, 4, 6, 8}), (250, 2, {125, 250}), (3, 1, {3}), (2, 4, {1, 2}), (1, 4, {1})],
+    ("samples", "expected"),  # 48 a step, 10 epochs, a warm-up of 32 steps
+    [
+        (64, [20]),
+        (256, [32, 36, 40, 44, 48, 52, 56, 60]),
+        (512, [32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 110]),
+        (1024, [32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 220]),
+        (10_748, [167, 334, 501, 668, 835, 1002, 1169, 1336, 1503, 1670, 1837, 2004, 2171, 2240]),
+    ],
 )
-def test_evaluations_are_spread_evenly_over_an_epoch(steps, times, expected):
-    assert callbacks.evaluated_after(steps, times) == expected
+def test_the_papers_budgets_are_evaluated_as_often_as_in_the_published_code(settings, samples, expected):
+    assert settings().evaluated_steps(samples) == expected
+
+
+def test_evaluations_do_not_come_between_two_updates_on_the_same_completions():
+    train = sections.Train(evaluation_steps=4, updates_per_rollout=3, warmup_steps=8, batch_prompts=10, epochs=2)
+    assert train.evaluated_steps(25) == [12, 18]  # 2 x 3 x 3 steps, every 6th from the 8th on
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

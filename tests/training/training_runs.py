@@ -32,7 +32,7 @@ def run(
     usual = {
         "batch_prompts": 4,
         "epochs": 2,
-        "evaluations_per_epoch": 1,
+        "evaluation_steps": 3,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
         "head": "separate",

@@ -73,7 +73,7 @@ def test_a_row_is_what_the_run_and_the_policy_before_it_say(tmp_path):
     artefact.write_json(run, tmp_path / "run" / "metrics.json", Provenance("test"))
     schema = tables.TABLES["history"].schema()
     steps = {name: [1, 2] for name in schema.names} | {"sample_ids": [[3, 1, 2], [0, 5]], "seconds": [1.25, 2.0]}
-    steps |= {"reward": [0, 0], "valid_ndcg": [None, 1]}
+    steps |= {"reward": [0, 0], "forced_share": [0, 0], "valid_ndcg": [None, 1]}
     history = pa.table({f.name: pa.array(steps[f.name], f.type) for f in schema}, schema)
     tables.write("history", history, tmp_path / "run" / "history.parquet", Provenance("test"))
 

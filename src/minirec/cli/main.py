@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from minirec.cli import launch
+from minirec.cli import launch, out_of_memory
 from minirec.errors import InputError
 
 TYPED = {  # sub-commands that are no stages
@@ -98,22 +98,22 @@ def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
     from minirec.cli.parser import with_sections
     from minirec.progress import log
 
+    given: dict[str, Any] = {}
     try:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; the package's own become lines
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
         given = with_sections(stage, flags)
         runner(stage)(**given)
-    except InputError as error:
-        log.error("error: %s", error)
-        return 1, f"error: {error}"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, "the reader of its output went away"
-    except MemoryError:
-        log.error("error: out of memory; give the stage more by set-resources of the workflow's profile")
-        return 1, "error: out of memory"
     except Exception as error:
+        if cause := out_of_memory.cause(error):
+            error = InputError(out_of_memory.sentence(stage, given, cause))
+        if isinstance(error, InputError):
+            log.error("error: %s", error)
+            return 1, f"error: {error}"
         if (number := _errno(error)) not in MACHINE:
             log.exception("failed; this is a defect of minirec")
             return 70, f"defect: {error!r}"

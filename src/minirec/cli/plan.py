@@ -95,13 +95,15 @@ def needs(config: Config, size: Sizes, runs: list[Run], widths: dict[str, int]) 
 
     def training(train: Train, samples: int) -> tuple[float, float]:
         """(tokens read, tokens sampled) of a training."""
-        steps = train.epochs * math.ceil(samples / train.batch_prompts)
+        updates = train.updates_per_rollout
+        steps = train.epochs * math.ceil(samples / train.batch_prompts) * updates
         seen = train.epochs * samples * (size.user_tokens + g * new)
         rows = min(train.batch_prompts + train.extra_negatives, size.items)
-        evaluations = train.epochs * train.evaluations_per_epoch
+        evaluations = len(train.evaluated_steps(samples))
         refreshes = steps // train.item_refresh_steps + evaluations
-        read = 4 * seen + 3 * steps * rows * size.item_tokens + refreshes * items + evaluations * size.valid * evaluated
-        return read, train.epochs * samples * g * new + evaluations * size.valid * new
+        valid = evaluations * min(size.valid, train.max_valid or size.valid)
+        read = (1 + 3 * updates) * seen + 3 * steps * rows * size.item_tokens + refreshes * items + valid * evaluated
+        return read, train.epochs * samples * g * new + valid * new
 
     rows = []
     fitted = min(config.embed.whiten_prompts or size.train, size.train) if config.policy.whiten_dim else 0

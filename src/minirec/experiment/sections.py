@@ -7,6 +7,7 @@ are shared. A stage reads the sections that are parameters of its `run`, and the
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -214,11 +215,17 @@ class Train(Section):
     scheduler: Literal["constant_with_warmup", "constant", "linear", "cosine"] = Field(
         "constant_with_warmup", description="of the learning rate"
     )
-    warmup_steps: int = Field(32, ge=0, description="steps in which the learning rate rises linearly from 0")
+    warmup_steps: int = Field(
+        32, ge=0, description="first steps, in which the learning rate rises linearly to its peak"
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients with a larger global norm are scaled down to it")
     batch_prompts: int = Field(48, ge=1, description="prompts per optimiser step")
     epochs: int = Field(10, ge=1, description="passes over the curriculum")
-    evaluations_per_epoch: int = Field(4, ge=0, description="evaluations on the valid split per epoch; 0: none")
+    updates_per_rollout: int = Field(1, ge=1, description="optimiser steps on the same completions")
+    evaluation_steps: int | None = Field(
+        None, ge=0, description="steps between evaluations on valid; null: training samples // 64; 0: none"
+    )
+    max_valid: int | None = Field(None, ge=1, description="evaluate on at most so many random valid samples; null: all")
     patience: int = Field(5, ge=1, description="evaluations in a row without a better NDCG@10 before training stops")
     losses: list[Literal["token", "item"]] = Field(["token", "item"], min_length=1, description="losses to add up")
     relabel_topk: int = Field(1, ge=1, description="best completions of a prompt that get the item loss")
@@ -229,6 +236,19 @@ class Train(Section):
     item_refresh_steps: int = Field(32, ge=1, description="steps after which the whole item table is recomputed")
     epsilon_low: float = Field(0.2, gt=0, lt=1, description="the probability ratio is clipped below at 1 - this")
     epsilon_high: float = Field(0.28, gt=0, description="the probability ratio is clipped above at 1 + this")
+
+    def evaluated_steps(self, samples: int) -> list[int]:
+        """The optimiser steps, from 1, after which a training on so many samples evaluates valid (METHOD 3).
+
+        They begin at the end of the warm-up, are whole rollouts apart, and include the last step.
+        """
+        if self.evaluation_steps == 0:
+            return []
+        updates = self.updates_per_rollout
+        every = math.ceil((self.evaluation_steps or max(1, samples // 64)) / updates) * updates
+        last = self.epochs * math.ceil(samples / self.batch_prompts) * updates
+        first = 1 if self.scheduler == "constant" else self.warmup_steps
+        return [step for step in range(1, last + 1) if step == last or (step >= first and step % every == 0)]
 
 
 class Proxy(Train):

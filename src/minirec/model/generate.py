@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -47,12 +47,15 @@ class Completions:
     forced: list[list[bool]]  # [n][G]: whether the marker was missing, so that it was appended
     hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened
     frozen_states: list[FrozenStates]  # [n]; empty if they were not kept
+    log_p: list[list[list[float]]] = field(default_factory=list)  # [n][G]: of `tokens` at temperature 1, by the engine
+    # that sampled them; empty if this policy did
 
     def take(self, rows: Sequence[int]) -> Completions:
         """The completions of these prompts, in this order."""
         frozen_states = [self.frozen_states[row] for row in rows] if self.frozen_states else []
         tokens, forced = [self.tokens[row] for row in rows], [self.forced[row] for row in rows]
-        return Completions(tokens, forced, self.hidden[list(rows)], frozen_states)
+        log_p = [self.log_p[row] for row in rows] if self.log_p else []
+        return Completions(tokens, forced, self.hidden[list(rows)], frozen_states, log_p)
 
     @classmethod
     def concatenate(cls, batches: Sequence[Completions]) -> Completions:
@@ -62,6 +65,7 @@ class Completions:
             [row for batch in batches for row in batch.forced],
             torch.cat([batch.hidden for batch in batches]),
             [row for batch in batches for row in batch.frozen_states],
+            [row for batch in batches for row in batch.log_p],
         )
 
 

@@ -1,8 +1,8 @@
 """train: train a fresh policy on a curriculum with GRPO and the item loss (METHOD 3, 4.8).
 
 Checkpoints lie in `checkpoints/` beside the adapter: one after every evaluation on valid unless training stops there,
-or four an epoch without evaluations. An interrupted run resumes from the last complete one and ends with the same
-weights. A run that diverges leaves the policy of its best checkpoint in `last_good/`.
+and one every 16 rollouts. An interrupted run resumes from the last complete one and ends with the same weights. A run
+that diverges leaves the policy of its best checkpoint in `last_good/`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def run(
     if reason := sections.teaches_nothing(sampling, train):
         raise InputError(reason)
     folder, last_good = adapter.with_name(checkpoints.FOLDER), adapter.with_name(LAST_GOOD)
-    validated = train.evaluations_per_epoch > 0
+    validated = train.evaluation_steps != 0
     chosen = splits.load(samples, catalogue, "train", policy.prompt_history, sample_ids)
     arguments = grpo_arguments(train, sampling.completions, seed, folder, validated)  # connects the processes
     if (gpus := torch.cuda.device_count()) > (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
@@ -88,7 +89,9 @@ def run(
         train=train,
         sampling=sampling,
         reward=reward,
-        validate=validator(loaded, head, valid, sampling.max_new_tokens) if valid else None,
+        validate=validator(loaded, head, drawn(valid, train.max_valid, seed), sampling.max_new_tokens)
+        if valid
+        else None,
         micro_batch_prompts=backward.micro_batch_prompts,
         seed=seed,
         args=arguments,
@@ -115,6 +118,14 @@ def train_or_keep_last_good(trainer: RecommenderTrainer, folder: Path, last_good
         kept = checkpoints.save_last_good(trainer, folder, last_good, provenance)
         advice = f"lower train.learning_rate or train.head_learning_rate; {kept}"
         raise InputError(f"training diverged, {problem.what}; {advice}") from problem
+
+
+def drawn(valid: Split, count: int | None, seed: int) -> Split:
+    """At most `count` of the samples, drawn at random, in their order; all if it is None."""
+    if count is None or count >= len(valid):
+        return valid
+    rows = np.random.default_rng(seed).choice(len(valid), count, replace=False)
+    return valid.take(np.sort(rows).tolist())
 
 
 def validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) -> Callable[[Tensor], float]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import GRPOConfig
 
@@ -14,7 +15,7 @@ from minirec.experiment import sections
 from minirec.progress import log, progress
 from minirec.storage import tables
 
-CHECKPOINTS_PER_EPOCH = 4  # in a run without evaluations; else every evaluation saves one
+CHECKPOINT_ROLLOUTS = 16  # rollouts between two checkpoints; every evaluation saves one, too
 
 
 def grpo_arguments(train: sections.Train, completions: int, seed: int, folder: Any, validated: bool) -> Any:
@@ -63,32 +64,29 @@ def grpo_arguments(train: sections.Train, completions: int, seed: int, folder: A
 
 def training_callbacks(train: sections.Train, samples: int) -> list[TrainerCallback]:
     """The callbacks of a run whose epochs have `samples` samples."""
-    steps = math.ceil(samples / train.batch_prompts)
-    times = train.evaluations_per_epoch
-    patience = [Patience(train.patience)] if times else []
-    return [Cadence(steps, times or CHECKPOINTS_PER_EPOCH), ProgressBar(), *patience]
+    evaluated = train.evaluated_steps(samples)
+    patience = [Patience(train.patience)] if evaluated else []
+    return [Cadence(evaluated, CHECKPOINT_ROLLOUTS * train.updates_per_rollout), ProgressBar(), *patience]
 
 
-def evaluated_after(steps: int, times: int) -> set[int]:
-    """After which of an epoch's steps, from 1, to evaluate: `times` of them, evenly spread, always the last one.
-
-    >>> sorted(evaluated_after(steps=6, times=4))
-    [2, 3, 5, 6]
-    """
-    return {-(-steps * number // times) for number in range(1, times + 1)}
+def warmed_up(scheduler: LambdaLR, train: sections.Train) -> LambdaLR:
+    """transformers' scheduler, but step k of w warm-up steps has k / w of the peak rate: the first step learns, too."""
+    steps = 0 if train.scheduler == "constant" else train.warmup_steps
+    later = scheduler.lr_lambdas[0]
+    return LambdaLR(scheduler.optimizer, lambda done: (done + 1) / steps if done < steps else later(done))
 
 
 class Cadence(TrainerCallback):
-    """Lets the trainer evaluate and save only after the steps of each epoch that `evaluated_after` names."""
+    """Lets the trainer evaluate after some steps only, and save after these, every `checkpoint_steps`, and the last."""
 
-    def __init__(self, steps: int, times: int) -> None:
-        self.steps, self.due = steps, evaluated_after(steps, times)
+    def __init__(self, evaluated: Sequence[int], checkpoint_steps: int) -> None:
+        self.evaluated, self.checkpoint_steps = set(evaluated), checkpoint_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Cancel evaluation and checkpoint after a step that is not due."""
-        due = (state.global_step - 1) % self.steps + 1 in self.due
+        step, due = state.global_step, state.global_step in self.evaluated
         control.should_evaluate &= due
-        control.should_save &= due
+        control.should_save &= due or step % self.checkpoint_steps == 0 or step == state.max_steps
 
 
 class ProgressBar(TrainerCallback):
@@ -126,12 +124,13 @@ class Patience(EarlyStoppingCallback):
 
 def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
     """The trainer's log as the table history.parquet: one row per step, with the evaluation after it, if any."""
-    valid = {entry["step"]: entry["eval_ndcg"] for entry in log_history if "eval_ndcg" in entry}
+    valid = {entry["step"]: entry for entry in log_history if "eval_ndcg" in entry}
     names = tables.TABLES["history"].columns
     rows = []
     for entry in log_history:
         if "loss" in entry:
-            row = {name: entry.get(name, 0.0) for name in names}
-            row |= {"gradient_norm": entry["grad_norm"], "valid_ndcg": valid.get(entry["step"])}
-            rows.append(row)
+            evaluation = valid.get(entry["step"], {"eval_ndcg": None, "eval_seconds": 0.0})
+            row = {name: entry.get(name, 0.0) for name in names} | {"gradient_norm": entry["grad_norm"]}
+            row |= {"valid_ndcg": evaluation["eval_ndcg"], "seconds_valid": evaluation["eval_seconds"]}
+            rows.append(row | {"seconds": row["seconds"] + row["seconds_valid"]})
     return pa.Table.from_pylist(rows, tables.TABLES["history"].schema())

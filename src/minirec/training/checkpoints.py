@@ -80,13 +80,15 @@ def remove_unusable(folder: Path, provenance: Provenance) -> None:
 
 
 def save_adapter(trainer: RecommenderTrainer, out: Path, provenance: Provenance) -> None:
-    """Write the adapter, and whitening.safetensors with the trained head in it, as the folder `out`, atomically."""
+    """Write the adapter, and whitening.safetensors with the trained head in it, as the folder `out`, atomically.
+
+    PEFT notes the base model's folder as it was given: `data/models/NAME` in the workflow, relative to the project.
+    """
     with artefact.atomic_folder(out, provenance) as partial:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, safe_serialization=True)
         (partial / "README.md").unlink(missing_ok=True)
         trainer.head.merged_whitening().write(partial / WHITENING, provenance)
         settings = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
-        settings["base_model_name_or_path"] = None  # named on the command line; a path would differ between machines
         settings["target_modules"] = sorted(settings["target_modules"])  # a set, whose order changes from run to run
         (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 

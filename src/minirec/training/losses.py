@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+MAX_ENGINE_WEIGHT = 2.0
+
 
 def clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     """Clipped policy loss -min(rho A, clip(rho, 1 - low, 1 + high) A), element by element; rho = exp(log_ratio)."""
@@ -13,13 +15,26 @@ def clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Te
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
-def token_loss(log_p: Tensor, old_log_p: Tensor, real: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
-    """Sum of the token losses, to be divided by the number of sampled tokens of the whole optimiser batch.
+def token_loss(log_p: Tensor, old_log_p: Tensor, weight: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    """Weighted sum of the token losses, to be divided by the number of sampled tokens of the whole optimiser batch.
 
     log_p, old_log_p [n, G, T]: log-probabilities of the tokens under the policy and under the one that sampled them.
-    real [n, G, T]: which are not padding. advantage [n, G].
+    weight [n, G, T]: 0 for padding; else 1, or `engine_weight`. advantage [n, G].
     """
-    return (clipped(log_p - old_log_p, advantage[..., None], low, high) * real).sum()
+    return (clipped(log_p - old_log_p, advantage[..., None], low, high) * weight).sum()
+
+
+def engine_weight(old_log_p: Tensor, real: Tensor, engine_log_p: list[list[list[float]]]) -> Tensor:
+    """Truncated importance weights [n, G, T] of tokens: p of the sampling policy / p of the engine, at most 2.
+
+    engine_log_p [n][G]: log-probabilities by the engine, as `Completions.log_p`; weights are 1 where it is empty. real
+    [n, G, T]: which of the tokens are not padding.
+    """
+    if not engine_log_p:
+        return torch.ones_like(old_log_p)
+    by_engine = torch.zeros_like(old_log_p)
+    by_engine[real] = torch.tensor([p for group in engine_log_p for row in group for p in row]).to(by_engine)
+    return (old_log_p - by_engine).exp().clamp(max=MAX_ENGINE_WEIGHT)
 
 
 def best_completions(advantage: Tensor, count: int) -> Tensor:
@@ -35,12 +50,12 @@ def item_log_pi(h: Tensor, items: Tensor, column: Tensor, masked: Tensor, tau: f
     return scores.log_softmax(-1).gather(1, column[:, None]).squeeze(1)
 
 
-def item_loss(
-    h: Tensor, items: Tensor, column: Tensor, masked: Tensor, advantage: Tensor, tau: float, low: float, high: float
-) -> Tensor:
-    """Sum of the item losses of states h [n, d'], to be divided by the number of prompts of the optimiser batch."""
-    log_pi = item_log_pi(h, items, column, masked, tau)
-    return clipped(log_pi - log_pi.detach(), advantage, low, high).sum()
+def item_loss(log_pi: Tensor, old_log_pi: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    """Sum of the item losses [n], to be divided by the number of prompts of the optimiser batch.
+
+    log_pi, old_log_pi [n]: log-probabilities of the targets, see `item_log_pi`, now and before the first update.
+    """
+    return clipped(log_pi - old_log_pi, advantage, low, high).sum()
 
 
 def batch_items(target: Tensor, catalogue_size: int, extra: int, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,8 @@
 """GRPO with an item loss (METHOD 3), on TRL's GRPOTrainer.
 
 One call of `training_step` is one optimiser step: the policy writes completions, the item table rewards them, and the
-gradients are summed over micro-batches. A batch lists each prompt once, and the completions stay with their prompt.
+gradients are summed over micro-batches. With several `updates_per_rollout`, as many steps share the completions.
+A batch lists each prompt once, and the completions stay with their prompt.
 Several processes divide the prompts and items of every step among them, and end it with the same gradients.
 """
 
@@ -11,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOTrainer
@@ -30,22 +31,9 @@ from minirec.model import distributed, generate
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Head
-from minirec.training import checkpoints, losses, rewards
+from minirec.training import callbacks, checkpoints, losses, rewards
 from minirec.training.item_table import BatchItems, ItemTable
-
-
-@dataclass
-class MicroBatch:
-    """n prompts with their completions, which one forward and backward pass trains on."""
-
-    prompts: list[list[int]]
-    completions: generate.Completions
-    advantage: Tensor  # [n, G]
-    history: Tensor  # [n, w], catalogue rows padded with -1
-    column: Tensor  # [n], the target's position in `items.rows`
-    items: BatchItems
-    token_share: float  # 1 / sampled tokens of the optimiser batch
-    prompt_share: float  # 1 / prompts of the optimiser batch
+from minirec.training.micro_batch import MicroBatch
 
 
 class RecommenderTrainer(GRPOTrainer):
@@ -79,7 +67,8 @@ class RecommenderTrainer(GRPOTrainer):
         self.validate, self.seed, self.micro_batch_prompts = validate, seed, micro_batch_prompts
         self.prompts = policy.user_bodies(samples.bodies)
         self.seconds = {"generate": 0.0, "items": 0.0, "loss": 0.0}  # of the current step, by part
-        self.means = {"token_loss": 0.0, "item_loss": 0.0, "reward": 0.0, "reward_std": 0.0}  # over the step's batch
+        self.means: dict[str, float] = {}  # over the step's batch: losses, rewards and share of forced markers
+        self.rollout: tuple[list[MicroBatch], BatchItems] | None = None  # what the present steps train on
         # part of the model, so that its weights are clipped, summed and reset with the adapter's
         policy.model.add_module("minirec_head", self.head)
         super().__init__(
@@ -94,8 +83,10 @@ class RecommenderTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)  # the log has lines of its own
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of `batch_prompts` prompts; the last one may be smaller. Every process gets whole batches."""
-        return DataLoader(cast(Any, range(len(self.samples))), self.settings.batch_prompts, collate_fn=list)
+        """Batches of `batch_prompts` prompts, each once for every update; every process gets whole batches."""
+        rows, size, updates = range(len(self.samples)), self.settings.batch_prompts, self.settings.updates_per_rollout
+        batches = [list(rows[start : start + size]) for start in rows[::size] for _ in range(updates)]
+        return DataLoader(cast(Any, rows), batch_sampler=batches, collate_fn=list)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW without weight decay; the head has a learning rate of its own."""
@@ -106,13 +97,20 @@ class RecommenderTrainer(GRPOTrainer):
         self.optimizer = torch.optim.AdamW(groups, self.settings.learning_rate, weight_decay=0.0)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The learning rate of each step; the warm-up ends at the peak, and begins above 0."""
+        usual: Any = super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = callbacks.warmed_up(usual, self.settings)
+        return self.lr_scheduler
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Compute the gradients of one optimiser step; returns the loss. inputs: positions in `samples`."""
         started = time.perf_counter()
-        self.seconds, self.means = dict.fromkeys(self.seconds, 0.0), dict.fromkeys(self.means, 0.0)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
         if self.state.global_step and self.state.global_step % self.settings.item_refresh_steps == 0:
             self.refresh_items()
-        micro_batches, items = self._generate_and_score_completions(inputs)
+        micro_batches, items = self._micro_batches(inputs)
+        self.means |= {"token_loss": 0.0, "item_loss": 0.0}
         model.train()
         total = torch.zeros((), device=self.policy.device)
         with self._timed("loss"):
@@ -134,8 +132,22 @@ class RecommenderTrainer(GRPOTrainer):
             self._metrics["train"][name].append(value)
         return total
 
+    def _micro_batches(self, inputs: Any) -> tuple[list[MicroBatch], BatchItems]:
+        """What the step trains on: new completions, or again those of the last step, with its items embedded anew."""
+        if self.rollout is None or self.state.global_step % self.settings.updates_per_rollout == 0:
+            self.rollout = None  # frees memory
+            self.rollout = self._generate_and_score_completions(inputs)
+            return self.rollout
+        micro_batches, items = self.rollout
+        with self._timed("items"):
+            items = self.items.refresh_batch(items.rows, "item" in self.settings.losses)
+        for micro_batch in micro_batches:
+            micro_batch.items = items
+        return micro_batches, items
+
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """(list[MicroBatch], BatchItems) of the optimiser batch; the micro-batches hold this process's prompts only."""
+        self.means = dict.fromkeys(("reward", "reward_std", "forced_share"), 0.0)
         batch = self.samples.take(inputs)
         self.sample_ids = batch.sample_id.tolist()
         target = torch.as_tensor(batch.target)
@@ -156,23 +168,13 @@ class RecommenderTrainer(GRPOTrainer):
                 tokens += torch.nan  # so that every process stops
         sampled = distributed.all_reduce_sum(tokens).item()
         self._require_finite("policy's score of an item", sampled, self.state.global_step + 1)
-        column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(samples.target))
-        by_length = sorted(range(len(local)), key=lambda place: len(prompts[place]))  # little padding
-        size = self.micro_batch_prompts
-        micro_batches = [
-            MicroBatch(
-                [prompts[place] for place in places],
-                completions.take(places),
-                advantage[places],
-                torch.as_tensor(samples.history[places], device=self.policy.device),
-                column[places].to(self.policy.device),
-                items,
-                token_share=1 / max(sampled, 1),
-                prompt_share=1 / len(inputs),
-            )
-            for places in (by_length[start : start + size] for start in range(0, len(local), size))
-        ]
-        return micro_batches, items
+        if not local:
+            return [], items
+        column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(samples.target)).to(tokens.device)
+        history = torch.as_tensor(samples.history, device=tokens.device)
+        shares = 1 / max(sampled, 1), 1 / len(inputs)
+        whole = MicroBatch(prompts, completions, advantage, history, column, items, *shares)
+        return whole.in_parts(self.micro_batch_prompts), items
 
     def _write_completions(self, prompts: list[list[int]], sample_id: np.ndarray) -> generate.Completions:
         """Sample G completions of each prompt; seed, sample, completion and epoch determine the random numbers."""
@@ -196,19 +198,16 @@ class RecommenderTrainer(GRPOTrainer):
         return generate.Completions.concatenate(parts).take(np.argsort(places).tolist())
 
     def _advantages(self, completions: generate.Completions, samples: Split, batch_prompts: int) -> Tensor:
-        """Advantages [n, G] of completions by the current item table; notes mean and deviation of the rewards."""
+        """Advantages [n, G] of completions by the current item table; notes means of rewards and forced markers."""
+        whitening, tau = self.head.merged_whitening(), self.policy.settings.tau
         scored = rewards.score_completions(
-            completions.hidden,
-            self.items.vectors(),
-            samples,
-            self.head.merged_whitening(),
-            self.policy.settings.tau,
-            self.reward,
+            completions.hidden, self.items.vectors(), samples, whitening, tau, self.reward
         )
         reward = scored["reward"]
         std = reward.std(1).sum().item() if reward.shape[1] > 1 else 0.0
-        self.means["reward"] = reward.mean(1).sum().item() / batch_prompts
-        self.means["reward_std"] = std / batch_prompts
+        sums = {"reward": reward.mean(1).sum().item(), "reward_std": std}
+        sums["forced_share"] = float(np.mean(completions.forced, axis=1).sum())
+        self.means = {name: value / batch_prompts for name, value in sums.items()}
         return scored["advantage"]
 
     def _compute_loss(self, model: Any, inputs: MicroBatch) -> Tensor:
@@ -217,28 +216,25 @@ class RecommenderTrainer(GRPOTrainer):
         log_p, real, hidden = generate.teacher_forced(self.policy, b.prompts, b.completions)
         loss = torch.zeros((), device=log_p.device)
         if "token" in s.losses:
-            token = losses.token_loss(log_p, log_p.detach(), real, b.advantage, s.epsilon_low, s.epsilon_high)
+            b.old_log_p = log_p.detach() if b.old_log_p is None else b.old_log_p
+            weighted = real * losses.engine_weight(b.old_log_p, real, b.completions.log_p)
+            token = losses.token_loss(log_p, b.old_log_p, weighted, b.advantage, s.epsilon_low, s.epsilon_high)
             loss = loss + token * b.token_share
             self.means["token_loss"] += token.item() * b.token_share
         if "item" in s.losses:
             best = losses.best_completions(b.advantage, s.relabel_topk)
-            advantage = b.advantage.gather(1, best)
+            advantage, count = b.advantage.gather(1, best), best.shape[1]
             if s.item_advantage == "one":
                 advantage = torch.ones_like(advantage)
             h = self.head.user(hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1))
             masked = (b.items.rows[None, :, None] == b.history[:, None, :]).any(-1)
-            item = losses.item_loss(
-                h,
-                self.head.whitened_item(b.items.vectors),
-                b.column.repeat_interleave(best.shape[1]),
-                masked.repeat_interleave(best.shape[1], 0),
-                advantage.flatten(),
-                self.policy.settings.tau,
-                s.epsilon_low,
-                s.epsilon_high,
-            )
-            loss = loss + item * b.prompt_share / best.shape[1]
-            self.means["item_loss"] += item.item() * b.prompt_share / best.shape[1]
+            column, masked = b.column.repeat_interleave(count), masked.repeat_interleave(count, 0)
+            vectors = self.head.whitened_item(b.items.vectors)
+            log_pi = losses.item_log_pi(h, vectors, column, masked, self.policy.settings.tau)
+            b.old_log_pi = log_pi.detach() if b.old_log_pi is None else b.old_log_pi
+            item = losses.item_loss(log_pi, b.old_log_pi, advantage.flatten(), s.epsilon_low, s.epsilon_high)
+            loss = loss + item * b.prompt_share / count
+            self.means["item_loss"] += item.item() * b.prompt_share / count
         return loss
 
     def refresh_items(self) -> None:
@@ -249,8 +245,10 @@ class RecommenderTrainer(GRPOTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Refresh the item table, then measure and log NDCG@10 on the valid split."""
         assert self.validate is not None
+        started = time.perf_counter()
         self.refresh_items()
         metrics = {"eval_ndcg": self.validate(self.items.vectors())}
+        metrics["eval_seconds"] = time.perf_counter() - started
         self._require_finite("policy's NDCG on valid", metrics["eval_ndcg"], self.state.global_step)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
