@@ -152,8 +152,8 @@ def test_of_many_equal_rows_the_lowest_is_picked_however_few_are_compared(pool, 
 
 def test_the_highest_rows_and_the_highest_other_value_equal_those_of_sorting():
     generator = np.random.default_rng(0)
-    for size in (1, 2, 3, 10, 100, 1000):
-        for count in {1, 2, size // 2, size - 1, size, size + 1} - {0}:
+    for size in (1, 2, 3, 20, 50, 200):
+        for count in generator.integers(1, size + 2, 300):
             values = generator.permutation(size).astype(float) + 1
             rows, beyond = distances._highest(values, count)
             assert rows.tolist() == sorted(np.argsort(-values)[:count].tolist())

@@ -183,10 +183,12 @@ def test_pick_at_random_is_repeated_by_its_seed():
     [
         ({"budget": 5}, "the budget is 5, but there are 4 samples"),
         ({"budget": 0}, "the budget is 0"),
+        ({"budget": -1}, "the budget is -1"),
         ({"method": "minirec"}, "minirec needs gradients and embeddings"),
         ({"method": "best"}, "the method best is not among easiest"),
         ({"rewards": np.array([[np.nan]])}, "finite numbers"),
         ({"rewards": np.zeros(4)}, "finite numbers"),
+        ({"rewards": np.zeros((4, 2, 2))}, "finite numbers"),
         ({"embeddings": np.eye(3)}, "4 rows of rewards, but 3 of embeddings"),
     ],
 )
