@@ -25,6 +25,7 @@ def test_a_method_is_named_after_its_file_and_says_in_a_sentence_what_it_does():
     for name, method in methods().items():
         assert method.module == f"selection.methods.{name}"
         assert len(method.sentence.split()) >= 3
+        assert (method.function.__doc__ or "").startswith(method.sentence[:20])
         assert set(method.needs + method.uses) <= set(NEEDS)
 
 
@@ -71,6 +72,9 @@ def test_two_methods_may_share_a_setting_but_not_its_name_for_two_things(monkeyp
 
     with pytest.raises(TypeError, match="mu of the method third"):
         registry.settings()
+    registry._registered["third"] = replace(registry._registered["third"], settings={"mu": (registry.Share, 0.3)})
+    with pytest.raises(TypeError, match="mu of the method third"):
+        registry.settings()
 
 
 REWARDS = np.array([[0.0, 0.0], [0.5, 0.5], [0.0, 0.9], [1.0, 1.0]])
@@ -100,12 +104,12 @@ def test_pick_hands_a_method_the_mean_the_sample_spread_and_the_number_of_hits(m
         seen.append(signals)
         return np.arange(budget)
 
-    assert pick(np.array([[0.0, 0.4, 0.8], [0.0, 0.0, 0.0]]), 1, method="looks").tolist() == [0]
+    assert pick(np.array([[0.0, 0.4, 0.8], [-0.5, 0.0, 0.5]]), 1, method="looks").tolist() == [0]
     pick(np.array([[0.5], [0.0]]), 1, method="looks")
     several, single = seen
     assert several.mean_reward.tolist() == pytest.approx([0.4, 0])
-    assert several.reward_std.tolist() == pytest.approx([0.4, 0])
-    assert several.hits.tolist() == [2, 0]
+    assert several.reward_std.tolist() == pytest.approx([0.4, 0.5])
+    assert several.hits.tolist() == [2, 1]
     assert single.reward_std.tolist() == [0, 0]
 
 
@@ -167,7 +171,8 @@ def test_every_method_that_needs_rewards_alone_ranks_as_by_hand_and_keeps_ties_i
     assert pick(rewards, 6, method="hardest").tolist() == [5, 0, 2, 3, 1, 4]
     assert pick(rewards, 6, method="easiest").tolist() == [1, 4, 3, 0, 2, 5]
     assert pick(rewards, 6, method="learnable").tolist() == [3, 0, 2, 1, 4, 5]
-    assert sorted(pick(rewards, 1, method="full").tolist()) == list(range(6))
+    for budget in (1, 99):  # whatever it is
+        assert sorted(pick(rewards, budget, method="full").tolist()) == list(range(6))
 
 
 def test_pick_at_random_is_repeated_by_its_seed():
@@ -190,6 +195,7 @@ def test_pick_at_random_is_repeated_by_its_seed():
         ({"rewards": np.zeros(4)}, "finite numbers"),
         ({"rewards": np.zeros((4, 2, 2))}, "finite numbers"),
         ({"embeddings": np.eye(3)}, "4 rows of rewards, but 3 of embeddings"),
+        ({"embeddings": np.eye(5)}, "4 rows of rewards, but 5 of embeddings"),
     ],
 )
 def test_pick_refuses_what_does_not_fit_in_one_sentence(change, sentence):
