@@ -11,7 +11,8 @@ LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
 HEAD = """# Licences of the dependencies
 
 What each package of `requirements.lock` says about itself in its metadata; made by `python docs/licences.py`. Nothing
-of them is copied into this repository. Data sets and models have terms of their own: see their sources.
+of them is copied into this repository. Data sets and models have terms of their own: see their sources. The numbers in
+[tests/selection/published](../tests/selection/published/README.md) are from the paper's public repository (MIT).
 
 | package | version | licence |
 |---|---|---|

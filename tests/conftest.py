@@ -1,4 +1,4 @@
-"""A tiny random model and tokenizer, made once a session."""
+"""A tiny random model and tokenizer, made once a session; which slice of the long suites runs now."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,33 @@ from minirec.storage.artefact import Provenance
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 PASSES = Passes(batch_tokens=512)
+SLICES = 10  # of the tests of faults; `make test` runs one of them
+
+
+def slice_number() -> int:
+    """MINIREC_SLICE, else a number made from the commit, else 0: it decides which faults and which inputs are tried."""
+    if given := os.environ.get("MINIREC_SLICE"):
+        return int(given)
+    commit = ""
+    with suppress(OSError):  # no git
+        words = ["git", "rev-parse", "--short=6", "HEAD"]
+        commit = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    return int(commit or "0", 16)
+
+
+SLICE = slice_number()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give the tests of faults that belong to this slice the mark `slice`, with which they run in every `make test`."""
+    faults = [item for item in items if item.get_closest_marker("faults")]
+    for item in faults[SLICE % SLICES :: SLICES]:
+        item.add_marker("slice")
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"slice {SLICE} of faults and fuzz; the same again: MINIREC_SLICE={SLICE}")
 
 
 def snakemake(folder: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -24,11 +24,11 @@ def samples(judged) -> list[dict]:
 def fitted(tmp_path, judged, defaults):
     """A function: the whitening that `run` fits on these samples, in three dimensions."""
 
-    def arrays(samples, whiten_prompts=None):
+    def arrays(samples, whiten_prompts=None, whiten_power=1.0):
         table = pa.Table.from_pylist(samples, tables.TABLES["samples"].schema())
         tables.write("samples", table, tmp_path / "s", Provenance("prepare"))
         embed.run(
-            policy=defaults.policy.model_copy(update={"whiten_dim": 3}),
+            policy=defaults.policy.model_copy(update={"whiten_dim": 3, "whiten_power": whiten_power}),
             passes=PASSES,
             embed=defaults.embed.model_copy(update={"whiten_prompts": whiten_prompts}),
             samples=tmp_path / "s",
@@ -68,3 +68,10 @@ def test_the_users_are_so_many_training_prompts_spread_over_time(fitted, samples
         ids = policy.user_prompts.prefix + policy.user_prompts.encode(bodies[row]) + policy.marker_ids
         states.append(policy.decoder(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
     np.testing.assert_allclose(found, torch.stack(states).mean(0), atol=1e-4)
+
+
+def test_the_whitening_divides_by_the_spread_to_the_power_that_is_set(fitted, samples):
+    length = {p: np.linalg.norm(fitted(samples, None, p)["user_components"], axis=0) for p in (0.0, 0.5, 1.0)}
+    np.testing.assert_allclose(length[0.0], 1, rtol=1e-4)
+    assert np.abs(length[1.0] - 1).max() > 0.1  # so that powers differ
+    np.testing.assert_allclose(length[0.5], length[1.0] ** 0.5, rtol=1e-4)

@@ -134,15 +134,43 @@ def test_a_duplicate_is_passed_over_for_a_weaker_but_new_sample():
     assert greedy(embeddings, value=np.array([0.9, 0.8, 0.1]), budget=2).tolist() == [0, 2]
 
 
-def test_greedy_refuses_a_budget_beyond_the_samples():
-    with pytest.raises(ValueError, match="budget 3 is not within"):
-        greedy(np.eye(2), np.ones(2), 3)
+@pytest.mark.parametrize("budget", [-1, 3])
+def test_greedy_refuses_a_budget_below_none_or_beyond_the_samples(budget):
+    with pytest.raises(ValueError, match=f"budget {budget} is not within"):
+        greedy(np.eye(2), np.ones(2), budget)
+
+
+@pytest.mark.parametrize("pool", [2, 5, 16])
+def test_of_many_equal_rows_the_lowest_is_picked_however_few_are_compared(pool, monkeypatch):
+    monkeypatch.setattr(distances, "POOL_NUMBERS", pool * 64)
+    assert greedy(np.eye(64), np.ones(64), 64).tolist() == list(range(64))
+    turned = np.eye(64)[::-1].copy()
+    turned[10:20] = turned[9]  # copies of the tenth row come last
+    expected = [*range(10), *range(20, 64), *range(10, 20)]
+    assert greedy(turned, np.ones(64), 64).tolist() == expected
+
+
+def test_the_highest_rows_and_the_highest_other_value_equal_those_of_sorting():
+    generator = np.random.default_rng(0)
+    for size in (1, 2, 3, 20, 50, 200):
+        for count in generator.integers(1, size + 2, 300):
+            values = generator.permutation(size).astype(float) + 1
+            rows, beyond = distances._highest(values, count)
+            assert rows.tolist() == sorted(np.argsort(-values)[:count].tolist())
+            assert beyond == max(size - count, 0)
 
 
 def test_the_last_group_takes_the_rest():
     assert np.bincount(groups(150, 64)).tolist() == [75, 75]
     assert np.bincount(groups(133, 44)).tolist() == [44, 44, 45]
     assert np.bincount(groups(10, 64)).tolist() == [10]
+    assert np.bincount(groups(5, 2)).tolist() == [2, 3]
+    assert groups(3, 1).tolist() == [0, 1, 2]
+
+
+def test_a_reward_too_many_is_refused_and_not_left_out():
+    with pytest.raises(ValueError, match="longer"):
+        curriculum_order(np.arange(3), np.zeros(4), 2, 0)
 
 
 def test_a_group_runs_from_easy_to_hard_and_holds_a_seeded_shuffle():

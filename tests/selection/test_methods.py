@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from minirec.errors import InputError
 from minirec.selection import pick
@@ -23,6 +25,7 @@ def test_a_method_is_named_after_its_file_and_says_in_a_sentence_what_it_does():
     for name, method in methods().items():
         assert method.module == f"selection.methods.{name}"
         assert len(method.sentence.split()) >= 3
+        assert (method.function.__doc__ or "").startswith(method.sentence[:20])
         assert set(method.needs + method.uses) <= set(NEEDS)
 
 
@@ -69,6 +72,9 @@ def test_two_methods_may_share_a_setting_but_not_its_name_for_two_things(monkeyp
 
     with pytest.raises(TypeError, match="mu of the method third"):
         registry.settings()
+    registry._registered["third"] = replace(registry._registered["third"], settings={"mu": (registry.Share, 0.3)})
+    with pytest.raises(TypeError, match="mu of the method third"):
+        registry.settings()
 
 
 REWARDS = np.array([[0.0, 0.0], [0.5, 0.5], [0.0, 0.9], [1.0, 1.0]])
@@ -82,14 +88,97 @@ def test_pick_goes_by_the_mean_reward():
 
 def test_pick_with_embeddings_passes_over_a_copy():
     embeddings = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
-    assert (
-        pick(REWARDS, 2, embeddings=embeddings).tolist() == [1, 3] or pick(REWARDS, 3, embeddings=embeddings)[-1] == 2
-    )
+    # learnability 1, .96 and 0, 0: after 1, its copy 2 is at distance 0, and the others are worth nothing
+    assert pick(REWARDS, 2, embeddings=embeddings).tolist() == [1, 0]
+    assert pick(REWARDS[[0, 1, 2, 1]], 2, embeddings=embeddings).tolist() == [1, 3]
+
+
+def test_pick_hands_a_method_the_mean_the_sample_spread_and_the_number_of_hits(monkeypatch):
+    monkeypatch.setattr(registry, "methods", lambda: registry._registered)
+    monkeypatch.setattr(registry, "_registered", {})
+    seen = []
+
+    @registry.method(needs=("rewards",))
+    def looks(signals, budget, generator):
+        """Look at the signals and take the first."""
+        seen.append(signals)
+        return np.arange(budget)
+
+    assert pick(np.array([[0.0, 0.4, 0.8], [-0.5, 0.0, 0.5]]), 1, method="looks").tolist() == [0]
+    pick(np.array([[0.5], [0.0]]), 1, method="looks")
+    several, single = seen
+    assert several.mean_reward.tolist() == pytest.approx([0.4, 0])
+    assert several.reward_std.tolist() == pytest.approx([0.4, 0.5])
+    assert several.hits.tolist() == [2, 1]
+    assert single.reward_std.tolist() == [0, 0]
+
+
+VALUED = Signals(
+    sample_id=np.arange(4),
+    learnability=np.array([0.9, 0.5, 0.0, 0.0]),
+    representativeness=np.array([0.0, 0.5, 0.8, 0.0]),
+    embeddings=np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.1], [-1.0, 0.0]]),
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "value"),
+    [
+        ({"terms": ["learnability", "representativeness"]}, [1, 0, 2, 3], [1.0, 0.9, 0.8, 0.0]),
+        ({"terms": ["learnability", "representativeness"], "alpha": 2.0}, [0, 1, 2, 3], [1.8, 1.5, 0.8, 0.0]),
+        ({"terms": ["representativeness"]}, [2, 1, 0, 3], [0.8, 0.5, 0.0, 0.0]),
+        ({"terms": ["learnability"]}, [0, 1, 2, 3], [0.9, 0.5, 0.0, 0.0]),
+        # with diversity alone: the first, the one opposite, then by the cosine to the nearer of the two
+        ({"terms": ["diversity"]}, [0, 3, 1, 2], [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_each_term_of_minirec_counts_alone_and_with_the_others_as_by_hand(settings, rows, value):
+    picks = methods()["minirec"].pick(VALUED, 4, np.random.default_rng(0), **settings)
+    assert picks.rows.tolist() == rows
+    assert picks.value.tolist() == pytest.approx(value)
+
+
+def test_the_value_of_a_pick_of_minirec_is_its_weighted_sum_times_its_relative_distance():
+    points = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    signals = Signals(np.arange(3), learnability=np.array([1.0, 0.6, 0.2]), embeddings=points)
+    signals = replace(signals, representativeness=np.array([0.5, 0.6, 0.3]))
+    picks = methods()["minirec"].pick(signals, 3, np.random.default_rng(0))
+    # distances to the first: 1 and 2, so D~ = 1/2 and 1; values 1.2 / 2 and 0.5; then 0.5 x (1 / 1)
+    assert picks.rows.tolist() == [0, 1, 2]
+    assert picks.diversity.tolist() == pytest.approx([1, 0.5, 1])
+    assert picks.value.tolist() == pytest.approx([1.5, 0.6, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("setting", "good", "bad"),
+    [
+        ("mu", [0, 0.3, 1], [-0.1, 1.1]),
+        ("alpha", [0, 0.5, 7], [-0.1]),
+        ("terms", [["learnability"], ["diversity", "representativeness"]], [[], ["luck"]]),
+    ],
+)
+def test_a_setting_of_a_method_has_bounds(setting, good, bad):
+    kind = TypeAdapter(registry.settings()[setting][0])
+    for value in good:
+        assert kind.validate_python(value) == value
+    for value in bad:
+        with pytest.raises(ValidationError):
+            kind.validate_python(value)
+
+
+def test_every_method_that_needs_rewards_alone_ranks_as_by_hand_and_keeps_ties_in_order():
+    rewards = np.array([[0.2], [0.9], [0.2], [0.6], [0.9], [0.0]])
+    assert pick(rewards, 6, method="hardest").tolist() == [5, 0, 2, 3, 1, 4]
+    assert pick(rewards, 6, method="easiest").tolist() == [1, 4, 3, 0, 2, 5]
+    assert pick(rewards, 6, method="learnable").tolist() == [3, 0, 2, 1, 4, 5]
+    for budget in (1, 99):  # whatever it is
+        assert sorted(pick(rewards, budget, method="full").tolist()) == list(range(6))
 
 
 def test_pick_at_random_is_repeated_by_its_seed():
     first, same, other = (pick(REWARDS.repeat(25, 0), 50, method="random", seed=seed) for seed in (1, 1, 2))
     assert first.tolist() == same.tolist()
+    assert pick(REWARDS, 2, method="random").tolist() == pick(REWARDS, 2, method="random", seed=0).tolist()
     assert first.tolist() != other.tolist()
     assert len(set(first.tolist())) == 50
 
@@ -99,11 +188,14 @@ def test_pick_at_random_is_repeated_by_its_seed():
     [
         ({"budget": 5}, "the budget is 5, but there are 4 samples"),
         ({"budget": 0}, "the budget is 0"),
+        ({"budget": -1}, "the budget is -1"),
         ({"method": "minirec"}, "minirec needs gradients and embeddings"),
         ({"method": "best"}, "the method best is not among easiest"),
         ({"rewards": np.array([[np.nan]])}, "finite numbers"),
         ({"rewards": np.zeros(4)}, "finite numbers"),
+        ({"rewards": np.zeros((4, 2, 2))}, "finite numbers"),
         ({"embeddings": np.eye(3)}, "4 rows of rewards, but 3 of embeddings"),
+        ({"embeddings": np.eye(5)}, "4 rows of rewards, but 5 of embeddings"),
     ],
 )
 def test_pick_refuses_what_does_not_fit_in_one_sentence(change, sentence):

@@ -1,34 +1,61 @@
-"""The paper's own intermediate results are reproduced (METHOD 7)."""
+"""The paper's own intermediate results are reproduced (METHOD 7); where they come from: published/README.md."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHARED
 
-from minirec.selection import curriculum_order, learnability
+from minirec import curriculum_order, hit, learnability, ndcg
+from minirec.selection.methods.registry import find
+from minirec.selection.signals import Signals
 
-PUBLISHED = SHARED / "published"
-pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the paper's published results are not on this machine")
-
-
-def test_learnability_of_the_published_rollouts_equals_the_published_scores():
-    rollouts = pd.read_parquet(PUBLISHED / "rollouts.parquet")
-    scores = pd.read_parquet(PUBLISHED / "scores.parquet")
-    merged = rollouts.merge(scores, on="sample_id", validate="1:1")
-    found = learnability(np.array([np.mean(r) for r in merged["rewards"]]), mu=0.5)
-    assert len(merged) == 10_748
-    assert np.abs(found - merged["learnability"].to_numpy()).max() < 1e-9
+PUBLISHED = Path(__file__).parent / "published"
+CUTOFF = 1000  # a lower rank is no hit (METHOD 3)
 
 
-def test_the_published_training_order_is_reproduced_exactly():
-    rollouts = pd.read_parquet(PUBLISHED / "rollouts.parquet").set_index("sample_id")
-    picks = pd.read_parquet(PUBLISHED / "selection_256.parquet")["sample_id"].to_numpy()
-    published = pd.read_parquet(PUBLISHED / "curriculum_256_groups_4.parquet").sort_values("position")
-    rewards = np.array([np.mean(rollouts.loc[i, "rewards"]) for i in picks])
-    found = curriculum_order(picks, rewards, group_size=64, seed=42)
-    assert found.tolist() == published["sample_id"].tolist()
+@pytest.fixture(scope="module")
+def scores() -> pd.DataFrame:
+    """Mean reward, learnability and representativeness of the 10,748 published samples, by sample_id."""
+    table = pd.read_parquet(PUBLISHED / "scores.parquet").set_index("sample_id")
+    rewards = table[[f"reward_{g}" for g in range(4)]].to_numpy(np.float64)
+    return table.assign(mean_reward=rewards.mean(1), learnability=table["learnability_e9"] / 1e9)
 
 
-def test_the_published_share_of_samples_without_a_hit():
-    before = pd.read_parquet(PUBLISHED / "rollouts_before_2048.parquet")
-    assert (sum(not any(hit) for hit in before["hit"]), len(before)) == (1728, 2048)
+@pytest.fixture(scope="module")
+def picks() -> pd.DataFrame:
+    return pd.read_csv(PUBLISHED / "picks_256.csv")
+
+
+def test_learnability_of_the_published_rewards_equals_the_published_one(scores):
+    found = learnability(scores["mean_reward"].to_numpy(), mu=0.5)
+    assert len(found) == 10_748
+    assert np.abs(found - scores["learnability"].to_numpy()).max() < 1e-9
+
+
+def test_the_most_valuable_of_all_published_samples_is_picked_first_as_published(scores, picks):
+    signals = Signals(
+        sample_id=scores.index.to_numpy(),
+        learnability=scores["learnability"].to_numpy(),
+        representativeness=scores["representativeness"].to_numpy(np.float64),
+        embeddings=np.ones((len(scores), 1)),
+    )
+    rows = find("minirec").pick(signals, 1, np.random.default_rng(0)).rows
+    assert signals.sample_id[rows].tolist() == picks["pick"].tolist()[:1]
+
+
+def test_the_published_training_order_is_reproduced_exactly(scores, picks):
+    rewards = scores.loc[picks["pick"], "mean_reward"].to_numpy()
+    found = curriculum_order(picks["pick"].to_numpy(), rewards, group_size=64, seed=42)
+    assert found.tolist() == picks["trained"].tolist()
+
+
+def test_the_published_ndcg_and_hits_are_those_of_whole_ranks_and_1728_of_2048_samples_have_no_hit():
+    before = pd.read_parquet(PUBLISHED / "before.parquet")
+    gain = before[[f"ndcg_{g}" for g in range(3)]].to_numpy(np.float64)
+    with np.errstate(divide="ignore", over="ignore"):
+        rank = np.round(2 ** (1 / gain) - 1)  # the inverse of 1 / log2(1 + rank); infinite where there is no hit
+    assert np.abs(ndcg(rank, CUTOFF) - gain).max() < 1e-7
+    hits = hit(rank, CUTOFF)
+    assert (hits == before[[f"hit_{g}" for g in range(3)]].to_numpy()).all()
+    assert ((hits.sum(1) == 0).sum(), len(hits)) == (1728, 2048)

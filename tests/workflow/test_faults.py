@@ -1,4 +1,4 @@
-"""Every stage of a small real run is killed, starved and given damaged inputs: `make test-faults`.
+"""Every stage of a small real run is killed, starved and given damaged inputs: `make test-faults`, a slice `make test`.
 
 After each fault there is one clear sentence or none at all (a killed process cannot speak), nothing unfinished under a
 final name, and the next run ends with the same bytes as an undisturbed one. The faults are counted at the end.
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +168,9 @@ def unfinished(job: Job, whole: dict[Path, bytes]) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    """A folder in which the whole workflow has run."""
+def project(tmp_path_factory) -> Iterator[Path]:
+    """A folder in which the whole workflow has run; the environment of the jobs, as long as the tests of faults run."""
+    before = dict(os.environ)
     os.environ |= ENVIRONMENT
     FORKS.set_forkserver_preload(["transformers.models.llama.modeling_llama", *(f"minirec.stages.{s}" for s in STAGES)])
     folder = tmp_path_factory.mktemp("faults")
@@ -181,7 +182,9 @@ def project(tmp_path_factory) -> Path:
     FORKS.Process(target=time.monotonic).start()  # the libraries are imported meanwhile
     done = spawn(folder, "--", METRICS, COMPARISON)
     assert done.returncode == 0, done.stdout
-    return folder
+    yield folder
+    os.environ.clear()
+    os.environ |= before
 
 
 @pytest.fixture(scope="module")

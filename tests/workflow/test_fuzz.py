@@ -1,6 +1,7 @@
 """Damaged and hostile inputs for every reader: what comes out is a value or one InputError, never anything else.
 
-`make fuzz` tries more than 100,000 of them; `make test` a few of each kind. The number tried is printed at the end.
+`make fuzz` tries more than 100,000 of them; `make test` a few of each kind, others at every commit (MINIREC_SLICE). The
+number tried is printed at the end.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT
-from hypothesis import HealthCheck, Phase, example, given, settings
+from conftest import ROOT, SLICE
+from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
 from minirec.data import amazon, download, models, movielens, titles
@@ -44,15 +45,11 @@ REFUSED: Counter[str] = Counter()
 
 
 def inputs(full: int, fast: int):
-    """A test of that many inputs, `full` in `make fuzz`; without a time limit of its own."""
-    more = {
-        "database": None,
-        "deadline": None,
-        "derandomize": not FULL,
-        "phases": [Phase.explicit, Phase.generate, Phase.shrink],
-    }
+    """A test of that many inputs, `full` in `make fuzz`, else `fast`, those of the slice; without a time limit."""
+    more = {"database": None, "deadline": None, "phases": [Phase.explicit, Phase.generate, Phase.shrink]}
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    return settings(max_examples=full if FULL else fast, suppress_health_check=checks, **more)
+    limits = settings(max_examples=full if FULL else fast, suppress_health_check=checks, **more)
+    return limits if FULL else lambda test: seed(SLICE)(limits(test))
 
 
 @contextmanager
