@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import threading
 import time
 import zipfile
@@ -257,18 +258,122 @@ def test_amazons_own_format_becomes_two_tables_with_nothing_filtered(server, tmp
     assert items[1]["categories"] == "Toys, Blocks"
 
 
-@pytest.mark.parametrize(
-    "damage", [b"user_id,parent_asin\nU1,B1\n", b"user_id,parent_asin,rating,timestamp\nU1,B1,x,y\n", None]
-)
-def test_a_damaged_file_stops_with_one_sentence_and_leaves_nothing_behind(server, tmp_path, damage):
-    name = "/benchmark/5core/rating_only/Toys.csv.gz"
-    server.files = AMAZON | {name: AMAZON[name][:60] if damage is None else gzip.compress(damage)}
+REVIEWS = "/benchmark/5core/rating_only/Toys.csv.gz"
+METADATA = "/raw/meta_categories/meta_Toys.jsonl.gz"
+
+
+def fetched(server, folder) -> tuple[list[dict], list[dict]]:
+    fetch.run(source=source(server), interactions=folder / "interactions.parquet")
+    interactions, items = (pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("interactions", "items"))
+    return interactions, items
+
+
+def test_a_file_with_other_columns_stops_with_one_sentence_and_leaves_nothing_behind(server, tmp_path):
+    server.files = AMAZON | {REVIEWS: gzip.compress(b"user_id,parent_asin\nU1,B1\n")}
     with pytest.raises(InputError, match=r"Toys\.csv\.gz is not what Amazon Reviews 2023 looks like"):
-        fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
+        fetched(server, tmp_path / "toys")
     assert not list((tmp_path / "toys").glob("*"))
     server.files = dict(AMAZON)
-    fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
-    assert (tmp_path / "toys" / "interactions.parquet").is_file()
+    assert len(fetched(server, tmp_path / "toys")[0]) == 3
+
+
+@pytest.mark.parametrize("name", [REVIEWS, METADATA])
+def test_a_download_that_ends_too_early_is_completed_by_the_next_fetch(server, tmp_path, name):
+    server.files = AMAZON | {name: AMAZON[name][:60]}
+    with pytest.raises(InputError, match="ends too early; fetch again"):
+        fetched(server, tmp_path / "toys")
+    assert not list((tmp_path / "toys").glob("*"))
+    server.files, server.requests = dict(AMAZON), []
+    assert len(fetched(server, tmp_path / "toys")[0]) == 3
+    assert (name, "bytes=60-") in server.requests
+
+
+GOOD_REVIEWS = [f"U{i},B1,5.0,{1_600_000_000_000 + i}" for i in range(1000)]
+BAD_REVIEWS = {
+    "time_negative": "V,B1,5.0,-62135596800000",
+    "time_unreadable": "V,B1,5.0,2020-13-45",
+    "rating_unreadable": "V,B1,five,1600000000000",
+    "without_user": ",B1,5.0,1600000000000",
+    "without_item": "V,,5.0,1600000000000",
+    "unreadable_line": "V,B1",
+}
+
+
+def reviews(*lines: str) -> bytes:
+    return gzip.compress("\n".join(["user_id,parent_asin,rating,timestamp", *lines, ""]).encode())
+
+
+@pytest.mark.parametrize("reason", BAD_REVIEWS)
+def test_a_bad_review_is_left_out_and_counted_and_more_than_one_in_a_hundred_stop_the_fetch(
+    server, tmp_path, caplog, reason
+):
+    server.files = AMAZON | {REVIEWS: reviews(*GOOD_REVIEWS[:500], BAD_REVIEWS[reason], *GOOD_REVIEWS[500:])}
+    with caplog.at_level("INFO", "minirec"):
+        interactions, _ = fetched(server, tmp_path / "toys")
+    assert [row["user_id"] for row in interactions] == [f"U{i}" for i in range(1000)]
+    assert f"bad lines left out: {reason} 1" in caplog.text
+    shutil.rmtree(download.cache())
+    server.files = AMAZON | {REVIEWS: reviews(*GOOD_REVIEWS[:50], BAD_REVIEWS[reason])}
+    for _ in range(2):  # the second finds everything in the cache
+        with pytest.raises(InputError, match=rf"is kept.*more than 1% of 51 rows are bad \({reason} 1\)"):
+            fetched(server, tmp_path / "other")
+        server.files = {}
+    assert not list((tmp_path / "other").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"parent_asin": "B7", "title": ', "unreadable_line"),
+        (b"<html>", "unreadable_line"),
+        (b'["B7"]', "unreadable_line"),
+        (b'{"title": "no item"}', "without_parent_asin"),
+        (b'{"parent_asin": "", "title": "no item"}', "without_parent_asin"),
+    ],
+)
+def test_a_bad_line_of_metadata_is_left_out_and_counted(server, tmp_path, caplog, line, reason):
+    rows = [json.dumps({"parent_asin": f"B{i}", "title": f"T{i}"}).encode() for i in range(200)]
+    server.files = AMAZON | {METADATA: gzip.compress(b"\n".join([*rows[:100], line, *rows[100:]]) + b"\n")}
+    with caplog.at_level("INFO", "minirec"):
+        _, items = fetched(server, tmp_path / "toys")
+    assert [row["item_id"] for row in items] == sorted(f"B{i}" for i in range(200))
+    assert f"bad lines left out: {reason} 1" in caplog.text
+
+
+def test_a_value_of_another_type_in_metadata_is_unknown(server, tmp_path):
+    odd = {"title": ["x"], "average_rating": "high", "rating_number": -3, "categories": "Toys", "description": {"a": 1}}
+    server.files = AMAZON | {METADATA: jsonl([{"parent_asin": "B1", **odd}, {"parent_asin": "B2", "title": "T"}])}
+    _, items = fetched(server, tmp_path / "toys")
+    assert (items[0]["average_rating"], items[0]["rating_number"], items[0]["description"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("$12.99", 12.99),
+        ("12.99", 12.99),
+        (29.5, 29.5),
+        (5, 5.0),
+        ("$1,299.00", 1299.0),
+        ("1,234,567", 1234567.0),
+        (" $3.50 ", 3.5),
+        ("$ 3.50", 3.5),
+        (".99", 0.99),
+        ("None", None),
+        ("—", None),
+        ("", None),
+        ("$", None),
+        ("-3.00", None),
+        ("1,5", None),
+        ("12.99 - 15.99", None),
+        ("from 9.99", None),
+        (None, None),
+    ],
+)
+def test_a_price_as_text_is_a_number_or_unknown(server, tmp_path, text, value):
+    server.files = AMAZON | {METADATA: jsonl([{"parent_asin": "B1", "title": "T", "price": text}])}
+    _, items = fetched(server, tmp_path / "toys")
+    assert items[0]["price"] == (None if value is None else pytest.approx(value))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from minirec.experiment.config import Filter
 from minirec.experiment.sections import Queries
 from minirec.stages import prepare
 
+START = 1_600_000_000_000  # ms: in September 2020
+
 
 def settings(defaults, **changes):
     return defaults.prepare.model_copy(update={"history": 3, **changes})
@@ -50,9 +52,9 @@ def run(folder: Path, defaults, interactions, items=None, filter=None, **changes
 
 
 def by_hand(interactions, history):
-    """METHOD 1 in plain loops: interactions are (user, item, time, rating) in file order."""
+    """METHOD 1 in plain loops: interactions are (user, item, time, rating) in file order; copies count once."""
     users = {}
-    for position, (user, item, time, rating) in enumerate(interactions):
+    for position, (user, item, time, rating) in enumerate(dict.fromkeys(interactions)):
         users.setdefault(user, []).append((time, position, item, rating))
     samples = []
     for user, own in users.items():
@@ -73,7 +75,7 @@ def test_samples_equal_plain_loops_on_random_data_with_many_ties(tmp_path, defau
             (
                 f"u{generator.randint(0, 6)}",
                 f"i{generator.randint(0, 9)}",
-                generator.randint(0, 5) * 1000,
+                START + generator.randint(0, 5) * 1000,
                 float(generator.randint(1, 5)),
             )
             for _ in range(80)
@@ -93,6 +95,7 @@ def test_samples_equal_plain_loops_on_random_data_with_many_ties(tmp_path, defau
         splits = ["train"] * edges[0] + ["valid"] * (edges[1] - edges[0]) + ["test"] * (n - edges[1])
         assert [s["split"] for s in samples] == splits
         assert report["interactions"] == 80
+        assert report["dropped_interactions"]["copies"] == 80 - len(set(interactions))
 
 
 def frame(n=40, users=5, items=12):
@@ -101,7 +104,7 @@ def frame(n=40, users=5, items=12):
         {
             "user_id": [f"u{u}" for u in generator.integers(0, users, n)],
             "item_id": [f"i{i:02d}" for i in generator.integers(0, items, n)],
-            "timestamp": np.arange(n) * 1000,
+            "timestamp": START + np.arange(n) * 1000,
         }
     )
 
@@ -279,6 +282,5 @@ def test_real_data_passes_and_every_interaction_is_accounted_for(tmp_path, defau
     )
     report = json.loads((tmp_path / "prepare.json").read_text())
     assert report["interactions"] == pq.read_metadata(folder / "interactions.parquet").num_rows
-    assert (
-        report["samples"] == report["interactions"] - report["users"] - report["dropped_samples"]["target_in_history"]
-    )
+    counted = report["interactions"] - report["dropped_interactions"]["copies"]
+    assert report["samples"] == counted - report["users"] - report["dropped_samples"]["target_in_history"]

@@ -288,7 +288,8 @@ def test_a_time_that_is_no_whole_number_is_refused_by_its_column(tmp_path, time)
         tables.read("interactions", tmp_path / "interactions.parquet")
 
 
-EVENTS = [(f"u{user}", f"i{item}", 1000 * item + user, 3.0) for user in range(10) for item in range(10)]
+START = 1_600_000_000_000  # ms: in September 2020
+EVENTS = [(f"u{user}", f"i{item}", START + 1000 * item + user, 3.0) for user in range(10) for item in range(10)]
 
 
 def prepared(folder: Path, events: list[tuple], title: str = "T", **rules) -> pa.Table:

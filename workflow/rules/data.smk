@@ -38,4 +38,4 @@ use rule stage as prepare with:
     log:
         "<top>/logs/prepare.log",
     params:
-        **job("prepare", filter=ask.filter),
+        **job("prepare", filter=ask.filter, format=ask.format),

@@ -53,6 +53,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
     "budget": "number of samples to keep, or all",
     "folders": "folders below the data set's results whose jobs count as cost",
     "filter": "filter of the data set, as JSON",
+    "format": "time_unit and cast of the data set, as JSON",
     "method": "a selection method",
     "runs": "runs, as MODEL/SELECTOR/METHOD-BUDGET/seedN",
     "seed": "seed of the random numbers",

@@ -52,13 +52,18 @@ def download(url: str, sha256: str | None = None, md5: str | None = None) -> Pat
     if not target.is_file():
         with exclusive_lock(target, wait=True):
             if not target.is_file():  # else another process has downloaded it meanwhile
-                partial = target.with_name(target.name + ".part")
+                partial = partial_of(target)
                 _download_with_retries(url, partial)
                 _verify(partial, url, sha256, md5)
                 os.replace(partial, target)
                 return target
     _verify(target, url, sha256, md5)
     return target
+
+
+def partial_of(target: Path) -> Path:
+    """Where the bytes of an unfinished download lie, with which the next one goes on."""
+    return target.with_name(target.name + ".part")
 
 
 def wheel_member(requirement: str, member: str, sha256: str | None = None) -> Path:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from minirec.data.plain_text import plain
+from minirec.data.times import milliseconds, require_plausible
+from minirec.data.usable_rows import stored_unit, usable
 from minirec.errors import InputError, one_line
-from minirec.experiment.config import Filter
+from minirec.experiment.config import Filter, Format
 from minirec.experiment.sections import Prepare
-from minirec.storage import tables
-from minirec.storage.columns import TABLES, Column
+from minirec.storage import user_files
 
 CHUNK = 250_000  # rows of a row group
-OPTIONAL = ["categories", "store", "description", "price", "average_rating", "rating_number"]  # columns of items
 
 
 @dataclass(frozen=True)
@@ -39,28 +40,75 @@ class Interactions:
         return Interactions(self.user[rows], self.item[rows], self.timestamp[rows], self.rating[rows])
 
 
-def read(engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path) -> tuple[Interactions, pa.Array]:
-    """The interactions, sorted by (user, time, row of the file), and the users' ids [u] by code.
+def read(
+    engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path, rules: Filter, form: Format
+) -> tuple[Interactions, pa.Array, dict[str, Any]]:
+    """The interactions, sorted by (user, time, row of the file), the users' ids [u] by code, and a report.
 
-    Raises InputError if a file does not fit its declaration, or an item has no row in `items`. Leaves in `engine` the
-    table `item_codes` (code, item_id) and the view `listed_items` of the file, which the functions below use.
+    The report says how many rows there are and how many are left out, by reason. Raises InputError if a file does not
+    fit its declaration. Leaves in `engine` the table `item_codes` (code, item_id) and the view `listed_items`, which
+    the functions below use.
     """
-    for path, name in ((items, "items"), (interactions, "interactions")):
-        _check_columns(path, name)
-        _check_values(engine, path, name)
-    _read_items(engine, items)
-    return _read_interactions(engine, interactions, items)
+    with _reading(items):
+        bad_items = usable(engine, user_files.load(engine, items, "items"), "items", form)
+        _read_items(engine, items)
+    with _reading(interactions):
+        file = user_files.load(engine, interactions, "interactions")
+        dropped = usable(engine, file, "interactions", form)
+        dropped["of_unlisted_items"] = _unlisted(engine, interactions, items, rules)
+        columns, users = _read_interactions(engine)
+        unit = stored_unit(engine, file, form)
+    order = np.lexsort((columns.pop("row"), columns["timestamp"], columns["user"])).astype(np.int32)
+    rating = np.ma.filled(np.ma.asarray(columns.pop("rating"), dtype=np.float32), np.nan)[order]
+    user, item, time = (np.ma.getdata(columns.pop(name))[order] for name in ("user", "item", "timestamp"))
+    data = Interactions(user, item, time, rating)
+    first = ~copies(data)
+    report: dict[str, Any] = {
+        "interactions": len(data) + sum(dropped.values()),
+        "items": _count_items(engine),
+        "users": len(users),
+    }
+    report |= {"bad_items": bad_items, "dropped_interactions": dropped | {"copies": int((~first).sum())}}
+    data = data.take(first)
+    if unit != "order" and len(data):
+        report["implausible_times"] = require_plausible(data.timestamp, unit, interactions)
+        data = replace(data, timestamp=milliseconds(data.timestamp, unit))
+    return data, users, report
+
+
+def copies(interactions: Interactions) -> np.ndarray:
+    """Mask [n] of the interactions that repeat an earlier row: same user, item, time and rating.
+
+    interactions: sorted by (user, time, row of the file).
+    """
+    same = (np.diff(interactions.user) == 0) & (np.diff(interactions.timestamp) == 0)
+    tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+    rating = np.nan_to_num(interactions.rating[tied], nan=np.inf)
+    keys = (interactions.user[tied], interactions.timestamp[tied], interactions.item[tied], rating)
+    order = np.lexsort(keys)  # stable: of equal ones, the first row of the file comes first
+    equal = np.logical_and.reduce(
+        [np.diff(key[order]) == 0 if key is not rating else key[order][1:] == key[order][:-1] for key in keys]
+    )
+    mask = np.zeros(len(interactions), dtype=bool)
+    mask[tied[order[1:][equal]]] = True
+    return mask
+
+
+def titles(items: Path) -> list[str]:
+    """Titles of the items in a file, in its order."""
+    with duckdb.connect() as engine, _reading(items):
+        usable(engine, user_files.load(engine, items, "items"), "items", Format(cast=True))
+        return [title for (title,) in engine.execute("SELECT title FROM items_rows ORDER BY row").fetchall()]
 
 
 def _read_items(engine: duckdb.DuckDBPyConnection, items: Path) -> None:
-    present = set(pq.read_schema(items).names)
-    columns = ", ".join(c if c in present else f"NULL AS {c}" for c in ["item_id", "title", *OPTIONAL])
-    with _reading(items):
-        engine.read_parquet(str(items)).project(columns).create_view("listed_items")
-        engine.execute(
-            "CREATE TABLE item_codes AS SELECT (row_number() OVER (ORDER BY item_id) - 1)::INTEGER AS code, item_id "
-            "FROM listed_items ORDER BY code"
-        )
+    engine.create_function("plain", plain, ["VARCHAR"], "VARCHAR")
+    cleaned = ", ".join(f"{_plain(c)} AS {c}" for c in ("title", "categories", "store", "description"))
+    engine.execute(f"CREATE VIEW listed_items AS SELECT * EXCLUDE (row) REPLACE ({cleaned}) FROM items_rows")
+    engine.execute(
+        "CREATE TABLE item_codes AS SELECT (row_number() OVER (ORDER BY item_id) - 1)::INTEGER AS code, item_id "
+        "FROM listed_items ORDER BY code"
+    )
     twice = engine.execute(
         "SELECT item_id FROM item_codes GROUP BY item_id HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
     ).fetchone()
@@ -68,39 +116,37 @@ def _read_items(engine: duckdb.DuckDBPyConnection, items: Path) -> None:
         raise InputError(f"{items}: item_id {twice[0]} occurs twice; keep one row an item")
 
 
-def _read_interactions(
-    engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path
-) -> tuple[Interactions, pa.Array]:
-    rated = "rating" if "rating" in pq.read_schema(interactions).names else "NULL"
-    with _reading(interactions):
-        engine.execute(
-            "CREATE TABLE user_codes AS SELECT (row_number() OVER (ORDER BY user_id) - 1)::INTEGER AS code, user_id "
-            "FROM (SELECT DISTINCT user_id FROM read_parquet(?)) ORDER BY code",
-            [str(interactions)],
+def _count_items(engine: duckdb.DuckDBPyConnection) -> int:
+    return int(engine.execute("SELECT count(*) FROM item_codes").fetchall()[0][0])
+
+
+def _unlisted(engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path, rules: Filter) -> int:
+    """Number of interactions whose item has no row in `items`; raises InputError if these are not to be dropped."""
+    count, different, item, row = engine.execute(
+        "SELECT count(*), count(DISTINCT item_id), arg_min(item_id, row), min(row) FROM interactions_rows "
+        "ANTI JOIN item_codes USING (item_id)"
+    ).fetchall()[0]
+    if count and not rules.listed:
+        raise InputError(
+            f"{interactions}: item {item} in row {row} has no row in {items}, as {different} items of {count} "
+            "interactions; add them, or set datasets.NAME.filter.listed to true to drop these interactions"
         )
-        unlisted = engine.execute(
-            "SELECT i.item_id, i.file_row_number FROM read_parquet(?, file_row_number = true) i "
-            "ANTI JOIN item_codes USING (item_id) ORDER BY 2 LIMIT 1",
-            [str(interactions)],
-        ).fetchone()
-        if unlisted:
-            raise InputError(
-                f"{interactions}: item {unlisted[0]} in row {unlisted[1]} has no row in {items}; add it there"
-            )
-        columns = engine.execute(
-            "SELECT u.code AS user, c.code AS item, i.timestamp::BIGINT AS timestamp, "
-            f"i.file_row_number::INTEGER AS row, {rated}::FLOAT AS rating "
-            "FROM read_parquet(?, file_row_number = true) i JOIN user_codes u USING (user_id) "
-            "JOIN item_codes c USING (item_id)",
-            [str(interactions)],
-        ).fetchnumpy()
-        users: pa.Table = engine.sql("SELECT user_id FROM user_codes ORDER BY code").to_arrow_table()
-        engine.execute("DROP TABLE user_codes")
-    order = np.lexsort((columns.pop("row"), columns["timestamp"], columns["user"])).astype(np.int32)
-    rating = np.ma.filled(np.ma.asarray(columns.pop("rating"), dtype=np.float32), np.nan)[order]
-    rating[~np.isfinite(rating)] = np.nan
-    user, item, timestamp = (np.ma.getdata(columns.pop(name))[order] for name in ("user", "item", "timestamp"))
-    return Interactions(user, item, timestamp, rating), users["user_id"].combine_chunks()
+    return int(count)
+
+
+def _read_interactions(engine: duckdb.DuckDBPyConnection) -> tuple[dict[str, Any], pa.Array]:
+    """The columns user and item (as codes), timestamp, row and rating of the interactions, and user ids by code."""
+    engine.execute(
+        "CREATE TABLE user_codes AS SELECT (row_number() OVER (ORDER BY user_id) - 1)::INTEGER AS code, user_id "
+        "FROM (SELECT DISTINCT user_id FROM interactions_rows) ORDER BY code"
+    )
+    columns = engine.execute(
+        "SELECT u.code AS user, c.code AS item, timestamp, row::INTEGER AS row, rating FROM interactions_rows "
+        "JOIN user_codes u USING (user_id) JOIN item_codes c USING (item_id)"
+    ).fetchnumpy()
+    users: pa.Table = engine.sql("SELECT user_id FROM user_codes ORDER BY code").to_arrow_table()
+    engine.execute("DROP TABLE user_codes")
+    return columns, users["user_id"].combine_chunks()
 
 
 def rejected_items(engine: duckdb.DuckDBPyConnection, rules: Filter) -> tuple[np.ndarray, dict[str, int]]:
@@ -111,7 +157,7 @@ def rejected_items(engine: duckdb.DuckDBPyConnection, rules: Filter) -> tuple[np
             rules.max_title_words is not None,
             f"len(string_split_regex(trim(title), '\\s+')) > {rules.max_title_words or 0}",
         ),
-        "without_price": (rules.price, "price IS NULL OR NOT isfinite(price::DOUBLE)"),
+        "without_price": (rules.price, "price IS NULL"),
     }
     active = {reason: condition for reason, (on, condition) in conditions.items() if on}
     first = "''"
@@ -131,7 +177,7 @@ def catalogue(
     lines = {
         "title": _line("Title", "title"),
         "average_rating": "'Rating: ' || printf('%.1f', average_rating::DOUBLE)",
-        "rating_number": "'Number of ratings: ' || rating_number::BIGINT",
+        "rating_number": "'Number of ratings: ' || rating_number",
         "categories": _line("Categories", "categories"),
         "store": _line("Store", "store"),
         "description": _line("Description", "description", prepare.description_words),
@@ -149,56 +195,6 @@ def catalogue(
             yield pa.Table.from_batches([part])
 
 
-def _check_columns(path: Path, name: str) -> None:
-    """Raise InputError if a file is no Parquet file, or its columns or their types are not those of table `name`."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; put your data there or fetch it")
-    with tables.opened(path, foreign=True) as (file, _):
-        schema = file.schema_arrow
-    declared = TABLES[name].columns
-    for column, rule in declared.items():
-        if column in schema.names:
-            _check_type(path, column, rule, schema.field(column).type)
-        elif not rule.optional:
-            needed = ", ".join(column for column, rule in declared.items() if not rule.optional)
-            raise InputError(f"{path} has no column {column}; {name} needs {needed}")
-
-
-def _check_type(path: Path, column: str, rule: Column, kind: pa.DataType) -> None:
-    """Raise InputError if values of the Arrow type `kind` cannot be read as the column's type."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    fits = text if rule.type == "str" else pa.types.is_integer(kind) if column == "timestamp" else number
-    if not fits and not pa.types.is_null(kind):
-        expected = {"str": "text", "i64": "whole numbers"}.get(rule.type, "numbers")
-        raise InputError(f"{path}: column {column} is {kind}, not {expected}; convert it")
-
-
-def _check_values(engine: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
-    """Raise InputError if a file has no rows, or for its first row with a null or a value out of range."""
-    present = set(pq.read_schema(path).names)
-    conditions = []
-    for column, rule in TABLES[name].columns.items():
-        if column in present and not rule.nullable:
-            conditions.append((column, "has a null", f"{column} IS NULL"))
-            if rule.low is not None:
-                conditions.append((column, "is negative", f"{column} < {rule.low}"))
-    with _reading(path):
-        if engine.execute("SELECT count(*) FROM read_parquet(?)", [str(path)]).fetchall()[0][0] == 0:
-            raise InputError(f"{path} is empty; {name} needs at least one row")
-        case = " ".join(f"WHEN {condition} THEN {i}" for i, (_, _, condition) in enumerate(conditions))
-        bad = engine.execute(
-            f"SELECT CASE {case} END AS number, file_row_number FROM read_parquet(?, file_row_number = true) "
-            "WHERE number IS NOT NULL ORDER BY 2 LIMIT 1",
-            [str(path)],
-        ).fetchone()
-    if bad:
-        column, problem, _ = conditions[bad[0]]
-        raise InputError(f"{path}: column {column} {problem} in row {bad[1]}; correct or remove the row")
-
-
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn DuckDB's errors about a file into one sentence."""
@@ -213,6 +209,11 @@ def _reading(path: Path) -> Iterator[None]:
 def _clean(column: str) -> str:
     """SQL expression: the text of a column on one line, without control characters."""
     return f"trim(regexp_replace({column}, '[[:cntrl:]\\s]+', ' ', 'g'))"
+
+
+def _plain(column: str) -> str:
+    """SQL expression: the text of a column without HTML."""
+    return f"CASE WHEN regexp_matches({column}, '[&<]') THEN plain({column}) ELSE {column} END"
 
 
 def _line(label: str, column: str, words: int | None = None) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from minirec.data.download import Unreachable, cache, wheel_member
+from minirec.data.interactions import titles as item_titles
 from minirec.data.titles import shortened
 from minirec.errors import InputError, one_line
 from minirec.experiment import config
 from minirec.progress import log
-from minirec.storage import artefact, tables
+from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import exclusive_lock
 
@@ -126,7 +127,7 @@ def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
     if items is None:
         raise InputError("a tiny model needs --items, whose titles train its tokenizer")
     # As prompts show titles; longer words would take a time that grows with the square of their length.
-    titles = [shortened(title) for title in tables.read("items", items, ["title"])["title"].to_pylist()]
+    titles = [shortened(title) for title in item_titles(items)]
     tokenizer = _title_tokenizer(titles, source.vocabulary)
     tokenizer.save_pretrained(out)
     heads = max(1, source.hidden_size // 32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import calendar
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from minirec.data.interactions import CHUNK, Interactions, read, rejected_items
+from minirec.data.times import milliseconds_of
 from minirec.errors import InputError
-from minirec.experiment.config import Filter
+from minirec.experiment.config import Filter, Format
 from minirec.experiment.sections import Prepare
 from minirec.progress import log
 
@@ -43,6 +44,7 @@ class Prepared:
     samples: Samples
     splits: dict[str, np.ndarray]  # sample ids of train, valid, test
     report: dict[str, Any]
+    timed: bool  # whether times are known, not only the order
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield samples.parquet in parts."""
@@ -59,6 +61,7 @@ class Prepared:
         rating = self.interactions.rating[rows]
         timestamp = self.interactions.timestamp[target]
         age = np.repeat(timestamp, length) - self.interactions.timestamp[rows]
+        ageless = pa.nulls(len(age), pa.int64())
         return pa.table(
             {
                 "sample_id": sample_id,
@@ -67,50 +70,49 @@ class Prepared:
                 "target_row": self.interactions.item[target],
                 "history_rows": pa.ListArray.from_arrays(lists, pa.array(self.interactions.item[rows])),
                 "history_rating": pa.ListArray.from_arrays(lists, pa.array(rating, mask=np.isnan(rating))),
-                "history_age_ms": pa.ListArray.from_arrays(lists, pa.array(age)),
+                "history_age_ms": pa.ListArray.from_arrays(lists, pa.array(age) if self.timed else ageless),
                 "timestamp": timestamp,
             }
         )
 
 
 def prepare(
-    engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path, rules: Filter, settings: Prepare
+    engine: duckdb.DuckDBPyConnection, interactions: Path, items: Path, rules: Filter, form: Format, settings: Prepare
 ) -> Prepared:
     """Filter and split a data set, given by its two files; raises InputError if too little is left."""
-    data, users = read(engine, interactions, items)
+    data, users, report = read(engine, interactions, items, rules, form)
     log.info("read %d interactions of %d users", len(data), len(users))
     rejected, reasons = rejected_items(engine, rules)
-    report: dict[str, Any] = {
-        "interactions": len(data),
-        "items": len(rejected),
-        "users": len(users),
-        "interactions_without_rating": int(np.isnan(data.rating).sum()),
-        "dropped_items": reasons,
-        "dropped_interactions": {"of_dropped_items": int(rejected[data.item].sum())},
-    }
+    report |= {"interactions_without_rating": int(np.isnan(data.rating).sum()), "dropped_items": reasons}
+    report["dropped_interactions"]["of_dropped_items"] = int(rejected[data.item].sum())
     data = data.take(~rejected[data.item])
     _require_any(data, interactions, "every item is filtered out")
     kept, start, dropped = window(data, rules)
     report["dropped_interactions"] |= dropped
     report["window_start"] = start.isoformat() if start else None
     data = data.take(kept)
-    _require_any(data, interactions, "no interaction passes the filter")
+    _require_any(data, interactions, _what_emptied(rules, dropped))
     item_codes, row = np.unique(data.item, return_inverse=True)
     data = replace(data, item=row.astype(np.int32))
     report["dropped_items"]["without_interactions"] = len(rejected) - int(rejected.sum()) - len(item_codes)
+    by_place = form.time_unit == "order"
+    if by_place:
+        data = replace(data, timestamp=places(data.user))
     samples, repeated = cut(data, settings.history)
     count = len(samples.target)
     report |= {"kept_interactions": len(data), "kept_items": len(item_codes)}
     report |= {"kept_users": len(np.unique(data.user)), "dropped_samples": {"target_in_history": repeated}}
     if count == 0:
         raise InputError(f"{interactions}: no user has two different items, so there is nothing to predict; add data")
-    splits = split(count, settings)
+    samples, edges = split_users(data, samples, settings) if by_place else (samples, shares(count, settings))
+    splits = split([int(edge) for edge in edges], settings)
+    report["split_by"] = "the place in each user's sequence" if by_place else "time"
     report |= {"samples": count} | {name: len(ids) for name, ids in splits.items()}
     for name, ids in splits.items():
         if len(ids) == 0:
             raise InputError(f"{interactions}: {count} samples leave none for {name}; add data or relax the filter")
     counts = popularity(data, samples, splits["train"], len(item_codes))
-    return Prepared(data, users, item_codes, counts, samples, splits, report)
+    return Prepared(data, users, item_codes, counts, samples, splits, report, not by_place)
 
 
 def core(interactions: Interactions, k: int) -> np.ndarray:
@@ -153,14 +155,14 @@ def window(interactions: Interactions, rules: Filter) -> tuple[np.ndarray, date 
     while True:
         inside = np.ones(len(interactions), dtype=bool)
         if start is not None:
-            inside &= interactions.timestamp >= _milliseconds(start)
+            inside &= interactions.timestamp >= milliseconds_of(start)
         if rules.end is not None:
-            inside &= interactions.timestamp < _milliseconds(rules.end)
+            inside &= interactions.timestamp < milliseconds_of(rules.end)
         kept = np.flatnonzero(inside)
         kept = kept[core(interactions.take(kept), rules.core)]
         items = len(np.unique(interactions.item[kept]))
         enough = rules.min_items is None or items >= rules.min_items
-        if enough or start is None or _milliseconds(start) <= first:
+        if enough or start is None or milliseconds_of(start) <= first:
             break
         start = months_before(start, rules.step_months)
     mask = np.zeros(len(interactions), dtype=bool)
@@ -190,10 +192,40 @@ def cut(interactions: Interactions, history: int) -> tuple[Samples, int]:
     return Samples(target, start[target]), dropped
 
 
-def split(count: int, settings: Prepare) -> dict[str, np.ndarray]:
-    """Sample ids of train, valid and test: shares of the `count` samples by time, then random ones of each."""
+def places(user: np.ndarray) -> np.ndarray:
+    """Place [n], from 0, of each interaction in its user's sequence; user [n]: codes, sorted.
+
+    >>> places(np.array([3, 3, 5]))
+    array([0, 1, 0])
+    """
+    rows = np.arange(len(user), dtype=np.int64)
+    return rows - np.maximum.accumulate(np.where(np.diff(user, prepend=-1) != 0, rows, 0))
+
+
+def shares(count: int | np.ndarray, settings: Prepare) -> list[Any]:
+    """Where train, valid and test of this many samples begin and end, rounded down: 0, two edges, and the count."""
     train, valid = Fraction(str(settings.train_share)), Fraction(str(settings.valid_share))
-    edges = [0, int(train * count), int((train + valid) * count), count]
+    edges = [share.numerator * count // share.denominator for share in (train, train + valid)]
+    return [0, *edges, count]
+
+
+def split_users(interactions: Interactions, samples: Samples, settings: Prepare) -> tuple[Samples, list[int]]:
+    """The samples in order of (split, place, user, item), and the edges of the splits.
+
+    Each user's sequence is split for itself: the first share of a user's samples is train, the last test.
+    """
+    user = interactions.user[samples.target]
+    order = np.lexsort((samples.target, user))
+    place = np.empty_like(order)
+    place[order] = places(user[order])
+    _, train, valid, _ = shares(np.bincount(user)[user], settings)
+    part = (place >= train).astype(int) + (place >= valid)
+    order = np.argsort(part, kind="stable")
+    return Samples(samples.target[order], samples.start[order]), [0, *np.cumsum(np.bincount(part, minlength=3))]
+
+
+def split(edges: list[int], settings: Prepare) -> dict[str, np.ndarray]:
+    """Sample ids of train, valid and test, which begin and end at these edges; random ones of each where limited."""
     splits = {}
     for number, name in enumerate(("train", "valid", "test")):
         ids = np.arange(edges[number], edges[number + 1])
@@ -217,6 +249,8 @@ def _require_any(interactions: Interactions, path: Path, why: str) -> None:
         raise InputError(f"{path}: nothing is left, {why}; relax datasets.NAME.filter")
 
 
-def _milliseconds(day: date) -> int:
-    """Start of a day in UTC, in milliseconds since 1970."""
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
+def _what_emptied(rules: Filter, dropped: dict[str, int]) -> str:
+    """Which setting of the filter leaves nothing."""
+    if dropped["outside_core"]:
+        return f"no user and item has {rules.core} interactions among {dropped['outside_core']} (filter.core)"
+    return "no interaction is between filter.start and filter.end"

@@ -13,10 +13,10 @@ def shortened(title: str) -> str:
     return title[:MAX_CHARACTERS]
 
 
-def history_lines(titles: Sequence[str], ratings: Sequence[float | None], ages: Sequence[int]) -> str:
+def history_lines(titles: Sequence[str], ratings: Sequence[float | None], ages: Sequence[int | None]) -> str:
     """The history in a user's prompt, one line per item: time before the target, title, and rating if known.
 
-    ages: milliseconds from each item to the target.
+    ages: milliseconds from each item to the target; None is not said.
 
     >>> print(history_lines(["Kind of Blue", "Abbey Road"], [5.0, None], [3 * 86_400_000, 0]))
     - 3 days: Kind of Blue, rated 5
@@ -25,7 +25,8 @@ def history_lines(titles: Sequence[str], ratings: Sequence[float | None], ages: 
     lines = []
     for title, rating, milliseconds in zip(titles, ratings, ages, strict=True):
         stars = "" if rating is None or rating != rating else f", rated {rating:g}"
-        lines.append(f"- {age(milliseconds)}: {' '.join(shortened(title).split()) or 'untitled'}{stars}")
+        when = "" if milliseconds is None else f"{age(milliseconds)}: "
+        lines.append(f"- {when}{' '.join(shortened(title).split()) or 'untitled'}{stars}")
     return "\n".join(lines)
 
 

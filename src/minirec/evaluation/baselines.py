@@ -70,11 +70,13 @@ def transitions(samples: pa.Table, items: int) -> csr_array:
     """How often item b directly follows item a in the training samples [m, m]; overlapping samples count it once."""
     train = samples.filter(pc.equal(samples["split"], "train"))
     user = pc.dictionary_encode(train["user_id"].combine_chunks()).indices.to_numpy()
-    history, age = (padded(train[name].combine_chunks()) for name in ("history_rows", "history_age_ms"))
+    history, ages = padded(train["history_rows"].combine_chunks()), train["history_age_ms"].combine_chunks()
+    length = (history >= 0).sum(1)
+    places_before = np.maximum(length[:, None] - np.arange(history.shape[1]), 0)  # where only the order is known
+    age = places_before if ages.flatten().null_count else padded(ages)
     time = tables.numpy(train, "timestamp")[:, None] - age
     chain = np.concatenate([history, np.full((len(history), 1), -1)], 1)  # the history, then the target
     times = np.concatenate([time, np.zeros((len(history), 1), dtype=np.int64)], 1)
-    length = (history >= 0).sum(1)
     chain[np.arange(len(chain)), length] = tables.numpy(train, "target_row")
     times[np.arange(len(chain)), length] = tables.numpy(train, "timestamp")
     row, slot = np.nonzero(chain[:, 1:] >= 0)

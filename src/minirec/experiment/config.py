@@ -35,6 +35,7 @@ class Filter(Section):
     title: bool = Field(False, description="drop items without a title")
     max_title_words: int | None = Field(None, ge=1, description="drop items with a longer title")
     price: bool = Field(False, description="drop items without a numeric price")
+    listed: bool = Field(False, description="drop interactions whose item has no row in items; else they are an error")
     core: int = Field(0, ge=0, description="k-core: least interactions of every user and item kept; 0: off")
     min_items: int | None = Field(None, ge=1, description="while fewer items remain, the first day kept moves back")
     step_months: int = Field(3, ge=1, description="months by which the first day then moves back")
@@ -46,11 +47,21 @@ class Filter(Section):
         return self
 
 
-class Dataset(Section):
-    """Where the interactions and items of a data set come from."""
+class Format(Section):
+    """How the values in a data set's files are meant (METHOD 1, files)."""
+
+    time_unit: Literal["s", "ms", "us", "ns", "order"] = Field(
+        "ms",
+        description="unit of the times since 1970; order: they only order a user's interactions, and may be missing",
+    )
+    cast: bool = Field(False, description="take ids that are whole numbers as text, and dates as times")
+
+
+class Dataset(Format):
+    """Where the interactions and items of a data set come from, and what is kept of them."""
 
     source: Literal["amazon2023", "movielens", "own"] = Field(
-        description="own: you put interactions.parquet and items.parquet into data/NAME yourself"
+        description="own: you put interactions and items (.parquet, .csv, …) into data/NAME yourself"
     )
     category: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="amazon2023: the category, e.g. CDs_and_Vinyl"
@@ -66,6 +77,8 @@ class Dataset(Section):
             raise ValueError("source amazon2023 needs both category and url")
         if self.source == "movielens" and self.url is None and self.wheel is None:
             raise ValueError("source movielens needs url or wheel")
+        if self.time_unit == "order" and (self.filter.start or self.filter.end):
+            raise ValueError("filter.start and filter.end need times, but time_unit is order; remove them")
         return self
 
 

@@ -22,6 +22,7 @@ from minirec.experiment.config import Config
 from minirec.experiment.job_logs import events
 from minirec.experiment.sections import Resources, Section
 from minirec.experiment.validation import suggestion
+from minirec.storage import user_files
 from minirec.storage.code_digest import code_digest
 from minirec.storage.files import atomic_write
 
@@ -164,39 +165,52 @@ class Rules:
         """A regular expression of the data sets that are fetched: all but those with `source: own`."""
         return one_of(name for name, data in self.config.datasets.items() if data.source != "own")
 
-    def prepare_inputs(self, wildcards: Wildcards) -> dict[str, str]:
-        """The two files of a data set; ends the program if the user has to put them there and has not."""
+    def prepare_inputs(self, wildcards: Wildcards) -> dict[str, Any]:
+        """The two files of a data set, and the parts of folders; ends the program if one of your own is not there."""
         dataset = wildcards["dataset"]
-        files = {
-            "interactions": f"data/{dataset}/interactions.parquet",
-            "item_metadata": f"data/{dataset}/items.parquet",
-        }
-        missing = [file for file in files.values() if not Path(file).is_file()]
-        if self.config.datasets[dataset].source == "own" and missing:
+        own = self.config.datasets[dataset].source == "own"
+        names = {"interactions": "interactions", "item_metadata": "items"}
+        files = {key: f"data/{dataset}/{name}.parquet" for key, name in names.items()}
+        if not own:
+            return files
+        try:
+            found = {key: user_files.find(Path("data", dataset), name) for key, name in names.items()}
+            parts = [str(part) for file in found.values() if file and file.is_dir() for part in user_files.parts(file)]
+        except InputError as error:
+            sys.exit(f"minirec: {error}")
+        missing = [file for key, file in files.items() if not found[key]]
+        if missing:
             sys.exit(
                 f"minirec: the data set {dataset} is your own (source: own), but {' and '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} not there; put {'it' if len(missing) == 1 else 'them'} there"
+                f"{'is' if len(missing) == 1 else 'are'} not there; put {'it' if len(missing) == 1 else 'them'} there, "
+                f"also as .{', .'.join(user_files.FORMATS[1:])}"
             )
-        return files
+        return {key: str(file) for key, file in found.items()} | ({"parts": parts} if parts else {})
 
     def tokenizer_inputs(self, wildcards: Wildcards) -> dict[str, str]:
         """The items whose titles train a tiny model's tokenizer; no input for other models."""
         dataset = self.config.models[wildcards["model"]].dataset
-        return {} if dataset is None else {"item_metadata": f"data/{dataset}/items.parquet"}
+        return {} if dataset is None else {"item_metadata": self.prepare_inputs({"dataset": dataset})["item_metadata"]}
 
     def source(self, kind: str) -> Callable[[Wildcards], str]:
-        """A function from wildcards to the entry of a data set or model as JSON, without the filter of a data set."""
+        """A function from wildcards to the entry of a data set or model as JSON, without what prepare reads."""
         name = {"datasets": "dataset", "models": "model"}[kind]
 
         def entry(wildcards: Wildcards) -> str:
             declared = getattr(self.config, kind)[wildcards[name]]
-            return str(declared.model_dump_json(exclude={"filter"}, exclude_defaults=True))
+            return str(declared.model_dump_json(exclude={"filter", *config.Format.model_fields}, exclude_defaults=True))
 
         return entry
 
     def filter(self, wildcards: Wildcards) -> str:
         """The filter of a data set as JSON."""
         return self.config.datasets[wildcards["dataset"]].filter.model_dump_json(exclude_defaults=True)
+
+    def format(self, wildcards: Wildcards) -> str | None:
+        """How the values in a data set's files are meant, as JSON; None where as by default."""
+        declared = self.config.datasets[wildcards["dataset"]]
+        changed = declared.model_dump_json(include=set(config.Format.model_fields), exclude_defaults=True)
+        return None if changed == "{}" else changed
 
     def summary_scores(self, wildcards: Wildcards) -> dict[str, str]:
         """The scores of the main experiment, if its method reads scores."""

@@ -42,5 +42,5 @@ def _fetch_dataset(source: config.Dataset, out: Path) -> None:
         raise InputError(
             f"a data set of your own is not fetched; put interactions.parquet and items.parquet into {out}"
         )
-    provenance = Provenance("fetch", source.model_dump(exclude={"filter"}))
+    provenance = Provenance("fetch", source.model_dump(exclude={"filter", *config.Format.model_fields}))
     {"movielens": movielens.fetch, "amazon2023": amazon.fetch}[source.source](source, out, provenance)

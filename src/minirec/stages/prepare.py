@@ -7,7 +7,7 @@ from pathlib import Path
 from minirec.data.interactions import catalogue as catalogue_tables
 from minirec.data.samples import prepare as prepare_samples
 from minirec.experiment import config
-from minirec.experiment.config import Filter
+from minirec.experiment.config import Filter, Format
 from minirec.experiment.sections import Prepare, Queries
 from minirec.progress import log, progress
 from minirec.storage import artefact, database, tables
@@ -22,16 +22,18 @@ def run(
     interactions: Path,
     item_metadata: Path,
     filter: str = "{}",
+    format: str = "{}",
     samples: Output,
     catalogue: Output,
     dropped: Output,
 ) -> None:
     """Write samples.parquet, catalogue.parquet, and prepare.json, which counts what was dropped and why."""
     rules = config.parse(Filter, filter, "--filter")
-    settings = prepare.model_dump() | {"filter": rules.model_dump()}
+    meaning = config.parse(Format, format, "--format")
+    settings = prepare.model_dump() | {"filter": rules.model_dump(), "format": meaning.model_dump()}
     provenance = Provenance("prepare", settings, {"interactions": interactions, "items": item_metadata})
     with database.connect(queries.memory, samples.parent) as engine:
-        prepared = prepare_samples(engine, interactions, item_metadata, rules, prepare)
+        prepared = prepare_samples(engine, interactions, item_metadata, rules, meaning, prepare)
         with tables.writer("catalogue", catalogue, provenance) as append:
             for part in catalogue_tables(engine, item_metadata, prepared.item_codes, prepared.popularity, prepare):
                 append(part)

@@ -16,6 +16,7 @@ TYPES = {
     "bool": pa.bool_(),
     "list<i32>": pa.list_(pa.int32()),
     "list<i64>": pa.list_(pa.int64()),
+    "list<i64?>": pa.list_(pa.int64()),
     "list<f32?>": pa.list_(pa.float32()),
 }
 
@@ -84,8 +85,14 @@ TABLES: dict[str, Table] = {
             "target_row": _column("i32", "target, as a row of the catalogue", 0),
             "history_rows": _column("list<i32>", "catalogue rows of the earlier items, oldest first"),
             "history_rating": _column("list<f32?>", "ratings of these items; null: unknown"),
-            "history_age_ms": _column("list<i64>", "time from each of these items to the target, ms"),
-            "timestamp": _column("i64", "time of the target, ms since 1970-01-01 UTC", 0),
+            "history_age_ms": _column(
+                "list<i64?>", "time from each of these items to the target, ms; null: only the order is known"
+            ),
+            "timestamp": _column(
+                "i64",
+                "time of the target, ms since 1970-01-01 UTC; place in the user's sequence if time_unit is order",
+                0,
+            ),
         },
         key=("sample_id",),
     ),
