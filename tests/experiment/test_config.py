@@ -95,7 +95,7 @@ def test_a_key_like_no_other_gets_no_suggestion(raw):
         ("embed/keep_frozen_states", "perhaps", "boolean"),
         ("train/epsilon_low", 1, "less than 1"),
         ("measure/cutoffs", [], "at least 1 item"),
-        ("rollout/seed", 2**31, "less than 2147483648"),
+        ("proxy/seed", 2**31, "less than 2147483648"),
         ("policy", None, "dictionary"),
         ("datasets", [], "dictionary"),
         ("datasets/cds/filter/start", "yesterday", "date"),

@@ -26,12 +26,12 @@ def settings(defaults, **changes):
     return config.validate(config.overlay(json.loads(defaults.model_dump_json()), {"rollout": changes}))
 
 
-def run(judged, given, folder, shard=None, vllm_memory=0.6):
+def run(judged, given, folder, shard=None, vllm_memory=0.6, seed=0):
     """Run the stage; returns the bytes of its two files."""
     out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
     engine = Engine(vllm_memory=vllm_memory)
-    rollout.run(**sections, passes=SMALL, engine=engine, **judged, shard=shard, **out)
+    rollout.run(**sections, passes=SMALL, engine=engine, **judged, seed=seed, shard=shard, **out)
     assert sorted(path.name for path in folder.iterdir()) == ["hidden.safetensors", "rollouts.parquet"]
     return [path.read_bytes() for path in out.values()]
 
@@ -146,7 +146,7 @@ def test_a_damaged_part_is_made_again(judged, defaults, tmp_path, whole, calls, 
 def test_parts_of_other_settings_are_not_used(judged, defaults, tmp_path, whole, calls):
     calls.limit = 7
     with pytest.raises(KeyboardInterrupt):
-        run(judged, settings(defaults, seed=5), tmp_path)
+        run(judged, settings(defaults), tmp_path, seed=5)
     calls.limit = 10**6
     before = sum(calls)
     assert run(judged, settings(defaults), tmp_path) == whole

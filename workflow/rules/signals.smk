@@ -36,7 +36,7 @@ use rule stage as train_proxy with:
     log:
         "<signals>/proxy/logs/train_proxy.log",
     params:
-        **job("train", train="proxy", seed=ask.proxy_seed),
+        **job("train", train="proxy"),
 
 
 use rule stage as embed_proxy with:

@@ -11,7 +11,7 @@ from minirec.experiment.config import Config
 FOLDERS = {  # folders of the results, as patterns; the workflow refers to them as <name>/file
     "top": "{results}/{dataset}",
     "base": "{results}/{dataset}/base/{model}",
-    "signals": "{results}/{dataset}/signals/{signal_set}",  # {signal_set}: a selector, or selector@variant
+    "signals": "{results}/{dataset}/signals/{signal_set}/seed{seed}",  # {signal_set}: a selector, or selector@variant
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
@@ -38,6 +38,12 @@ def signal_set(config: Config, file: str, selector: str, method: str) -> str:
     files = list(SIGNAL_SECTIONS)
     decisive = {section for name in files[: files.index(file) + 1] for section in SIGNAL_SECTIONS[name]}
     return f"{selector}@{method}" if decisive & set(config.variants[method].changes) else selector
+
+
+def signal_seed(config: Config, method: str | None, seed: int | str) -> int | str:
+    """The seed of the signals for a run: its own, or with `proxy.seeds: shared` that of `proxy.seed`."""
+    proxy = config.varied(method).proxy
+    return proxy.seed if proxy.seeds == "shared" else seed
 
 
 @dataclass(frozen=True)
@@ -123,11 +129,12 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
         names.append(f"base/{run.model}")
         if run.selector != "none":
             names.append(f"base/{run.selector}")
+            seed = signal_seed(config, run.method, run.seed)
             for file in SIGNAL_SECTIONS:
-                folder = f"signals/{signal_set(config, file, run.selector, run.method)}"
+                folder = f"signals/{signal_set(config, file, run.selector, run.method)}/seed{seed}"
                 names += [folder, f"{folder}/proxy", *_shards(folder, config.rollout.shards)]
-            proxy = config.varied(run.method).proxy
-            names.append(str(Run("", "none", "random", proxy.size, proxy.seed).selection(Path())))
+            size = config.varied(run.method).proxy.size
+            names.append(str(Run("", "none", "random", size, int(seed)).selection(Path())))
         selection = str(run.selection(Path()))
         names += [selection, *_shards(selection, config.used_by(run.method).select.shards), str(run.folder(Path()))]
     return list(dict.fromkeys(names))

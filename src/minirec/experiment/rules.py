@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ class Rules:
             return " \\\n    ".join(line for line in lines if line)
 
         def decisive(wildcards: Wildcards) -> str:
-            dumped = {name: to_jsonable_python(section.model_dump()) for name, section in settings(wildcards)}
+            dumped = {
+                name: to_jsonable_python(section.model_dump(include=set(SECTIONS[name].model_fields)))
+                for name, section in settings(wildcards)
+            }
             return json.dumps(dumped | values(wildcards), sort_keys=True, default=str)
 
         def code(wildcards: Wildcards) -> str:
@@ -108,9 +112,14 @@ class Rules:
         """A function from wildcards to a file below signals/, for a job that makes signals or reads them."""
 
         def path(wildcards: Wildcards) -> str:
-            selector = wildcards.get("selector") or wildcards["signal_set"].split("@")[0]
-            name = paths.signal_set(self.config, file, selector, wildcards.get("method") or _variant(wildcards) or "")
-            return paths.FOLDERS["signals"].format(**{**wildcards, "signal_set": name}) + f"/{file}"
+            selector, seed = wildcards.get("selector"), wildcards["seed"]
+            method = wildcards.get("method") or _variant(wildcards) or ""
+            if selector:  # the job reads signals for a run
+                seed = str(paths.signal_seed(self.config, method, seed))
+            else:
+                selector = wildcards["signal_set"].split("@")[0]
+            name = paths.signal_set(self.config, file, selector, method)
+            return paths.FOLDERS["signals"].format(**{**wildcards, "signal_set": name, "seed": seed}) + f"/{file}"
 
         return path
 
@@ -151,14 +160,10 @@ class Rules:
         return path
 
     def proxy_curriculum(self, wildcards: Wildcards) -> str:
-        """The curriculum of the proxy: a random selection of `proxy.size` samples."""
+        """The curriculum of the proxy: a random selection of `proxy.size` samples, drawn with the proxy's seed."""
         proxy = self.config.varied(_variant(wildcards)).proxy
-        drawn = {"selector": "none", "method": "random", "budget": proxy.size, "seed": proxy.seed}
+        drawn = {"selector": "none", "method": "random", "budget": proxy.size}
         return paths.FOLDERS["selection"].format(**{**wildcards, **drawn}) + "/curriculum.parquet"
-
-    def proxy_seed(self, wildcards: Wildcards) -> int:
-        """The seed of the proxy's training."""
-        return self.config.varied(_variant(wildcards)).proxy.seed
 
     def fetched(self) -> str:
         """A regular expression of the data sets that are fetched: all but those with `source: own`."""
@@ -203,9 +208,7 @@ class Rules:
         main = self.main_runs[0]
         if "gradients" not in self.config.method(main.method).reads:
             return {}
-        return {
-            "scores": self.signal("scores.parquet")({**wildcards, "selector": main.selector, "method": main.method})
-        }
+        return {"scores": self.signal("scores.parquet")({**wildcards, **asdict(main)})}
 
     def pictures(self, kind: str) -> list[str]:
         """The pictures of the main experiment as files of this kind; none if its method reads no scores."""

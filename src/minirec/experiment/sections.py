@@ -156,7 +156,6 @@ class Rollout(Section):
     """How the proxy writes completions for every training sample (METHOD 4.2)."""
 
     engine: Literal["builtin", "vllm"] = Field("builtin", description="writes the completions; vllm must be installed")
-    seed: Seed = Field(0, description="seed of the completions; each has random numbers of its own")
     shards: int = Field(1, ge=1, description="number of jobs that share the work; it does not change the result")
 
 
@@ -235,7 +234,10 @@ class Proxy(Train):
     """How the proxy is trained on random samples: settings as in `train`, with values of their own (METHOD 4.1)."""
 
     size: int = Field(256, ge=2, description="number of random training samples")
-    seed: Seed = Field(0, description="seed of the random samples and of the training")
+    seeds: Literal["own", "shared"] = Field(
+        "own", description="every run has signals of its own seed, or all share those of proxy.seed"
+    )
+    seed: Seed = Field(0, description="seeds shared: seed of the proxy and its rollouts")
 
 
 class Measure(Section):
