@@ -99,9 +99,13 @@ def test_a_key_like_no_other_gets_no_suggestion(raw):
         ("policy", None, "dictionary"),
         ("datasets", [], "dictionary"),
         ("datasets/cds/filter/start", "yesterday", "date"),
-        ("results", "/somewhere", "match pattern"),
-        ("results", "$(id)", "match pattern"),
-        ("main/model", "../gemma", "match pattern"),
+        ("results", "~/somewhere", "should be a folder, relative or absolute"),
+        ("results", "$(id)", "make a link"),
+        ("main/model", "../gemma", "a name of at most 64 characters"),
+        ("datasets/cds/category", "CDs & Vinyl", "letters, digits and _ only"),
+        ("datasets/cds/url", "ftp://host", "begins with http"),
+        ("datasets/movielens/wheel", "recbole", "like name==1.2.3"),
+        ("models/smollm/sha256", "b179", "64 of the characters"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key_and_the_reason(raw, key, value, reason):

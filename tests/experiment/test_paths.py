@@ -76,6 +76,18 @@ def test_a_run_is_read_back_from_its_path():
     assert run.selection(Path("top")) == Path("top/selections/gemma/minirec-256/seed3")
 
 
+def test_the_shards_of_a_run_are_one_word_however_many_and_their_logs_are_found(given, tmp_path):
+    many = config.validate(config.overlay(given.model_dump(mode="json"), {"rollout": {"shards": 2000}}))
+    folders = paths.folders(many, [paths.run_of(many, "qwen", "gemma", "minirec", 8, seed) for seed in range(3)])
+    assert len(" ".join(folders)) < 2_000
+    for shard in (0, 7, 1999, 2000):  # the last is left over from more shards
+        log = tmp_path / f"signals/gemma/seed1/shards/{shard}/logs/rollout.log"
+        log.parent.mkdir(parents=True)
+        log.touch()
+    found = {log.parts[-3] for log in paths.logs(tmp_path, folders)}
+    assert found == {"0", "7", "1999"}
+
+
 def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selection_and_itself(given):
     run = paths.run_of(given, "qwen", "gemma", "sharp", 8, 1)
     assert paths.folders(given, [run, run]) == [

@@ -276,8 +276,8 @@ def test_a_selection_in_two_rounds_picks_in_every_shard_first(finished):
     assert plan(finished, file.format("rounds"), configs=(variants,)) == once("select") | {"select_shard": 2}
     done = spawn(finished, "-n", "-p", file.format("rounds"), configs=(variants,))
     first, second, last = commands(done.stdout, "select")
-    shards = [f"results/toy/selections/tiny/rounds-8/seed0/shards/{shard}/selection.parquet" for shard in range(2)]
-    assert f"--shard-selections {' '.join(shards)} --samples" in last
+    assert "--shards-folder results/toy/selections/tiny/rounds-8/seed0/shards" in last
+    assert "--shards-folder" not in first + second
     assert all("--shards 2" in line for line in (first, second, last))
     assert sorted(re.findall(r"--shard (\d)", first + second + last)) == ["0", "1"]
 
@@ -325,6 +325,23 @@ def test_only_derivatives_by_the_adapter_need_the_policy(finished):
 def test_shards_are_gathered(finished):
     jobs = plan(finished, "results/toy/signals/tiny/seed0/rollouts.parquet", configs=("rollout: {shards: 3}",))
     assert jobs == {"rollout": 3, "gather": 1}
+
+
+def test_a_thousand_shards_with_long_names_fit_into_a_command_line(finished):
+    name = "a" * 64
+    more = (
+        f"{{rollout: {{shards: 1000}}, variants: {{{name}: {{rollout: {{engine: vllm}}, select: {{shards: 1000}}}}}}}}"
+    )
+    main = f"main: {{method: {name}, seeds: [0, 1]}}"
+    done = spawn(finished, "-n", "-p", TARGET, configs=(more, main))
+    assert done.returncode == 0, done.stdout
+    lines = commands(done.stdout)
+    assert len(lines) > 2_000
+    assert max(map(len, lines)) < 8_000  # bash takes 131,072 characters
+    gathered = commands(done.stdout, "gather")
+    assert f"--shards-folder results/toy/signals/tiny@{name}/seed0/shards --shards 1000" in " ".join(
+        gathered[0].split()
+    )
 
 
 def test_another_number_of_shards_can_leave_finished_rollouts_alone(finished):

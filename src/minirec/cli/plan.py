@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minirec.errors import InputError
+from minirec.experiment import limits
 from minirec.experiment.config import DEFAULTS, Config, load, remembered
 from minirec.experiment.job_logs import by_rule, costs
 from minirec.experiment.paths import Run, compared_runs, folders, logs, main_runs, signal_seed
@@ -150,6 +151,7 @@ def run(*, target: str, configfile: list[Path] | None) -> None:
             f"with DATASET among {', '.join(config.datasets)}"
         )
     runs = runs_of[Path(target).name](config)
+    limits.require(config, folder, runs)
     out = sys.stdout.write
     out(f"{target}: {len(runs)} runs\n")
     for configuration in dict.fromkeys(run.configuration for run in runs):

@@ -141,10 +141,18 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
 
 
 def _shards(folder: str, shards: int) -> list[str]:
-    return [f"{folder}/shards/{shard}" for shard in range(shards)] if shards > 1 else []
+    """The folders of all shards in one word, as a command line of thousands would be too long."""
+    return [f"{folder}/shards/0-{shards - 1}"] if shards > 1 else []
 
 
 def logs(top: Path, folders: list[str]) -> list[Path]:
     """The logs of the jobs that work in these folders, and of those for the whole data set but `compare`."""
     whole = [log for log in top.glob("logs/*.log") if log.stem != "compare"]  # which is for other runs, too
-    return [*whole, *(log for folder in folders for log in (top / folder).glob("logs/*.log"))]
+    return [*whole, *(log for name in folders for folder in _each(top / name) for log in folder.glob("logs/*.log"))]
+
+
+def _each(folder: Path) -> list[Path]:
+    """The folder, or all folders that `shards/0-N` stands for."""
+    if folder.parent.name != "shards":
+        return [folder]
+    return [folder.with_name(str(shard)) for shard in range(int(folder.name.removeprefix("0-")) + 1)]

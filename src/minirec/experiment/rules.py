@@ -17,7 +17,7 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from minirec.errors import InputError
-from minirec.experiment import config, paths
+from minirec.experiment import config, limits, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
 from minirec.experiment.job_logs import events
@@ -27,6 +27,8 @@ from minirec.storage.code_digest import code_digest
 from minirec.storage.files import atomic_write
 
 Wildcards = Mapping[str, str]
+CHECKS = ("least_samples",)  # parameters that only stop a job early; a change of them re-runs nothing
+LARGEST = "MINIREC_LARGEST_BUDGETS"  # environment variable, which jobs on a cluster get: by data set, as JSON
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -99,7 +101,8 @@ class Rules:
                 name: to_jsonable_python(section.model_dump(include=set(SECTIONS[name].model_fields)))
                 for name, section in settings(wildcards)
             }
-            return json.dumps(dumped | values(wildcards), sort_keys=True, default=str)
+            given = {name: value for name, value in values(wildcards).items() if name not in CHECKS}
+            return json.dumps(dumped | given, sort_keys=True, default=str)
 
         def code(wildcards: Wildcards) -> str:
             method = wildcards.get("method")
@@ -133,11 +136,45 @@ class Rules:
             inputs["rollouts"] = self.signal("rollouts.parquet")(wildcards)
         if "embeddings" in reads:
             inputs["embeddings"] = self.signal("embeddings.safetensors")(wildcards)
-        shards = self.config.used_by(wildcards["method"]).select.shards
-        if shards > 1 and not wildcards.get("shard"):
-            folder = paths.FOLDERS["selection"].format(**wildcards)
-            inputs["shard_selections"] = [f"{folder}/shards/{shard}/selection.parquet" for shard in range(shards)]
+        if folder := self.shard_selections(wildcards):
+            shards = self.config.used_by(wildcards["method"]).select.shards
+            inputs["shard_selections"] = [f"{folder}/{shard}/selection.parquet" for shard in range(shards)]
+        if wildcards["budget"] != "all":
+            self.require_samples(wildcards, "the budget", int(wildcards["budget"]))
         return inputs
+
+    def shard_selections(self, wildcards: Wildcards) -> str | None:
+        """The folder of the shards' picks, for the last job of a selection in two rounds; None for any other."""
+        shards = self.config.used_by(wildcards["method"]).select.shards
+        one = shards == 1 or wildcards.get("shard")
+        return None if one else paths.FOLDERS["selection"].format(**wildcards) + "/shards"
+
+    def require_samples(self, wildcards: Wildcards, what: str, count: int) -> None:
+        """End the program if there are fewer training samples than this; if unknown, `least_samples` has it checked."""
+        top = Path(paths.FOLDERS["top"].format(**wildcards))
+        try:
+            limits.require_samples(self.config, top, what, count)
+        except InputError as error:
+            sys.exit(f"minirec: {error}")
+        known = json.loads(os.environ.get(LARGEST, "{}"))
+        os.environ[LARGEST] = json.dumps(known | {top.name: max(count, known.get(top.name, 0))})
+
+    def rollout_shards(self, wildcards: Wildcards) -> str:
+        """The folder of the shards of a rollout."""
+        return paths.FOLDERS["signals"].format(**wildcards) + "/shards"
+
+    def least_samples(self, wildcards: Wildcards) -> int | None:
+        """The largest number of training samples that a job of this run asks for; None: not more than one."""
+        found: int | None = json.loads(os.environ.get(LARGEST, "{}")).get(wildcards["dataset"])
+        return found
+
+    def fetched_model(self, wildcards: Wildcards) -> str:
+        """The folder of a model, before RL; ends the program if it cannot be used as configured."""
+        try:
+            limits.require_model(self.config, wildcards["model"])
+        except InputError as error:
+            sys.exit(f"minirec: {error}")
+        return f"data/models/{wildcards['model']}"
 
     def gradient_inputs(self, wildcards: Wildcards) -> dict[str, str]:
         """Further inputs of `gradient` where `gradient.space` is lora: the catalogue and the base model."""
@@ -163,6 +200,7 @@ class Rules:
         """The curriculum of the proxy: a random selection of `proxy.size` samples, drawn with the proxy's seed."""
         proxy = self.config.varied(_variant(wildcards)).proxy
         drawn = {"selector": "none", "method": "random", "budget": proxy.size}
+        self.require_samples(wildcards, "proxy.size", proxy.size)
         return paths.FOLDERS["selection"].format(**{**wildcards, **drawn}) + "/curriculum.parquet"
 
     def fetched(self) -> str:

@@ -13,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationInfo,
     create_model,
     field_validator,
@@ -21,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from minirec.experiment.validation import spelled
 from minirec.selection.methods import registry
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each process adds its rank
@@ -82,7 +82,7 @@ class Processes(Resources):
 class Queries(Resources):
     """Resources of DuckDB, which filters the data."""
 
-    memory: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(MB|GB)$")] = Field(
+    memory: Annotated[str, spelled(r"\d+(\.\d+)?(MB|GB)", "a number and MB or GB, like 1.5GB")] = Field(
         "1GB", description="memory of DuckDB; larger data spills to disk"
     )
 
