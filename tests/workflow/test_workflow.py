@@ -328,7 +328,7 @@ def test_shards_are_gathered(finished):
 
 
 def test_a_thousand_shards_with_long_names_fit_into_a_command_line(finished):
-    name = "a" * 64
+    name = "abcdefghijklmnopqrstuvwxyz0123456789_zyxwvutsrqponmlkjihgfedcba"  # of 63 characters, at most 64 are allowed
     more = (
         f"{{rollout: {{shards: 1000}}, variants: {{{name}: {{rollout: {{engine: vllm}}, select: {{shards: 1000}}}}}}}}"
     )
