@@ -173,8 +173,8 @@ EDITS = {  # a line of code more in a file of the package
     "experiment/job_logs.py": {"summarise"},
 }
 NO_EDITS = ["errors", "progress", "storage/files", "storage/memory", "storage/code_digest", "storage/columns"]
-NO_EDITS += [f"experiment/{name}" for name in ("commands", "config", "rules", "sections", "validation")]
-NO_EDITS += [f"cli/{name}" for name in ("main", "parser", "launch", "status", "plan", "show", "planned_jobs")]
+NO_EDITS += [f"experiment/{name}" for name in ("commands", "config", "limits", "rules", "sections", "validation")]
+NO_EDITS += [f"cli/{name}" for name in ("main", "parser", "launch", "gpus", "status", "plan", "show", "planned_jobs")]
 REWORDED = {  # (file, text, another): rules
     ("model/policy.py", '"""', '"""Another docstring. '): set(),
     ("model/policy.py", "\n\n", "\n\n# a comment\n"): set(),
@@ -414,6 +414,32 @@ def test_a_forced_run_of_everything_leaves_own_data_alone(finished):
     jobs = plan(finished, "-F", TARGET)
     assert "fetch_data" not in jobs
     assert jobs["prepare"] == 1
+
+
+def test_results_lie_in_an_absolute_folder_if_the_configuration_says_so(finished, tmp_path):
+    jobs = plan(finished, f"{tmp_path}/out/toy/metrics.json", configs=(f"results: {tmp_path}/out",))
+    assert set(jobs) == EVERYTHING
+    done = spawn(finished, "-n", f"{tmp_path}/out/tpy/metrics.json", configs=(f"results: {tmp_path}/out",))
+    assert "the data set tpy is not among" in done.stdout
+
+
+def test_the_workflow_runs_in_another_folder_with_its_own_defaults(finished, tmp_path):
+    shutil.copytree(finished / "data", tmp_path / "data")
+    done = spawn(finished, "--directory", str(tmp_path), "--cores", "1", "results/toy/samples.parquet")
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "results" / "toy" / "samples.parquet").is_file()
+
+
+def test_more_samples_than_there_are_are_refused_when_planned_or_right_after_prepare(finished):
+    budget = "results/toy/selections/tiny/minirec-500/seed0/selection.parquet"
+    for target, change in ((budget, "{}"), (TARGET, "proxy: {size: 500}"), (TARGET, "main: {budget: 500}")):
+        known = spawn(finished, "-n", target, configs=("prepare: {max_train: 499}", change))
+        assert known.returncode != 0
+        assert "is 500, but prepare.max_train is 499" in known.stdout
+        assert "Traceback" not in known.stdout
+        unknown = spawn(finished, "-n", "-p", "-R", "embed_base", "--", target, configs=(change,))
+        (embed,) = [line for line in commands(unknown.stdout, "embed") if "--whitening" in line]
+        assert "--least-samples 500" in embed
 
 
 def test_missing_own_data_are_named_in_one_sentence(finished):
