@@ -108,7 +108,7 @@ def compare(
 
 def real() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Embeddings and values of finished runs."""
-    for path in sorted(ROOT.glob("results/*/signals/*/embeddings.safetensors")):
+    for path in sorted(ROOT.glob("results/*/signals/*/seed*/embeddings.safetensors")):
         scores = tables.read("scores", path.with_name("scores.parquet"))
         stored = tensors.read(path, "sample_id", "embedding")
         scores = scores.take(tensors.rows_of(tables.numpy(scores, "sample_id"), stored["sample_id"], path))

@@ -82,7 +82,7 @@ def extrapolated(given: argparse.Namespace) -> list[dict[str, object]]:
 
     def rate(job: str) -> float:
         """Samples a second of a job."""
-        _, end = events(top / "signals" / picked.selector / "logs" / f"{job}.log")
+        _, end = events(top / "signals" / picked.selector / f"seed{picked.seed}" / "logs" / f"{job}.log")
         assert end is not None
         return end["per_second"][f"{job} samples"]
 

@@ -29,7 +29,7 @@ MODEL = "tiny_cds"
 
 def derive(given: config.Config, top: Path, out: Path, **changes) -> tuple[dict[str, np.ndarray], float]:
     """(g and Hv of every sample, CPU seconds) of one run of the stage."""
-    signals = top / "signals" / MODEL
+    signals = top / "signals" / MODEL / "seed0"
     started = time.process_time()
     gradient.run(
         policy=given.policy,
@@ -60,7 +60,7 @@ def main() -> None:
     settings = config.load(ROOT / "config" / "config.yaml", *FILES, overlay)
     top = ROOT / "results" / "lora" / "cds"
     command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules", "--configfile"]
-    command += [*map(str, [*FILES, overlay]), "--", f"results/lora/cds/signals/{MODEL}/gradients.safetensors"]
+    command += [*map(str, [*FILES, overlay]), "--", f"results/lora/cds/signals/{MODEL}/seed0/gradients.safetensors"]
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
     hidden, plain = derive(settings, top, overlay.parent, space="hidden")
     n = len(hidden["sample_id"])

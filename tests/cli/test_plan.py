@@ -103,7 +103,9 @@ def test_the_whitening_reads_its_prompts(given):
         ({"proxy": {"size": 8}}, "train", "passes", 1),
         ({"main": {"seeds": [0, 1, 2]}}, "train", "passes", 3),
         ({"main": {"seeds": [0, 1, 2]}}, "evaluate", "jobs", 3),
-        ({"main": {"seeds": [0, 1, 2]}}, "rollout", "passes", 1),
+        ({"main": {"seeds": [0, 1, 2]}}, "rollout", "passes", 3),
+        ({"main": {"seeds": [0, 1, 2]}}, "train_proxy", "jobs", 3),
+        ({"main": {"seeds": [0, 1, 2]}, "proxy": {"seeds": "shared"}}, "rollout", "passes", 1),
         ({"rollout": {"shards": 5}}, "rollout", "jobs", 5),
     ],
 )
@@ -146,7 +148,8 @@ def test_the_parameters_of_a_model_are_counted_from_its_configuration(tiny_model
 
 def test_the_grid_of_a_comparison_is_counted_run_by_run_and_what_its_runs_share_once(given):
     grid = {"models": ["gemma"], "methods": ["minirec", "random", "full"], "budgets": [8, 16], "seeds": [0, 1]}
-    one, grid = needs(given()), needs(given(compare=grid), runs=compared_runs)
+    shared = {"proxy": {"seeds": "shared"}}
+    one, grid = needs(given(**shared)), needs(given(compare=grid, **shared), runs=compared_runs)
     assert grid["train"].jobs == grid["evaluate"].jobs == 2 * (2 + 2 + 1)  # full has one budget
     assert grid["train"].written == 2 * (8 + 16 + 8 + 16 + 100) * 2 * 3
     assert {rule for rule in grid if grid[rule] != one[rule]} == {"train", "evaluate"}
@@ -213,7 +216,7 @@ def test_a_plan_has_a_line_for_every_rule_and_seconds_where_they_were_measured(p
     (project / "data" / "models").mkdir(parents=True)
     (project / "data" / "models" / "gemma").symlink_to(tiny_model)
     for selector, seconds in (("gemma", 321.0), ("qwen", 5.0)):
-        log = project / f"results/movielens/signals/{selector}/logs/rollout.log"
+        log = project / f"results/movielens/signals/{selector}/seed0/logs/rollout.log"
         log.parent.mkdir(parents=True)
         end = {"event": "end", "reason": "done", "seconds": seconds, "cpu_seconds": 1.0, "peak_mib": 1.0}
         log.write_text(json.dumps(end) + "\n")

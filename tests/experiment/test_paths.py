@@ -12,9 +12,9 @@ TOP = {"results": "results", "dataset": "cds"}
 VARIANTS = {
     "sharp": {"method": "minirec", "score": {"mu": 0.25}},
     "by_lora": {"method": "minirec", "gradient": {"space": "lora"}},
-    "warmer": {"method": "minirec", "rollout": {"seed": 1}},
+    "faster": {"method": "minirec", "rollout": {"engine": "vllm"}},
     "longer": {"method": "minirec", "sampling": {"max_new_tokens": 300}},
-    "small_proxy": {"method": "minirec", "proxy": {"size": 32, "seed": 5}},
+    "small_proxy": {"method": "minirec", "proxy": {"size": 32}},
     "flat": {"method": "minirec", "select": {"alpha": 0.5}, "curriculum": {"group_size": 1}, "train": {"epochs": 1}},
 }
 
@@ -36,7 +36,7 @@ def own(given, variant: str) -> list[str]:
     [
         ("sharp", "scores.parquet"),
         ("by_lora", "gradients.safetensors"),
-        ("warmer", "rollouts.parquet"),
+        ("faster", "rollouts.parquet"),
         ("longer", "proxy/adapter"),
         ("small_proxy", "proxy/adapter"),
     ],
@@ -48,25 +48,25 @@ def test_a_variant_has_its_own_signals_from_the_first_that_it_changes_and_shares
 
 def test_a_variant_that_changes_no_signal_has_none_of_its_own(given):
     assert own(given, "flat") == []
-    assert Rules(given).constraints()["signal_set"].endswith("(?:@(?:sharp|by_lora|warmer|longer|small_proxy))?")
+    assert Rules(given).constraints()["signal_set"].endswith("(?:@(?:sharp|by_lora|faster|longer|small_proxy))?")
 
 
 def test_the_selection_of_a_variant_of_the_score_reads_its_own_scores_and_the_embeddings_of_all(given):
     rules, run = Rules(given), {**TOP, "selector": "gemma", "budget": "8", "seed": "0"}
     inputs = {method: rules.select_inputs({**run, "method": method}) for method in ("minirec", "sharp", "flat")}
-    shared = "results/cds/signals/gemma"
+    shared = "results/cds/signals/{}/seed0"
     assert inputs["minirec"] == inputs["flat"]
-    assert inputs["minirec"]["scores"] == f"{shared}/scores.parquet"
-    assert inputs["sharp"]["scores"] == f"{shared}@sharp/scores.parquet"
-    judge = {**TOP, "signal_set": "gemma@sharp"}  # the job that makes these scores
-    assert rules.signal("rollouts.parquet")(judge) == f"{shared}/rollouts.parquet"
-    assert rules.signal("gradients.safetensors")(judge) == f"{shared}/gradients.safetensors"
+    assert inputs["minirec"]["scores"] == f"{shared.format('gemma')}/scores.parquet"
+    assert inputs["sharp"]["scores"] == f"{shared.format('gemma@sharp')}/scores.parquet"
+    judge = {**TOP, "signal_set": "gemma@sharp", "seed": "0"}  # the job that makes these scores
+    assert rules.signal("rollouts.parquet")(judge) == f"{shared.format('gemma')}/rollouts.parquet"
+    assert rules.signal("gradients.safetensors")(judge) == f"{shared.format('gemma')}/gradients.safetensors"
 
 
-def test_a_proxy_is_trained_on_a_random_selection_of_its_size_and_seed(given):
+def test_a_proxy_is_trained_on_a_random_selection_of_its_size_and_of_the_seed_of_its_run(given):
     rules, where = Rules(given), "results/cds/selections/none/random-{}/seed{}/curriculum.parquet"
-    assert rules.proxy_curriculum({**TOP, "signal_set": "gemma"}) == where.format(256, 0)
-    assert rules.proxy_curriculum({**TOP, "signal_set": "gemma@small_proxy"}) == where.format(32, 5)
+    assert rules.proxy_curriculum({**TOP, "signal_set": "gemma", "seed": "3"}) == where.format(256, 3)
+    assert rules.proxy_curriculum({**TOP, "signal_set": "gemma@small_proxy", "seed": "5"}) == where.format(32, 5)
 
 
 def test_a_run_is_read_back_from_its_path():
@@ -76,16 +76,28 @@ def test_a_run_is_read_back_from_its_path():
     assert run.selection(Path("top")) == Path("top/selections/gemma/minirec-256/seed3")
 
 
+def test_the_shards_of_a_run_are_one_word_however_many_and_their_logs_are_found(given, tmp_path):
+    many = config.validate(config.overlay(given.model_dump(mode="json"), {"rollout": {"shards": 2000}}))
+    folders = paths.folders(many, [paths.run_of(many, "qwen", "gemma", "minirec", 8, seed) for seed in range(3)])
+    assert len(" ".join(folders)) < 2_000
+    for shard in (0, 7, 1999, 2000):  # the last is left over from more shards
+        log = tmp_path / f"signals/gemma/seed1/shards/{shard}/logs/rollout.log"
+        log.parent.mkdir(parents=True)
+        log.touch()
+    found = {log.parts[-3] for log in paths.logs(tmp_path, folders)}
+    assert found == {"0", "7", "1999"}
+
+
 def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selection_and_itself(given):
     run = paths.run_of(given, "qwen", "gemma", "sharp", 8, 1)
     assert paths.folders(given, [run, run]) == [
         "base/qwen",
         "base/gemma",
-        "signals/gemma",
-        "signals/gemma/proxy",
-        "signals/gemma@sharp",
-        "signals/gemma@sharp/proxy",
-        "selections/none/random-256/seed0",
+        "signals/gemma/seed1",
+        "signals/gemma/seed1/proxy",
+        "signals/gemma@sharp/seed1",
+        "signals/gemma@sharp/seed1/proxy",
+        "selections/none/random-256/seed1",
         "selections/gemma/sharp-8/seed1",
         "runs/qwen/gemma/sharp-8/seed1",
     ]

@@ -87,7 +87,7 @@ def load(name, folders, defaults, **changes):
         folders[0], defaults.policy.model_copy(update={"marker": "a"}), folders[1], PASSES.batch_tokens
     )
     settings, engine = defaults.rollout.model_copy(update={"engine": name}), Engine(vllm_memory=0.2)
-    return engines.load(policy, defaults.sampling.model_copy(update=changes), settings, engine, *folders)
+    return engines.load(policy, defaults.sampling.model_copy(update=changes), settings, engine, *folders, seed=0)
 
 
 @pytest.fixture(scope="module", params=["builtin", "pretended", *REAL[1:]])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,12 +27,12 @@ def settings(defaults, **changes):
     return config.validate(config.overlay(json.loads(defaults.model_dump_json()), {"rollout": changes}))
 
 
-def run(judged, given, folder, shard=None, vllm_memory=0.6):
+def run(judged, given, folder, shard=None, vllm_memory=0.6, seed=0):
     """Run the stage; returns the bytes of its two files."""
     out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
     engine = Engine(vllm_memory=vllm_memory)
-    rollout.run(**sections, passes=SMALL, engine=engine, **judged, shard=shard, **out)
+    rollout.run(**sections, passes=SMALL, engine=engine, **judged, seed=seed, shard=shard, **out)
     assert sorted(path.name for path in folder.iterdir()) == ["hidden.safetensors", "rollouts.parquet"]
     return [path.read_bytes() for path in out.values()]
 
@@ -74,35 +75,26 @@ def test_shards_joined_are_what_one_job_writes(judged, defaults, tmp_path, monke
     one = run(judged, settings(defaults), tmp_path / "one", vllm_memory=0.9)
     shards = []
     for shard in range(count):  # of whole windows in the last case, else of batches
-        shards.append(tmp_path / f"shard{shard}")
+        shards.append(tmp_path / str(shard))
         shards[-1].mkdir()
         run(judged, settings(defaults, shards=count), shards[-1], shard)
         owned = [row["sample_id"] for row in rows(shards[-1])[0]]
         assert 0 < len(set(owned)) < 22
     files = {"rollouts": tmp_path / "rollouts.parquet", "hidden": tmp_path / "hidden.safetensors"}
-    gather.run(
-        rollout_shards=[shard / "rollouts.parquet" for shard in reversed(shards)],
-        hidden_shards=[shard / "hidden.safetensors" for shard in reversed(shards)],
-        **files,
-    )
+    gather.run(shards_folder=tmp_path, shards=count, **files)
     assert rows(tmp_path) == rows(tmp_path / "one")
     assert [path.read_bytes() for path in files.values()] == one
 
 
 def test_a_shard_with_nothing_to_do_writes_empty_files_that_gather_takes(judged, defaults, tmp_path):
     shards = [tmp_path / str(shard) for shard in range(40)]
-    for number, shard in enumerate(shards[:2] + shards[-1:]):
+    for number, shard in zip((0, 39, 1), shards[:3], strict=True):
         shard.mkdir()
-        run(judged, settings(defaults, shards=40), shard, (0, 1, 39)[number])
-    assert rows(shards[39])[0] == []
-    kept = [shards[0], shards[39], shards[1]]
+        run(judged, settings(defaults, shards=40), shard, number)
+    assert rows(shards[1])[0] == []
     files = {"rollouts": tmp_path / "rollouts.parquet", "hidden": tmp_path / "hidden.safetensors"}
-    gather.run(
-        rollout_shards=[shard / "rollouts.parquet" for shard in kept],
-        hidden_shards=[shard / "hidden.safetensors" for shard in kept],
-        **files,
-    )
-    assert len(rows(tmp_path)[1]) == len(rows(shards[0])[1]) + len(rows(shards[1])[1])
+    gather.run(shards_folder=tmp_path, shards=3, **files)
+    assert len(rows(tmp_path)[1]) == len(rows(shards[0])[1]) + len(rows(shards[2])[1])
 
 
 def test_shards_that_hold_different_samples_are_refused(judged, defaults, tmp_path):
@@ -110,10 +102,11 @@ def test_shards_that_hold_different_samples_are_refused(judged, defaults, tmp_pa
     for number, shard in enumerate(shards):
         shard.mkdir()
         run(judged, settings(defaults, shards=2), shard, number)
+    shutil.copy(shards[0] / "hidden.safetensors", shards[1])
     with pytest.raises(InputError, match="hold different samples; make them again"):
         gather.run(
-            rollout_shards=[shard / "rollouts.parquet" for shard in shards],
-            hidden_shards=[shards[0] / "hidden.safetensors"] * 2,
+            shards_folder=tmp_path,
+            shards=2,
             rollouts=tmp_path / "rollouts.parquet",
             hidden=tmp_path / "hidden.safetensors",
         )
@@ -146,7 +139,7 @@ def test_a_damaged_part_is_made_again(judged, defaults, tmp_path, whole, calls, 
 def test_parts_of_other_settings_are_not_used(judged, defaults, tmp_path, whole, calls):
     calls.limit = 7
     with pytest.raises(KeyboardInterrupt):
-        run(judged, settings(defaults, seed=5), tmp_path)
+        run(judged, settings(defaults), tmp_path, seed=5)
     calls.limit = 10**6
     before = sum(calls)
     assert run(judged, settings(defaults), tmp_path) == whole
@@ -207,15 +200,15 @@ def test_a_job_that_goes_on_with_other_batches_ends_as_one_that_had_them_from_th
 
 
 def test_shards_with_other_batches_are_not_joined(judged, defaults, tmp_path, monkeypatch):
-    shards = [tmp_path / name for name in ("a", "b")]
+    shards = [tmp_path / name for name in ("0", "1")]
     for number, shard in enumerate(shards):
         shard.mkdir()
         monkeypatch.setattr(f"{__name__}.SMALL", Passes(batch_tokens=60 * (number + 1)))
         run(judged, settings(defaults, shards=2), shard, number)
     with pytest.raises(InputError, match="were made differently"):
         gather.run(
-            rollout_shards=[shard / "rollouts.parquet" for shard in shards],
-            hidden_shards=[shard / "hidden.safetensors" for shard in shards],
+            shards_folder=tmp_path,
+            shards=2,
             rollouts=tmp_path / "rollouts.parquet",
             hidden=tmp_path / "hidden.safetensors",
         )

@@ -111,10 +111,14 @@ def project(tmp_path, monkeypatch, defaults):
             one |= {name: pa.array([1.0] * TRAINED, pa.float32()) for name in ("reward", "ndcg", "pi", "advantage")}
             one |= {"sample_id": np.arange(TRAINED), "hit": [True] * TRAINED, "text": [""] * TRAINED}
             one["tokens"] = pa.array([[1]] * TRAINED, pa.list_(pa.int32()))
-            tables.write("rollouts", pa.table(one), top / "signals/gemma/rollouts.parquet", Provenance("rollout"))
-            tables.write("scores", pa.table(scores), top / "signals/gemma/scores.parquet", Provenance("score"))
+            tables.write("rollouts", pa.table(one), top / "signals/gemma/seed0/rollouts.parquet", Provenance("rollout"))
+            tables.write("scores", pa.table(scores), top / "signals/gemma/seed0/scores.parquet", Provenance("score"))
         trained = f"gemma/{selector}/{method}-{budget}"
-        spent = {"signals/gemma/rollout": 12.5, f"runs/{trained}/seed0/train": 30, f"runs/{trained}/seed1/train": 12}
+        spent = {
+            "signals/gemma/seed0/rollout": 12.5,
+            f"runs/{trained}/seed0/train": 30,
+            f"runs/{trained}/seed1/train": 12,
+        }
         spent |= {"runs/gemma/none/random-9/seed0/train": 5, f"runs/{trained}/seed7/train": 6}  # of others
         spent |= {"signals/other/rollout": 7}
         for job, seconds in spent.items():
@@ -184,7 +188,7 @@ def test_the_summary_has_the_metrics_of_every_part(project):
 def test_the_cost_is_that_of_the_jobs_of_this_experiment_and_is_said_by_stage(project):
     project([BASE, BASE])
     summary, text = written()
-    rollout = "signals/gemma/logs/rollout.log"
+    rollout = "signals/gemma/seed0/logs/rollout.log"
     assert summary["cost"][rollout] == {"seconds": 12.5, "cpu_seconds": 1.0, "max_rss_mib": 100.5}
     runs = {f"runs/gemma/gemma/minirec-{PICKED}/seed{seed}/logs/train.log" for seed in (0, 1)}
     assert set(summary["cost"]) == {rollout} | runs
@@ -339,7 +343,7 @@ def test_ranks_on_other_test_samples_are_refused(project, place, named):
 
 def test_an_artefact_that_is_missing_is_named_and_nothing_is_written(project):
     given = project([BASE], write_only=True)
-    Path("results/movielens/signals/gemma/scores.parquet").unlink()
+    Path("results/movielens/signals/gemma/seed0/scores.parquet").unlink()
     with pytest.raises(InputError, match=r"scores\.parquet does not exist"):
         summarise_it(given)
     assert not Path("results/movielens/metrics.json").exists()

@@ -54,7 +54,7 @@ def run(tmp_path, defaults):
 
     tables.write("rollouts", rollouts(turned, value[::-1]), tmp_path / "rollouts.parquet", Provenance("rollout"))
 
-    def select_(budget, method="minirec", shard=None, shard_selections=None, out="selection.parquet", **changes):
+    def select_(budget, method="minirec", shard=None, shards_folder=None, out="selection.parquet", **changes):
         select.run(
             select=defaults.select.model_copy(update=changes),
             samples=tmp_path / "samples.parquet",
@@ -65,7 +65,7 @@ def run(tmp_path, defaults):
             budget=budget,
             seed=3,
             shard=shard,
-            shard_selections=shard_selections,
+            shards_folder=shards_folder,
             selection=tmp_path / out,
         )
         return tables.read("selection", tmp_path / out).sort_by("position")
@@ -122,14 +122,14 @@ def test_without_diversity_the_most_valuable_come_first(run):
 
 
 def test_two_rounds_pick_in_each_shard_and_then_among_the_picks(run, tmp_path):
-    names = ["first.parquet", "second.parquet"]
+    names = [f"{shard}/selection.parquet" for shard in (1, 0)]
     picked = [run("2", shard=shard, shards=2, out=name) for shard, name in enumerate(names)]
     assert [table["sample_id"].to_pylist() for table in picked] == [[12, 11], [15, 14]]
-    found = run("2", shards=2, shard_selections=[tmp_path / name for name in reversed(names)])
+    found = run("2", shards=2, shards_folder=tmp_path)
     assert found["sample_id"].to_pylist() == [12, 15]
     assert found["value"].to_pylist() == [0.9, 0.5]
     with pytest.raises(InputError, match="the budget is 5, but only 4"):
-        run("5", shards=2, shard_selections=[tmp_path / name for name in names])
+        run("5", shards=2, shards_folder=tmp_path)
 
 
 @pytest.mark.parametrize("budget", ["4", "all"])
@@ -144,17 +144,17 @@ def test_a_shard_that_is_not_there_is_refused(run):
 
 
 def test_one_shard_in_two_rounds_is_the_exact_choice(run, tmp_path):
-    run("4", shard=0, out="only.parquet")
+    run("4", shard=0, out="0/selection.parquet")
     exact = run("4").to_pylist()
-    assert run("4", shard_selections=[tmp_path / "only.parquet"]).to_pylist() == exact
+    assert run("4", shards_folder=tmp_path).to_pylist() == exact
 
 
 def test_the_last_round_refuses_damaged_embeddings(run, tmp_path):
-    run("2", shard=0, out="only.parquet")
+    run("2", shard=0, out="0/selection.parquet")
     file = tmp_path / "embeddings.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    for shard_selections in (None, [tmp_path / "only.parquet"]):
+    for shards_folder in (None, tmp_path):
         with pytest.raises(InputError, match="do not match its digest"):
-            run("2", shard_selections=shard_selections)
+            run("2", shards_folder=shards_folder)

@@ -97,11 +97,20 @@ def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
     history = tables.read("history", top / "runs" / RUN / "history.parquet")
     trained = [sample for step in history.sort_by("step")["sample_ids"].to_pylist() for sample in step]
     assert trained == curriculum.sort_by("position")["sample_id"].to_pylist()
-    assert tables.read("rollouts", top / "signals" / "tiny" / "rollouts.parquet").num_rows == 60 * 4
-    assert tensors.read(top / "signals" / "tiny" / "hidden.safetensors", "hidden")["hidden"].shape == (60, 4, 32)
+    assert tables.read("rollouts", top / "signals" / "tiny" / "seed0" / "rollouts.parquet").num_rows == 60 * 4
+    assert tensors.read(top / "signals" / "tiny" / "seed0" / "hidden.safetensors", "hidden")["hidden"].shape == (
+        60,
+        4,
+        32,
+    )
     metrics = json.loads((top / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["samples"] == {"train": 60, "valid": 20, "test": 20}
-    jobs = {"prepare", "base/tiny/embed_base", "signals/tiny/proxy/train_proxy", "signals/tiny/shards/1/rollout"}
+    jobs = {
+        "prepare",
+        "base/tiny/embed_base",
+        "signals/tiny/seed0/proxy/train_proxy",
+        "signals/tiny/seed0/shards/1/rollout",
+    }
     jobs |= {f"runs/{RUN}/{rule}" for rule in ("train", "evaluate", "measure")}
     logs = {str(Path(job).parent / "logs" / f"{Path(job).name}.log") for job in jobs}
     assert set(metrics["cost"]) >= logs
@@ -129,7 +138,7 @@ def test_a_second_run_has_nothing_to_do(project):
 def test_the_same_seed_gives_the_same_bytes_in_another_folder(project):
     folder, _ = project
     run(folder, "--config", "results=again", "--", f"again/shop/runs/{RUN}/metrics.json")
-    signals, selection = "signals/tiny", "selections/tiny/minirec-20/seed0"
+    signals, selection = "signals/tiny/seed0", "selections/tiny/minirec-20/seed0"
     for name in (
         "samples.parquet",
         "catalogue.parquet",

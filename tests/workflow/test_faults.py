@@ -488,7 +488,7 @@ def test_of_a_stage_with_unfinished_work_the_second_process_is_sent_away(jobs, w
 @pytest.mark.parametrize("file", ["rollouts.parquet", "hidden.safetensors"])
 def test_a_missing_shard_is_named_and_made_again(project, jobs, file):
     before = science(project)
-    shard = project / "results/shop/signals/tiny/shards/1" / file
+    shard = project / "results/shop/signals/tiny/seed0/shards/1" / file
     remove([shard, *jobs["gather"].outputs()])
     code, said = jobs["gather"].run()
     assert code == 1

@@ -258,7 +258,7 @@ def undone(done: Path, folder: Path) -> Path:
     shutil.copytree(done, folder)
     top = folder / "results" / "shop"
     kept = ("proxy", "items.safetensors", "logs")
-    signals = [path for path in (top / "signals" / "tiny").iterdir() if path.name not in kept]
+    signals = [path for path in (top / "signals" / "tiny" / "seed0").iterdir() if path.name not in kept]
     others = ("selections/tiny", "runs", "figures", "metrics.json", "summary.txt")  # not the proxy's own selection
     for path in [*signals, *(top / name for name in others)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -125,8 +125,10 @@ SETTINGS = {  # laid over the finished experiment: the rules that a dry run then
     "proxy: {learning_rate: 0.5}": PROXY,
     "curriculum: {group_size: 3}": {"curriculum", *TRAINED},
     "proxy: {size: 16}": PROXY,
-    "proxy: {seed: 1}": PROXY,
-    "rollout: {seed: 1}": ROLLED_OUT,
+    "proxy: {seed: 1}": set(),  # counts only where all runs share one proxy
+    "proxy: {seeds: shared}": set(),  # that of seed 0, which there is
+    "proxy: {seeds: shared, seed: 1}": PROXY,
+    "rollout: {engine: vllm}": ROLLED_OUT,
     "gradient: {seed: 1}": {"gradient", *SCORED},
     "score: {mu: 0.4}": SCORED,
     "select: {alpha: 0.5}": SELECTED,
@@ -171,8 +173,8 @@ EDITS = {  # a line of code more in a file of the package
     "experiment/job_logs.py": {"summarise"},
 }
 NO_EDITS = ["errors", "progress", "storage/files", "storage/memory", "storage/code_digest", "storage/columns"]
-NO_EDITS += [f"experiment/{name}" for name in ("commands", "config", "rules", "sections", "validation")]
-NO_EDITS += [f"cli/{name}" for name in ("main", "parser", "launch", "status", "plan", "show", "planned_jobs")]
+NO_EDITS += [f"experiment/{name}" for name in ("commands", "config", "limits", "rules", "sections", "validation")]
+NO_EDITS += [f"cli/{name}" for name in ("main", "parser", "launch", "gpus", "status", "plan", "show", "planned_jobs")]
 REWORDED = {  # (file, text, another): rules
     ("model/policy.py", '"""', '"""Another docstring. '): set(),
     ("model/policy.py", "\n\n", "\n\n# a comment\n"): set(),
@@ -235,9 +237,24 @@ def test_a_second_budget_plans_one_select_curriculum_train_and_evaluate(finished
     assert jobs == once(*SELECTED)
 
 
-def test_another_seed_plans_one_more_run(finished):
-    jobs = plan(finished, TARGET, configs=("main: {seeds: [0, 1]}",))
-    assert jobs == once(*SELECTED)
+def test_another_seed_plans_one_more_run_with_a_proxy_rollouts_and_picks_of_its_own(finished):
+    seeds = "main: {seeds: [0, 1]}"
+    jobs = plan(finished, TARGET, configs=(seeds,))
+    assert jobs == once(*PROXY) | {"select": 2, "curriculum": 2}  # of the run and of its proxy's random samples
+    done = spawn(finished, "-n", "-p", TARGET, configs=(seeds,))
+    for stage in ("train", "rollout", "select"):
+        assert all("--seed 1" in line for line in commands(done.stdout, stage)), stage
+    assert "selections/none/random-256/seed1/curriculum.parquet" in done.stdout
+
+
+def test_runs_share_the_signals_of_one_seed_where_the_configuration_says_so(finished):
+    shared = "{main: {seeds: [0, 1, 2]}, proxy: {seeds: shared}}"
+    assert plan(finished, TARGET, configs=(shared,)) == once("summarise") | dict.fromkeys(SELECTED - {"summarise"}, 2)
+    jobs = plan(finished, "fresh/toy/metrics.json", configs=(shared, "{results: fresh, proxy: {seed: 7}}"))
+    assert {jobs[rule] for rule in ("train_proxy", "embed_proxy", "rollout", "gradient", "score")} == {1}
+    done = spawn(finished, "-n", "fresh/toy/metrics.json", configs=(shared, "{results: fresh, proxy: {seed: 7}}"))
+    assert set(re.findall(r"signals/tiny/(seed\d+)", done.stdout)) == {"seed7"}
+    assert set(re.findall(r"random-256/(seed\d+)", done.stdout)) == {"seed7"}
 
 
 def test_a_variant_shares_the_signals(finished):
@@ -259,8 +276,8 @@ def test_a_selection_in_two_rounds_picks_in_every_shard_first(finished):
     assert plan(finished, file.format("rounds"), configs=(variants,)) == once("select") | {"select_shard": 2}
     done = spawn(finished, "-n", "-p", file.format("rounds"), configs=(variants,))
     first, second, last = commands(done.stdout, "select")
-    shards = [f"results/toy/selections/tiny/rounds-8/seed0/shards/{shard}/selection.parquet" for shard in range(2)]
-    assert f"--shard-selections {' '.join(shards)} --samples" in last
+    assert "--shards-folder results/toy/selections/tiny/rounds-8/seed0/shards" in last
+    assert "--shards-folder" not in first + second
     assert all("--shards 2" in line for line in (first, second, last))
     assert sorted(re.findall(r"--shard (\d)", first + second + last)) == ["0", "1"]
 
@@ -288,27 +305,43 @@ def test_a_comparison_trains_every_cell_of_the_grid_once(finished):
     grid = f"compare: {{models: [tiny], selectors: [tiny], {methods}, budgets: [8, 16], seeds: [0, 1]}}"
     jobs = plan(finished, "results/toy/comparison.parquet", configs=(grid,))
     assert jobs["train"] == 2 * 2 + 2 * 2 + 2 - 1  # minirec, random, full without a budget, less the run there is
-    assert jobs["select"] == jobs["curriculum"] == jobs["train"]
-    assert jobs["compare"] == 1
-    assert not {"train_proxy", "rollout", "score"} & set(jobs)
+    assert jobs["select"] == jobs["curriculum"] == jobs["train"] + 1  # the samples of the proxy of seed 1
+    assert {jobs[rule] for rule in ("compare", "train_proxy", "rollout", "score")} == {1}  # of seed 1
 
 
 def test_only_derivatives_by_the_adapter_need_the_policy(finished):
-    file = "results/toy/signals/tiny/gradients.safetensors"
+    file = "results/toy/signals/tiny/seed0/gradients.safetensors"
     told = {}
     for space in ("hidden", "lora"):
         config = f"gradient: {{space: {space}}}"
         done = spawn(finished, "-n", "-p", "-R", "gradient", "--", file, configs=(config,))
         (told[space],) = commands(done.stdout, "gradient")
     assert not {"--model", "--catalogue"} & set(told["hidden"].split())  # the adapter holds the whitening
-    assert "--adapter results/toy/signals/tiny/proxy/adapter" in told["lora"]
+    assert "--adapter results/toy/signals/tiny/seed0/proxy/adapter" in told["lora"]
     assert "--model data/models/tiny" in told["lora"]
     assert "--catalogue results/toy/catalogue.parquet" in told["lora"]
 
 
 def test_shards_are_gathered(finished):
-    jobs = plan(finished, "results/toy/signals/tiny/rollouts.parquet", configs=("rollout: {shards: 3}",))
+    jobs = plan(finished, "results/toy/signals/tiny/seed0/rollouts.parquet", configs=("rollout: {shards: 3}",))
     assert jobs == {"rollout": 3, "gather": 1}
+
+
+def test_a_thousand_shards_with_long_names_fit_into_a_command_line(finished):
+    name = "abcdefghijklmnopqrstuvwxyz0123456789_zyxwvutsrqponmlkjihgfedcba"  # of 63 characters, at most 64 are allowed
+    more = (
+        f"{{rollout: {{shards: 1000}}, variants: {{{name}: {{rollout: {{engine: vllm}}, select: {{shards: 1000}}}}}}}}"
+    )
+    main = f"main: {{method: {name}, seeds: [0, 1]}}"
+    done = spawn(finished, "-n", "-p", TARGET, configs=(more, main))
+    assert done.returncode == 0, done.stdout
+    lines = commands(done.stdout)
+    assert len(lines) > 2_000
+    assert max(map(len, lines)) < 8_000  # bash takes 131,072 characters
+    gathered = commands(done.stdout, "gather")
+    assert f"--shards-folder results/toy/signals/tiny@{name}/seed0/shards --shards 1000" in " ".join(
+        gathered[0].split()
+    )
 
 
 def test_another_number_of_shards_can_leave_finished_rollouts_alone(finished):
@@ -370,7 +403,7 @@ def test_until_and_forced_reruns(finished):
 
 
 def test_a_deleted_intermediate_file_is_made_again_when_something_needs_it(finished):
-    file = finished / "results" / "toy" / "signals" / "tiny" / "scores.parquet"
+    file = finished / "results" / "toy" / "signals" / "tiny" / "seed0" / "scores.parquet"
     with deleted(file):
         assert plan(finished, str(file.relative_to(finished))) == once("score")
         assert plan(finished, TARGET, configs=("main: {budget: 16}",))["score"] == 1
@@ -381,6 +414,32 @@ def test_a_forced_run_of_everything_leaves_own_data_alone(finished):
     jobs = plan(finished, "-F", TARGET)
     assert "fetch_data" not in jobs
     assert jobs["prepare"] == 1
+
+
+def test_results_lie_in_an_absolute_folder_if_the_configuration_says_so(finished, tmp_path):
+    jobs = plan(finished, f"{tmp_path}/out/toy/metrics.json", configs=(f"results: {tmp_path}/out",))
+    assert set(jobs) == EVERYTHING
+    done = spawn(finished, "-n", f"{tmp_path}/out/tpy/metrics.json", configs=(f"results: {tmp_path}/out",))
+    assert "the data set tpy is not among" in done.stdout
+
+
+def test_the_workflow_runs_in_another_folder_with_its_own_defaults(finished, tmp_path):
+    shutil.copytree(finished / "data", tmp_path / "data")
+    done = spawn(finished, "--directory", str(tmp_path), "--cores", "1", "results/toy/samples.parquet")
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "results" / "toy" / "samples.parquet").is_file()
+
+
+def test_more_samples_than_there_are_are_refused_when_planned_or_right_after_prepare(finished):
+    budget = "results/toy/selections/tiny/minirec-500/seed0/selection.parquet"
+    for target, change in ((budget, "{}"), (TARGET, "proxy: {size: 500}"), (TARGET, "main: {budget: 500}")):
+        known = spawn(finished, "-n", target, configs=("prepare: {max_train: 499}", change))
+        assert known.returncode != 0
+        assert "is 500, but prepare.max_train is 499" in known.stdout
+        assert "Traceback" not in known.stdout
+        unknown = spawn(finished, "-n", "-p", "-R", "embed_base", "--", target, configs=(change,))
+        (embed,) = [line for line in commands(unknown.stdout, "embed") if "--whitening" in line]
+        assert "--least-samples 500" in embed
 
 
 def test_missing_own_data_are_named_in_one_sentence(finished):
@@ -409,7 +468,7 @@ def test_an_unknown_key_stops_the_run_with_one_sentence(finished):
 
 def test_a_path_with_an_unknown_name_has_no_rule(finished):
     for name in ("gemna", "tiny;true", "$(id)"):
-        done = spawn(finished, "-n", f"results/toy/signals/{name}/scores.parquet")
+        done = spawn(finished, "-n", f"results/toy/signals/{name}/seed0/scores.parquet")
         assert done.returncode != 0
         assert "No rule to produce" in done.stdout
 

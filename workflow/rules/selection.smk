@@ -11,7 +11,7 @@ use rule stage as select with:
     log:
         "<selection>/logs/select.log",
     params:
-        **job("select"),
+        **job("select", shards_folder=ask.shard_selections),
 
 
 use rule select as select_shard with:

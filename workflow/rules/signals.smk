@@ -9,7 +9,7 @@ use rule stage as embed_base with:
     input:
         samples="<top>/samples.parquet",
         catalogue="<top>/catalogue.parquet",
-        model="data/models/{model}",
+        model=ask.fetched_model,
     output:
         item_table="<base>/items.safetensors",
         whitening="<base>/whitening.safetensors",
@@ -17,7 +17,7 @@ use rule stage as embed_base with:
     log:
         "<base>/logs/embed_base.log",
     params:
-        **job("embed"),
+        **job("embed", least_samples=ask.least_samples),
 
 
 use rule stage as train_proxy with:
@@ -36,7 +36,7 @@ use rule stage as train_proxy with:
     log:
         "<signals>/proxy/logs/train_proxy.log",
     params:
-        **job("train", train="proxy", seed=ask.proxy_seed),
+        **job("train", train="proxy"),
 
 
 use rule stage as embed_proxy with:
@@ -85,7 +85,7 @@ if SHARDS > 1:
         log:
             "<signals>/logs/gather.log",
         params:
-            **job("gather"),
+            **job("gather", shards_folder=ask.rollout_shards, shards=SHARDS),
 
 
 use rule stage as gradient with:

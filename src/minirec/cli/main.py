@@ -16,8 +16,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from minirec.cli import launch, out_of_memory
+from minirec.cli import gpus, launch, out_of_memory
 from minirec.errors import InputError
+from minirec.experiment.commands import command
 
 TYPED = {  # sub-commands that are no stages
     "show": "Print what made a file, its columns with their meaning, counts and first rows.",
@@ -51,7 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     flags = vars(parser(arguments).parse_args(arguments))
     stage = flags.pop("stage")
     try:
-        launcher = launch.command(arguments, flags.pop("processes", 1), flags.pop("nodes", 1), os.environ)
+        processes, nodes = flags.pop("processes", 1), flags.pop("nodes", 1)
+        if stage not in TYPED and "passes" in command(stage).sections:  # it runs the language model
+            gpus.choose(processes, os.environ)
+        launcher = launch.command(arguments, processes, nodes, os.environ)
         if launcher:
             os.execvp(launcher[0], launcher)
     except InputError as error:

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from minirec.errors import InputError
+from minirec.experiment import limits
 from minirec.experiment.config import DEFAULTS, Config, load, remembered
 from minirec.experiment.job_logs import by_rule, costs
-from minirec.experiment.paths import Run, compared_runs, folders, logs, main_runs
+from minirec.experiment.paths import Run, compared_runs, folders, logs, main_runs, signal_seed
 from minirec.experiment.sections import Passes, Train
 from minirec.storage import artefact, memory, tables
 
@@ -115,19 +116,21 @@ def needs(config: Config, size: Sizes, runs: list[Run], widths: dict[str, int]) 
     for model in dict.fromkeys(run.model for run in runs):
         rows.append(Need("evaluate_base", model, 1, *tested))
     for selector in dict.fromkeys(selectors):
-        width, whole = widths[selector], size.train * g
+        seeds = len({signal_seed(config, run.method, run.seed) for run in runs if run.selector == selector})
+        width, train_samples = widths[selector], seeds * size.train
+        whole, (read, new_tokens) = train_samples * g, training(config.proxy, config.proxy.size)
         rows += [
-            Need("train_proxy", selector, 1, *training(config.proxy, config.proxy.size)),
-            Need("embed_proxy", selector, 1, items, disk=4 * size.items * width),
+            Need("train_proxy", selector, seeds, seeds * read, seeds * new_tokens),
+            Need("embed_proxy", selector, seeds, seeds * items, disk=4 * seeds * size.items * width),
             Need(
                 "rollout",
                 selector,
-                config.rollout.shards,
-                size.train * size.user_tokens + whole * new,
+                seeds * config.rollout.shards,
+                train_samples * size.user_tokens + whole * new,
                 whole * new,
                 4 * whole * (width + new),
             ),
-            Need("gradient", selector, 1, 0, disk=12 * size.train * width),
+            Need("gradient", selector, seeds, 0, disk=12 * train_samples * width),
         ]
     for model in dict.fromkeys(run.model for run in runs):
         of_model = [run for run in runs if run.model == model]
@@ -150,6 +153,7 @@ def run(*, target: str, configfile: list[Path] | None) -> None:
             f"with DATASET among {', '.join(config.datasets)}"
         )
     runs = runs_of[Path(target).name](config)
+    limits.require(config, folder, runs)
     out = sys.stdout.write
     out(f"{target}: {len(runs)} runs\n")
     for configuration in dict.fromkeys(run.configuration for run in runs):

@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from minirec.errors import InputError
 from minirec.experiment import sections, validation
 from minirec.experiment.sections import Section, Seed, teaches_nothing
 from minirec.selection.methods.registry import Method, methods
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.]{0,63}$")]  # becomes part of a path
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+$")]
-Url = Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
+NAME = "a name of at most 64 characters, each a-z, 0-9, _ or ., that does not start with _ or ."
+FOLDER = (
+    "a folder, relative or absolute, spelled with the letters A-Z and a-z, digits and _ . - / only; "
+    "for another folder, make a link to it"
+)
+Name = Annotated[str, validation.spelled(r"[a-z0-9][a-z0-9_.]{0,63}", NAME)]  # becomes part of a path
+Sha256 = Annotated[str, validation.spelled(r"[0-9a-f]{64}", "a SHA-256, 64 of the characters 0-9 and a-f")]
+Requirement = Annotated[
+    str, validation.spelled(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", "a Python package with its version, like name==1.2.3")
+]
+Url = Annotated[str, validation.spelled(r"https?://\S+", "an address that begins with http:// or https://")]
 Budget = Annotated[int, Field(ge=1)] | Literal["all"]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # also what yaml raises over month 13 and over deep nesting
 S = TypeVar("S", bound=Section)
@@ -63,7 +70,7 @@ class Dataset(Format):
     source: Literal["amazon2023", "movielens", "own"] = Field(
         description="own: you put interactions and items (.parquet, .csv, …) into data/NAME yourself"
     )
-    category: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
+    category: Annotated[str, validation.spelled(r"[A-Za-z0-9_]+", "letters, digits and _ only")] | None = Field(
         None, description="amazon2023: the category, e.g. CDs_and_Vinyl"
     )
     url: Url | None = Field(None, description="amazon2023: the server's folder; movielens: the archive")
@@ -150,7 +157,7 @@ class Variant(Section):
 class Config(Section):
     """The whole configuration, as in config/config.yaml."""
 
-    results: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_./-]*$")] = "results"
+    results: Annotated[str, validation.spelled(r"/?[A-Za-z0-9_.][A-Za-z0-9_./-]*", FOLDER)] = "results"
     datasets: dict[Name, Dataset]
     models: dict[Name, Model]
     main: Main

@@ -11,7 +11,7 @@ from minirec.experiment.config import Config
 FOLDERS = {  # folders of the results, as patterns; the workflow refers to them as <name>/file
     "top": "{results}/{dataset}",
     "base": "{results}/{dataset}/base/{model}",
-    "signals": "{results}/{dataset}/signals/{signal_set}",  # {signal_set}: a selector, or selector@variant
+    "signals": "{results}/{dataset}/signals/{signal_set}/seed{seed}",  # {signal_set}: a selector, or selector@variant
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
@@ -38,6 +38,12 @@ def signal_set(config: Config, file: str, selector: str, method: str) -> str:
     files = list(SIGNAL_SECTIONS)
     decisive = {section for name in files[: files.index(file) + 1] for section in SIGNAL_SECTIONS[name]}
     return f"{selector}@{method}" if decisive & set(config.variants[method].changes) else selector
+
+
+def signal_seed(config: Config, method: str | None, seed: int | str) -> int | str:
+    """The seed of the signals for a run: its own, or with `proxy.seeds: shared` that of `proxy.seed`."""
+    proxy = config.varied(method).proxy
+    return proxy.seed if proxy.seeds == "shared" else seed
 
 
 @dataclass(frozen=True)
@@ -123,21 +129,30 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
         names.append(f"base/{run.model}")
         if run.selector != "none":
             names.append(f"base/{run.selector}")
+            seed = signal_seed(config, run.method, run.seed)
             for file in SIGNAL_SECTIONS:
-                folder = f"signals/{signal_set(config, file, run.selector, run.method)}"
+                folder = f"signals/{signal_set(config, file, run.selector, run.method)}/seed{seed}"
                 names += [folder, f"{folder}/proxy", *_shards(folder, config.rollout.shards)]
-            proxy = config.varied(run.method).proxy
-            names.append(str(Run("", "none", "random", proxy.size, proxy.seed).selection(Path())))
+            size = config.varied(run.method).proxy.size
+            names.append(str(Run("", "none", "random", size, int(seed)).selection(Path())))
         selection = str(run.selection(Path()))
         names += [selection, *_shards(selection, config.used_by(run.method).select.shards), str(run.folder(Path()))]
     return list(dict.fromkeys(names))
 
 
 def _shards(folder: str, shards: int) -> list[str]:
-    return [f"{folder}/shards/{shard}" for shard in range(shards)] if shards > 1 else []
+    """The folders of all shards in one word, as a command line of thousands would be too long."""
+    return [f"{folder}/shards/0-{shards - 1}"] if shards > 1 else []
 
 
 def logs(top: Path, folders: list[str]) -> list[Path]:
     """The logs of the jobs that work in these folders, and of those for the whole data set but `compare`."""
     whole = [log for log in top.glob("logs/*.log") if log.stem != "compare"]  # which is for other runs, too
-    return [*whole, *(log for folder in folders for log in (top / folder).glob("logs/*.log"))]
+    return [*whole, *(log for name in folders for folder in _each(top / name) for log in folder.glob("logs/*.log"))]
+
+
+def _each(folder: Path) -> list[Path]:
+    """The folder, or all folders that `shards/0-N` stands for."""
+    if folder.parent.name != "shards":
+        return [folder]
+    return [folder.with_name(str(shard)) for shard in range(int(folder.name.removeprefix("0-")) + 1)]

@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from minirec.errors import InputError
-from minirec.experiment import config, paths
+from minirec.experiment import config, limits, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
 from minirec.experiment.job_logs import events
@@ -27,6 +28,8 @@ from minirec.storage.code_digest import code_digest
 from minirec.storage.files import atomic_write
 
 Wildcards = Mapping[str, str]
+CHECKS = ("least_samples",)  # parameters that only stop a job early; a change of them re-runs nothing
+LARGEST = "MINIREC_LARGEST_BUDGETS"  # environment variable, which jobs on a cluster get: by data set, as JSON
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -95,8 +98,12 @@ class Rules:
             return " \\\n    ".join(line for line in lines if line)
 
         def decisive(wildcards: Wildcards) -> str:
-            dumped = {name: to_jsonable_python(section.model_dump()) for name, section in settings(wildcards)}
-            return json.dumps(dumped | values(wildcards), sort_keys=True, default=str)
+            dumped = {
+                name: to_jsonable_python(section.model_dump(include=set(SECTIONS[name].model_fields)))
+                for name, section in settings(wildcards)
+            }
+            given = {name: value for name, value in values(wildcards).items() if name not in CHECKS}
+            return json.dumps(dumped | given, sort_keys=True, default=str)
 
         def code(wildcards: Wildcards) -> str:
             method = wildcards.get("method")
@@ -109,9 +116,14 @@ class Rules:
         """A function from wildcards to a file below signals/, for a job that makes signals or reads them."""
 
         def path(wildcards: Wildcards) -> str:
-            selector = wildcards.get("selector") or wildcards["signal_set"].split("@")[0]
-            name = paths.signal_set(self.config, file, selector, wildcards.get("method") or _variant(wildcards) or "")
-            return paths.FOLDERS["signals"].format(**{**wildcards, "signal_set": name}) + f"/{file}"
+            selector, seed = wildcards.get("selector"), wildcards["seed"]
+            method = wildcards.get("method") or _variant(wildcards) or ""
+            if selector:  # the job reads signals for a run
+                seed = str(paths.signal_seed(self.config, method, seed))
+            else:
+                selector = wildcards["signal_set"].split("@")[0]
+            name = paths.signal_set(self.config, file, selector, method)
+            return paths.FOLDERS["signals"].format(**{**wildcards, "signal_set": name, "seed": seed}) + f"/{file}"
 
         return path
 
@@ -125,11 +137,45 @@ class Rules:
             inputs["rollouts"] = self.signal("rollouts.parquet")(wildcards)
         if "embeddings" in reads:
             inputs["embeddings"] = self.signal("embeddings.safetensors")(wildcards)
-        shards = self.config.used_by(wildcards["method"]).select.shards
-        if shards > 1 and not wildcards.get("shard"):
-            folder = paths.FOLDERS["selection"].format(**wildcards)
-            inputs["shard_selections"] = [f"{folder}/shards/{shard}/selection.parquet" for shard in range(shards)]
+        if folder := self.shard_selections(wildcards):
+            shards = self.config.used_by(wildcards["method"]).select.shards
+            inputs["shard_selections"] = [f"{folder}/{shard}/selection.parquet" for shard in range(shards)]
+        if wildcards["budget"] != "all":
+            self.require_samples(wildcards, "the budget", int(wildcards["budget"]))
         return inputs
+
+    def shard_selections(self, wildcards: Wildcards) -> str | None:
+        """The folder of the shards' picks, for the last job of a selection in two rounds; None for any other."""
+        shards = self.config.used_by(wildcards["method"]).select.shards
+        one = shards == 1 or wildcards.get("shard")
+        return None if one else paths.FOLDERS["selection"].format(**wildcards) + "/shards"
+
+    def require_samples(self, wildcards: Wildcards, what: str, count: int) -> None:
+        """End the program if there are fewer training samples than this; if unknown, `least_samples` has it checked."""
+        top = Path(paths.FOLDERS["top"].format(**wildcards))
+        try:
+            limits.require_samples(self.config, top, what, count)
+        except InputError as error:
+            sys.exit(f"minirec: {error}")
+        known = json.loads(os.environ.get(LARGEST, "{}"))
+        os.environ[LARGEST] = json.dumps(known | {top.name: max(count, known.get(top.name, 0))})
+
+    def rollout_shards(self, wildcards: Wildcards) -> str:
+        """The folder of the shards of a rollout."""
+        return paths.FOLDERS["signals"].format(**wildcards) + "/shards"
+
+    def least_samples(self, wildcards: Wildcards) -> int | None:
+        """The largest number of training samples that a job of this run asks for; None: not more than one."""
+        found: int | None = json.loads(os.environ.get(LARGEST, "{}")).get(wildcards["dataset"])
+        return found
+
+    def fetched_model(self, wildcards: Wildcards) -> str:
+        """The folder of a model, before RL; ends the program if it cannot be used as configured."""
+        try:
+            limits.require_model(self.config, wildcards["model"])
+        except InputError as error:
+            sys.exit(f"minirec: {error}")
+        return f"data/models/{wildcards['model']}"
 
     def gradient_inputs(self, wildcards: Wildcards) -> dict[str, str]:
         """Further inputs of `gradient` where `gradient.space` is lora: the catalogue and the base model."""
@@ -152,14 +198,11 @@ class Rules:
         return path
 
     def proxy_curriculum(self, wildcards: Wildcards) -> str:
-        """The curriculum of the proxy: a random selection of `proxy.size` samples."""
+        """The curriculum of the proxy: a random selection of `proxy.size` samples, drawn with the proxy's seed."""
         proxy = self.config.varied(_variant(wildcards)).proxy
-        drawn = {"selector": "none", "method": "random", "budget": proxy.size, "seed": proxy.seed}
+        drawn = {"selector": "none", "method": "random", "budget": proxy.size}
+        self.require_samples(wildcards, "proxy.size", proxy.size)
         return paths.FOLDERS["selection"].format(**{**wildcards, **drawn}) + "/curriculum.parquet"
-
-    def proxy_seed(self, wildcards: Wildcards) -> int:
-        """The seed of the proxy's training."""
-        return self.config.varied(_variant(wildcards)).proxy.seed
 
     def fetched(self) -> str:
         """A regular expression of the data sets that are fetched: all but those with `source: own`."""
@@ -217,9 +260,7 @@ class Rules:
         main = self.main_runs[0]
         if "gradients" not in self.config.method(main.method).reads:
             return {}
-        return {
-            "scores": self.signal("scores.parquet")({**wildcards, "selector": main.selector, "method": main.method})
-        }
+        return {"scores": self.signal("scores.parquet")({**wildcards, **asdict(main)})}
 
     def pictures(self, kind: str) -> list[str]:
         """The pictures of the main experiment as files of this kind; none if its method reads no scores."""

@@ -14,7 +14,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationInfo,
     create_model,
     field_validator,
@@ -22,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from minirec.experiment.validation import spelled
 from minirec.selection.methods import registry
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each process adds its rank
@@ -83,7 +83,7 @@ class Processes(Resources):
 class Queries(Resources):
     """Resources of DuckDB, which filters the data."""
 
-    memory: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(MB|GB)$")] = Field(
+    memory: Annotated[str, spelled(r"\d+(\.\d+)?(MB|GB)", "a number and MB or GB, like 1.5GB")] = Field(
         "1GB", description="memory of DuckDB; larger data spills to disk"
     )
 
@@ -157,7 +157,6 @@ class Rollout(Section):
     """How the proxy writes completions for every training sample (METHOD 4.2)."""
 
     engine: Literal["builtin", "vllm"] = Field("builtin", description="writes the completions; vllm must be installed")
-    seed: Seed = Field(0, description="seed of the completions; each has random numbers of its own")
     shards: int = Field(1, ge=1, description="number of jobs that share the work; it does not change the result")
 
 
@@ -255,7 +254,10 @@ class Proxy(Train):
     """How the proxy is trained on random samples: settings as in `train`, with values of their own (METHOD 4.1)."""
 
     size: int = Field(256, ge=2, description="number of random training samples")
-    seed: Seed = Field(0, description="seed of the random samples and of the training")
+    seeds: Literal["own", "shared"] = Field(
+        "own", description="every run has signals of its own seed, or all share those of proxy.seed"
+    )
+    seed: Seed = Field(0, description="seeds shared: seed of the proxy and its rollouts")
 
 
 class Measure(Section):

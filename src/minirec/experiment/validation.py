@@ -8,13 +8,25 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from minirec.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
 _SHORT = reprlib.Repr()  # a value in a sentence: a few names of YAML can stand for gigabytes of text
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 2, 10, 10, 200, 200
+
+
+def spelled(pattern: str, meaning: str) -> AfterValidator:
+    """A check that text matches a regular expression; its error says what the text should be: `meaning`."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise PydanticCustomError("spelling", "it should be {meaning}", {"meaning": meaning})
+        return text
+
+    return AfterValidator(check)
 
 
 def validate(kind: type[M], raw: Any, where: str) -> M:

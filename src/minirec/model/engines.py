@@ -40,11 +40,12 @@ def load(
     engine: sections.Engine,
     model: Path,
     adapter: Path | None,
+    seed: int,
 ) -> Engine:
     """The engine that `rollout.engine` names; model, adapter: the folders that `policy` was loaded from."""
     if rollout.engine == "vllm":
-        return Vllm(policy, sampling, rollout, engine, model, adapter)
-    return Builtin(policy, sampling, rollout)
+        return Vllm(policy, sampling, engine, model, adapter, seed)
+    return Builtin(policy, sampling, seed)
 
 
 class Builtin:
@@ -52,8 +53,8 @@ class Builtin:
 
     batches_per_call = 1
 
-    def __init__(self, policy: Policy, sampling: sections.Sampling, rollout: sections.Rollout) -> None:
-        self.policy, self.sampling, self.seed = policy, sampling, rollout.seed
+    def __init__(self, policy: Policy, sampling: sections.Sampling, seed: int) -> None:
+        self.policy, self.sampling, self.seed = policy, sampling, seed
 
     def generate(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Completions:
         """Write the completions of one batch of prompts."""
@@ -72,16 +73,16 @@ class Vllm:
         self,
         policy: Policy,
         sampling: sections.Sampling,
-        rollout: sections.Rollout,
         engine: sections.Engine,
         model: Path,
         adapter: Path | None,
+        seed: int,
     ) -> None:
         """Raises InputError if vLLM cannot load the model."""
         import vllm
         from vllm.lora.request import LoRARequest
 
-        self.policy, self.sampling, self.seed, self.library = policy, sampling, rollout.seed, vllm
+        self.policy, self.sampling, self.seed, self.library = policy, sampling, seed, vllm
         self.adapter = LoRARequest(lora_name="proxy", lora_int_id=1, lora_path=str(adapter)) if adapter else None
         try:
             self.model = vllm.LLM(
@@ -93,7 +94,7 @@ class Vllm:
                 max_lora_rank=max(8, 1 << (policy.settings.lora_r - 1).bit_length()),  # vLLM takes powers of two
                 enable_prefix_caching=True,
                 gpu_memory_utilization=engine.vllm_memory,
-                seed=rollout.seed,
+                seed=seed,
             )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]

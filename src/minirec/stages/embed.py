@@ -12,7 +12,7 @@ import torch
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.experiment import sections
+from minirec.experiment import limits, sections
 from minirec.model.generate import user_states
 from minirec.model.items import FrozenItemStates, ItemEncoder
 from minirec.model.policy import Policy
@@ -32,6 +32,7 @@ def run(
     catalogue: Path,
     model: Path,
     adapter: Path | None = None,
+    least_samples: int = 0,
     whitening: Output | None = None,
     frozen_states: Path,
     item_table: Output,
@@ -42,6 +43,9 @@ def run(
     """
     if adapter is None and whitening is None:
         raise InputError("without --adapter the whitening is fitted; name the file to write it to with --whitening")
+    limits.require_layers(policy.lora_layers, model)
+    if least_samples:
+        limits.require_at_least(least_samples, splits.count(samples, "train"))
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     provenance = Provenance("embed", policy.model_dump() | embed.model_dump(), inputs)

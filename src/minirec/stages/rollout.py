@@ -39,6 +39,7 @@ def run(
     model: Path,
     adapter: Path | None = None,
     whitening: Path | None = None,
+    seed: int = 0,
     shard: int | None = None,
     rollouts: Output,
     hidden: Output,
@@ -46,7 +47,9 @@ def run(
     """Write rollouts.parquet and hidden.safetensors of all training samples, or of one shard of them."""
     require_shard("rollout", shard, rollout.shards)
     engines.require(rollout.engine)
-    settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()}
+    settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()} | {
+        "seed": seed
+    }
     if shard is None:
         del settings["shards"]
     else:
@@ -57,7 +60,7 @@ def run(
     whiten = Whitening.read(whitening, adapter)
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     item_vectors = item_vectors.to(loaded.device)
-    writer = engines.load(loaded, sampling, rollout, engine, model, adapter)
+    writer = engines.load(loaded, sampling, rollout, engine, model, adapter, seed)
     checkpoint = RolloutCheckpoint(rollouts.with_name(UNFINISHED), provenance, shard)
     total = splits.count(samples, "train")
     batches = shard_batches(

@@ -31,7 +31,7 @@ def run(
     scores: Path | None = None,
     rollouts: Path | None = None,
     embeddings: Path | None = None,
-    shard_selections: list[Path] | None = None,
+    shards_folder: Path | None = None,
     method: str = "minirec",
     budget: str,
     seed: int = 0,
@@ -43,7 +43,10 @@ def run(
     require_shard("select", shard, select.shards)
     if embeddings is not None and shard is None:
         tensors.shapes(embeddings, "sample_id", "embedding")  # reads all of it for damage; a shard leaves that out
-    pool = stored.pool(samples, shard, select.shards, shard_selections or [])
+    picked_before = (
+        [shards_folder / str(n) / "selection.parquet" for n in range(select.shards)] if shards_folder else []
+    )
+    pool = stored.pool(samples, shard, select.shards, picked_before)
     signals = stored.load(pool, scores, rollouts, embeddings)
     count = _count("all" if chosen.takes_all else budget, len(pool), shard is not None)
     log.info("%s: %d of %d samples", method, count, len(pool))
@@ -57,7 +60,7 @@ def run(
         **{name: pa.nulls(count, pa.float64()) if c is None else c for name, c in columns.items()},
     }
     inputs = {"samples": samples, "scores": scores, "rollouts": rollouts, "embeddings": embeddings}
-    inputs |= {f"shard{number}": file for number, file in enumerate(shard_selections or [])}
+    inputs |= {f"shard{number}": file for number, file in enumerate(picked_before)}
     provenance = Provenance(
         "select",
         {"shards": select.shards, **settings, "method": method, "budget": budget, "seed": seed},

@@ -14,6 +14,7 @@ NO_BYTES = {  # modules that check, report and start; an edit cannot change what
     "errors",
     "experiment.commands",
     "experiment.config",
+    "experiment.limits",
     "experiment.sections",  # the values of settings count elsewhere
     "experiment.validation",
     "progress",

@@ -1,0 +1,95 @@
+"""Settings that ask for more than there is, refused as early as it is known: when the workflow is planned, or after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from minirec.errors import InputError
+from minirec.experiment import paths
+from minirec.experiment.config import Config
+from minirec.storage import artefact
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # names of the number of layers in config.json
+
+
+def require(config: Config, top: Path, runs: list[paths.Run]) -> None:
+    """Raise InputError if runs in `top`, results of a data set, cannot be made as configured, as far as is known."""
+    for run in runs:
+        if run.selector != "none":
+            require_samples(config, top, "proxy.size", config.varied(run.method).proxy.size)
+        if run.budget != "all":
+            require_samples(config, top, "the budget", int(run.budget))
+        for model in {run.model, run.selector} - {"none"}:
+            require_model(config, model)
+
+
+def require_samples(config: Config, top: Path, what: str, count: int) -> None:
+    """Raise InputError if `count` exceeds the training samples; what: the setting that asks for them."""
+    available, most = _prepared(config, top), config.prepare.max_train
+    if available is None and most is not None and count > most:
+        raise InputError(f"{what} is {count}, but prepare.max_train is {most}; lower the one or raise the other")
+    if available is not None:
+        require_at_least(count, available, what)
+
+
+def require_at_least(count: int, available: int, what: str = "the budget or proxy.size") -> None:
+    """Raise InputError if fewer than `count` training samples are available.
+
+    >>> require_at_least(2, 2)
+    """
+    if count > available:
+        raise InputError(
+            f"{what} is {count}, but there are only {available} training samples; lower it, or prepare more samples"
+        )
+
+
+def require_model(config: Config, name: str) -> None:
+    """Raise InputError if a model's own folder lacks files, or the model has fewer layers than policy.lora_layers."""
+    folder, source = Path("data/models") / name, config.models[name]
+    if source.source == "folder" and not folder.exists():
+        _require_files(f"models.{name}.path", Path(str(source.path)))
+        folder = Path(str(source.path))
+    if source.source == "tiny":
+        _require_layers(config.policy.lora_layers, source.layers, name)
+    elif (folder / "config.json").is_file():
+        require_layers(config.policy.lora_layers, folder)
+
+
+def require_layers(lora_layers: int | None, folder: Path) -> None:
+    """Raise InputError if a fetched model has fewer layers than `policy.lora_layers`."""
+    declared = artefact.load_json(folder / "config.json")
+    declared = declared.get("text_config", declared)
+    layers = next((declared[name] for name in LAYERS if isinstance(declared.get(name), int)), None)
+    _require_layers(lora_layers, layers, folder.name)
+
+
+def _require_layers(lora_layers: int | None, layers: int | None, name: str) -> None:
+    if lora_layers is not None and layers is not None and lora_layers > layers:
+        raise InputError(f"policy.lora_layers is {lora_layers}, but the model {name} has {layers} layers; lower it")
+
+
+def _require_files(setting: str, folder: Path) -> None:
+    needed = {
+        "config.json": "config.json",
+        "weights in safetensors": "*.safetensors",
+        "tokenizer.json": "tokenizer.json",
+    }
+    missing = [what for what, pattern in needed.items() if not any(folder.glob(pattern))]
+    if missing:
+        raise InputError(f"{setting} is {folder}, which has no {' and no '.join(missing)}; name the folder of a model")
+
+
+def _prepared(config: Config, top: Path) -> int | None:
+    """Number of training samples, if prepare has run with these settings since the data set last changed."""
+    report, interactions = top / "prepare.json", Path("data") / top.name / "interactions.parquet"
+    try:
+        if interactions.is_file() and interactions.stat().st_mtime > report.stat().st_mtime:
+            return None
+        found = artefact.load_json(report)
+        stored, train = found["provenance"]["settings"], found["train"]
+    except (InputError, OSError, KeyError, TypeError):
+        return None
+    used = config.prepare.model_dump() | {"filter": config.datasets[top.name].filter.model_dump()}
+    settings = json.loads(json.dumps(used, default=str))
+    return int(train) if all(stored.get(name) == value for name, value in settings.items()) else None
