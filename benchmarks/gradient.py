@@ -110,7 +110,16 @@ def files(n: int, folder: Path) -> dict[str, Path]:
     names = ("samples.parquet", "rollouts.parquet", "whitening.safetensors", "hidden.safetensors")
     paths = {name.split(".")[0]: folder / name for name in names} | {"item_table": folder / "items.safetensors"}
     none = {"history_rating": [[None]], "history_age_ms": [[1]], "user_id": ["u"], "split": ["train"], "timestamp": [1]}
-    judged = {"reward": 0.5, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 1.0, "text": "a"}
+    judged = {
+        "reward": 0.5,
+        "ndcg": 0.5,
+        "pi": 0.1,
+        "hit": True,
+        "rank": 3,
+        "advantage": 1.0,
+        "text": "a",
+        "forced": False,
+    }
     with (
         tables.writer("samples", paths["samples"], Provenance("prepare")) as add_samples,
         tables.writer("rollouts", paths["rollouts"], Provenance("rollout")) as add_rollouts,

@@ -62,7 +62,7 @@ def greedy(policy, body):
     text = []
     while (forced := generate.marker_missing(policy, text, WORDS) if text else None) is None:
         text.append(policy.logits(state(policy, policy.user_prompts, body, text)[1]).argmax().item())
-    return text + (policy.marker_ids if forced else [])
+    return generate.with_marker(policy, text) if forced else text
 
 
 def order_of(user, items, history):

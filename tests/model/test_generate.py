@@ -40,6 +40,11 @@ def plain(policy, ids):
         return policy.decoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
 
 
+def read(policy, tokens, forced):
+    """The token ids that the state of a completion is computed from."""
+    return [t for t in tokens if t not in policy.eos_ids] + policy.marker_ids if forced else tokens
+
+
 def pooled(policy, prompt, completion):
     """The pooled state by a plain pass over prefix, prompt and completion."""
     prefix = policy.user_prompts.prefix
@@ -52,7 +57,7 @@ def test_a_branch_gets_the_states_that_a_plain_forward_pass_of_its_own_sequence_
     written = generate.generate(policy, prompts, [6] * 3, uniforms([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     for i, prompt in enumerate(prompts):
         for g in range(3):
-            text = written.tokens[i][g] + (policy.marker_ids if written.forced[i][g] else [])
+            text = read(policy, written.tokens[i][g], written.forced[i][g])
             assert torch.allclose(written.hidden[i, g], pooled(policy, prompt, text), atol=1e-5)
 
 
@@ -162,11 +167,29 @@ def test_the_first_marker_ends_a_completion_wherever_it_stands(policy, monkeypat
     assert torch.allclose(written.hidden[0, 0], pooled(policy, prompts[0], written.tokens[0][0]), atol=1e-5)
 
 
-def test_a_completion_that_ends_early_gets_the_marker_appended(policy, monkeypatch, prompts):
-    script = [*policy.tokenizer("Blue")["input_ids"], policy.tokenizer.eos_token_id, 5, 5, 5]
-    written = scripted(policy, monkeypatch, prompts, script)
-    assert written.tokens[0][0] == script[:-3]
-    assert written.forced[0][0]
+def test_a_marker_forced_after_an_end_of_turn_token_stands_in_its_place(policy, monkeypatch, prompts):
+    said = policy.tokenizer("Blue")["input_ids"]
+    script = [*said, policy.tokenizer.eos_token_id, 5, 5, 5]
+    with monkeypatch.context() as patch:
+        written = scripted(policy, patch, prompts, script)
+    assert (written.tokens[0][0], written.forced[0][0]) == (script[:-3], True)
+    read_again = generate.from_tokens(policy, prompts[:1], [[script]], len(script))
+    assert (read_again.tokens, read_again.forced) == (written.tokens, written.forced)
+    log_p, real, hidden = generate.teacher_forced(policy, prompts[:1], written)
+    expected = pooled(policy, prompts[0], said + policy.marker_ids)
+    for found in (written.hidden, read_again.hidden, hidden):
+        assert torch.allclose(found[0, 0], expected, atol=1e-5)
+    before = plain(policy, policy.user_prompts.prefix + prompts[0] + said)[-1]
+    ended = policy.logits(before).log_softmax(-1)[policy.tokenizer.eos_token_id]
+    assert real.sum() == len(said) + 1
+    assert torch.allclose(log_p[0, 0, len(said)], ended, atol=1e-5)
+
+
+def test_a_completion_that_ends_at_once_is_the_empty_one(policy, prompts):
+    ended = generate.from_tokens(policy, prompts[:1], [[[policy.tokenizer.eos_token_id], []]], 6)
+    assert torch.equal(ended.hidden[0, 0], ended.hidden[0, 1])
+    assert ended.forced == [[True, True]]
+    assert torch.allclose(ended.hidden[0, 0], pooled(policy, prompts[0], policy.marker_ids), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -210,11 +233,15 @@ def test_titles_cannot_steer_the_parse(policy):
     assert "<answer>" not in policy.tokenizer.decode(own)
 
 
-def test_a_prompt_reads_as_the_chat_template_makes_it(policy):
-    p = policy.user_prompts
-    text = policy.tokenizer.decode(p.prefix + p.encode("- just now: Blue Train"))
-    assert text.startswith("<|im_start|>user\n")
-    assert text.endswith("- just now: Blue Train<|im_end|>\n<|im_start|>assistant\n")
+@pytest.mark.parametrize("marker", ["<answer>", "{marker}", "So:", "%s \\1", "{{ 7 * 7 }}", "\u7b54"])
+def test_a_prompt_asks_for_reasoning_that_ends_with_the_marker_and_then_shows_the_history(policy, marker):
+    asking = Policy(policy.model, policy.tokenizer, policy.settings.model_copy(update={"marker": marker}))
+    p = asking.user_prompts
+    assert policy.tokenizer.decode(p.prefix + p.encode("- just now: Blue Train")) == (
+        "<|im_start|>user\nA user chose these items, oldest first (time before now, title, rating). Reason briefly "
+        f"about what the user likes and what kind of item comes next, and end with {marker}\n"
+        "- just now: Blue Train<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 @pytest.fixture
@@ -249,7 +276,7 @@ def test_the_constant_day_leaves_the_rest_of_a_template_as_it_is(tokenizer):
     for start in ("\n", "  ", "  {% set x = 1 %}\n", "{# note #}\n", "\n\n  {{ 'x' }}\n"):
         changed = copy.copy(tokenizer)
         changed.chat_template = start + tokenizer.chat_template
-        messages = [{"role": "user", "content": prompts_of.USER_INSTRUCTION + "\n"}]
+        messages = [{"role": "user", "content": prompts_of.USER_INSTRUCTION + "<answer>\n"}]
         whole = changed.apply_chat_template(messages, tokenize=False)
         assert whole.startswith(prefix(changed))
 
@@ -263,7 +290,7 @@ def test_a_system_message_that_the_chat_template_refuses_is_named(tokenizer):
 
 
 def test_a_system_message_that_looks_like_the_place_of_the_body_is_refused(tokenizer):
-    with pytest.raises(InputError, match=r"take BODY_OF_THE_PROMPT out of policy\.system"):
+    with pytest.raises(InputError, match=r"take BODY_OF_THE_PROMPT out of policy\.system and policy\.marker"):
         prefix(tokenizer, "Read the BODY_OF_THE_PROMPT.")
 
 

@@ -110,6 +110,7 @@ def project(tmp_path, monkeypatch, defaults):
             one = {"completion": pa.array([0] * TRAINED, pa.int32()), "rank": pa.array([1] * TRAINED, pa.int32())}
             one |= {name: pa.array([1.0] * TRAINED, pa.float32()) for name in ("reward", "ndcg", "pi", "advantage")}
             one |= {"sample_id": np.arange(TRAINED), "hit": [True] * TRAINED, "text": [""] * TRAINED}
+            one["forced"] = [False] * TRAINED
             one["tokens"] = pa.array([[1]] * TRAINED, pa.list_(pa.int32()))
             tables.write("rollouts", pa.table(one), top / "signals/gemma/seed0/rollouts.parquet", Provenance("rollout"))
             tables.write("scores", pa.table(scores), top / "signals/gemma/seed0/scores.parquet", Provenance("score"))

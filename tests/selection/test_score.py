@@ -17,7 +17,8 @@ def files(tmp_path):
     """Rollouts of 23 samples, and their derivatives in another order with two samples more."""
     generator = np.random.default_rng(0)
     ids = 5 + 2 * np.arange(N)
-    facts = {"ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 0.0, "tokens": [1], "text": "a"}
+    facts = {"ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3, "advantage": 0.0}
+    facts |= {"tokens": [1], "text": "a", "forced": False}
     rows = [
         facts | {"sample_id": int(i), "completion": c, "reward": float(generator.random())}
         for i in ids

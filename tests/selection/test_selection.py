@@ -23,6 +23,7 @@ def rollouts(ids, rewards) -> pa.Table:
         "advantage": 0.0,
         "tokens": [1],
         "text": "a",
+        "forced": False,
     }
     rows = [row | {"sample_id": int(i), "reward": float(reward)} for i, reward in zip(ids, rewards, strict=True)]
     return pa.Table.from_pylist(rows, tables.TABLES["rollouts"].schema())

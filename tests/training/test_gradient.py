@@ -37,7 +37,7 @@ def case(tmp_path):
     tables.write("samples", samples, tmp_path / "samples.parquet", Provenance("prepare"))
     rows = [
         {"sample_id": int(i), "completion": c, "reward": 0.5, "ndcg": 0.5, "pi": 0.1, "hit": True, "rank": 3}
-        | {"advantage": float(generator.normal()), "tokens": [1], "text": "a"}
+        | {"advantage": float(generator.normal()), "tokens": [1], "text": "a", "forced": False}
         for i in ids
         for c in range(G)
     ]

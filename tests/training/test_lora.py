@@ -54,7 +54,7 @@ def plain_loss(policy, items, target, masked):
     prompt = policy.user_prompts.encode(PROMPT)
     total = 0
     for text, advantage in zip(TEXTS, ADVANTAGE, strict=True):
-        full = [*text, *([] if generate.has_marker(policy, text) else policy.marker_ids)]
+        full = text if generate.has_marker(policy, text) else generate.with_marker(policy, text)
         ids = torch.tensor([[*prefix, *prompt, *full]])
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             states = policy.decoder(input_ids=ids).last_hidden_state[0]

@@ -53,7 +53,7 @@ def plain_loss(trainer, inputs, written, rows, settings, first):
         rewards, log_ps, users = [], [], []
         for tokens, forced in zip(written.tokens[i], written.forced[i], strict=True):
             start = policy.user_prompts.prefix + policy.user_prompts.encode(body)
-            after, before = states(policy, start, tokens + (policy.marker_ids if forced else []))
+            after, before = states(policy, start, generate.with_marker(policy, tokens) if forced else tokens)
             user = trainer.head.user(after.mean(0))
             score = {row: cosine_similarity(user, table[row], dim=0).item() / policy.settings.tau for row in allowed}
             rank = sorted(allowed, key=lambda row: (-score[row], row)).index(target) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from minirec.storage.artefact import Provenance
 from minirec.storage.files import exclusive_lock
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
+ADAPTER = "adapter_"  # start of the names of an adapter's files: a library would load them with the model
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of config.json by family
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -36,6 +39,7 @@ def copy(source: Path, out: Path) -> None:
     """Link or copy the usable files of a model's folder into `out`; raises InputError if one is missing."""
     if not (source / "config.json").is_file():
         raise InputError(f"{source} has no config.json; name the folder of a model")
+    require_plain(source)
     if not any(source.glob("*.safetensors")):
         raise InputError(
             f"{source} has no weights in safetensors; convert them first (other formats can execute code when loaded)"
@@ -43,11 +47,48 @@ def copy(source: Path, out: Path) -> None:
     if not (source / "tokenizer.json").is_file():
         raise InputError(f"{source} has no tokenizer.json; save its fast tokenizer there")
     usable = {file for pattern in FILES for file in source.glob(pattern) if file.is_file()}
+    if left_out := {file for file in usable if file.name.startswith(ADAPTER)}:
+        log.warning("%s has an adapter beside the model (%s), which is left out", source, min(left_out).name)
+        usable -= left_out
     for file in sorted(usable - {source / artefact.FOLDER_RECORD}):
         try:
             os.link(file.resolve(), out / file.name)
         except OSError:
             shutil.copyfile(file, out / file.name)
+
+
+def require_complete(folder: Path) -> None:
+    """Raise InputError if a fetched model lacks a file, or has one that changes what is loaded."""
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise InputError(f"{folder} has no {needed}; fetch the model again")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} has no weights (*.safetensors); fetch the model again")
+    if (folder / f"{ADAPTER}config.json").is_file():
+        raise InputError(f"{folder} has {ADAPTER}config.json of an adapter beside the model; fetch the model again")
+    require_plain(folder)
+
+
+def require_plain(folder: Path) -> None:
+    """Raise InputError if a model is quantised or no decoder alone, or if its folder has two sets of weights."""
+    declared = artefact.load_json(folder / "config.json")
+    if declared.get("quantization_config"):
+        raise InputError(f"{folder} has quantised weights; take the model with weights of 16 or 32 bits")
+    if declared.get("is_encoder_decoder"):
+        raise InputError(f"{folder} is an encoder-decoder model; take a causal language model")
+    if (folder / "model.safetensors").is_file() and (folder / "model.safetensors.index.json").is_file():
+        raise InputError(f"{folder} has its weights twice, in model.safetensors and in parts; remove one of them")
+
+
+def layer_count(declared: Mapping[str, Any]) -> int | None:
+    """Number of layers that a model's config.json declares, by whatever key its family uses; None: it has none.
+
+    >>> layer_count({"text_config": {"num_hidden_layers": 26}}), layer_count({"n_layer": 12})
+    (26, 12)
+    """
+    text = declared.get("text_config")
+    text = text if isinstance(text, Mapping) else declared
+    return next((text[key] for key in LAYERS if isinstance(text.get(key), int)), None)
 
 
 def _hub(source: config.Model, items: Path | None, out: Path) -> None:
@@ -56,7 +97,9 @@ def _hub(source: config.Model, items: Path | None, out: Path) -> None:
 
     assert source.id is not None
     try:
-        folder = snapshot_download(source.id, revision=source.revision, allow_patterns=list(FILES))
+        folder = snapshot_download(
+            source.id, revision=source.revision, allow_patterns=list(FILES), ignore_patterns=f"{ADAPTER}*"
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise Unreachable(f"the model {source.id} cannot be downloaded ({one_line(error)})") from error
     copy(Path(folder), out)

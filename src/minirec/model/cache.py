@@ -185,19 +185,40 @@ class LayerSlice:
         if self.layers.stop is not None and self.layers.stop < len(layers):
             self.decoder.norm = torch.nn.Identity()
         try:
-            return self.decoder(**inputs)
+            with self._entering(self.decoder.layers[0], inputs.get("inputs_embeds")):
+                return self.decoder(**inputs)
         finally:
             self.decoder.layers, self.decoder.norm = layers, norm
+
+    @contextmanager
+    def _entering(self, layer: Any, states: Tensor | None) -> Iterator[None]:
+        """Let a layer read these states as they are: some decoders scale what they take for embeddings."""
+
+        def replace(_: Any, args: Any) -> Any:
+            return args if states is None else (states, *args[1:])
+
+        hook = layer.register_forward_pre_hook(replace)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def _windows(config: Any) -> dict[str, int | None]:
     """Sliding window in tokens by type of layer, None: no limit. Raises InputError if the model ignores masks."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
+    other = [name for name in config.to_dict() if "window" in name and "sliding_window" not in name]
+    if unknown := {*other} - {"max_window_layers"}:  # no check of a few tokens shows what it does
+        raise InputError(
+            f"{config.model_type} models have {min(unknown)}, a limit of unknown meaning; take another model"
+        )
     for kind in {*kinds} - {"full_attention", "sliding_attention"}:
         raise InputError(
             f"{config.model_type} models have layers of {kind}, which cannot be masked; take another model"
         )
+    if "sliding_attention" in kinds and window is None:
+        raise InputError(f"{config.model_type} models do not say how far their layers attend; take another model")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise InputError(
             f"the model's attention is {config._attn_implementation}, which takes no mask; "

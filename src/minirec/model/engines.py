@@ -116,6 +116,7 @@ class Vllm:
     def sample(self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> list[list[list[int]]]:
         """Token ids of the completions [n][G] as vLLM returns them; they may go on after the marker."""
         s, policy = self.sampling, self.policy
+        generate.require_context(policy, prompts, s.max_new_tokens)
         requests = [
             (prompt, int(i), g) for prompt, i in zip(prompts, sample_ids, strict=True) for g in range(s.completions)
         ]

@@ -36,15 +36,15 @@ class FrozenStates:
 
     prefix: Tensor  # [p, d], of the start that all prompts share
     prompt: Tensor  # [t, d], of the rest of the prompt
-    completions: list[Tensor]  # G tensors [t, d], an appended marker included
+    completions: list[Tensor]  # G tensors [t, d], a forced marker included
 
 
 @dataclass
 class Completions:
     """G completions of each of n prompts."""
 
-    tokens: list[list[list[int]]]  # [n][G]: sampled token ids, without an appended marker
-    forced: list[list[bool]]  # [n][G]: whether the marker was missing, so that it was appended
+    tokens: list[list[list[int]]]  # [n][G]: sampled token ids, an end-of-turn token included, a forced marker not
+    forced: list[list[bool]]  # [n][G]: whether the marker was missing, so that it was forced, see `with_marker`
     hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened
     frozen_states: list[FrozenStates]  # [n]; empty if they were not kept
     log_p: list[list[list[float]]] = field(default_factory=list)  # [n][G]: of `tokens` at temperature 1, by the engine
@@ -86,6 +86,7 @@ def generate(
     which is the quantile of the distribution over tokens from likely to unlikely; None: greedy decoding.
     keep_frozen_states: keep what lets `teacher_forced` skip the frozen layers.
     """
+    require_context(policy, prompts, max(limits))
     n, groups = len(prompts), len(limits)
     frozen_layers = policy.frozen_layers if keep_frozen_states else 0
     cache = BranchingCache(policy.decoder, policy.user_prompts.prefix, n, frozen_layers)
@@ -108,7 +109,16 @@ def generate(
     if prefix is not None and prompt is not None:
         texts = reader.frozen_states()
         frozen_states = [FrozenStates(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
-    return Completions(drafts.tokens, drafts.forced, _share_states(drafts.tokens, reader.pooled()), frozen_states)
+    completions = Completions(drafts.tokens, drafts.forced, reader.pooled(), frozen_states)
+    return _share_states(policy, completions)
+
+
+def require_context(policy: Policy, prompts: Sequence[Sequence[int]], limit: int) -> None:
+    """Raise InputError if a prompt with `limit` tokens and the marker after it is longer than the model's context."""
+    longest = max(map(len, prompts), default=0) + limit + len(policy.marker_ids)
+    policy.require_context(
+        len(policy.user_prompts.prefix) + longest, "sampling.max_new_tokens or policy.prompt_history"
+    )
 
 
 class _Drafts:
@@ -131,7 +141,7 @@ class _Drafts:
             if missing is None:
                 still_open.append((i, g))
             elif missing:
-                self.unread[i][g] += self.policy.marker_ids
+                self.unread[i][g] = with_marker(self.policy, [token])
             else:
                 self.forced[i][g] = False
         self.open = still_open
@@ -167,11 +177,12 @@ def from_tokens(
 
     Each is truncated where `generate` would have ended it; one pass over the truncated texts gives the states.
     """
+    require_context(policy, prompts, limit)
     truncated = [[truncate(policy, tokens, limit) for tokens in row] for row in texts]
     tokens = [[kept for kept, _ in row] for row in truncated]
     completions = Completions(tokens, [[forced for _, forced in row] for row in truncated], torch.empty(0), [])
     _, reader = _read_completions(policy, prompts, completions)
-    return replace(completions, hidden=_share_states(tokens, reader.pooled()))
+    return _share_states(policy, replace(completions, hidden=reader.pooled()))
 
 
 def teacher_forced(
@@ -198,6 +209,20 @@ def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
     """Whether the last of these tokens completes the marker, however the marker is split into tokens."""
     marker = policy.settings.marker
     return marker in policy.tokenizer.decode(tokens[-len(marker.encode()) :])  # a token is a byte or more
+
+
+def with_marker(policy: Policy, tokens: Sequence[int]) -> list[int]:
+    """What the policy reads of a completion without the marker: the marker is appended, or replaces its end of turn."""
+    ended = bool(tokens) and tokens[-1] in policy.eos_ids
+    return [*(tokens[:-1] if ended else tokens), *policy.marker_ids]
+
+
+def texts(policy: Policy, completions: Completions) -> list[list[list[int]]]:
+    """Token ids [n][G] that the policy reads of each completion, forced markers included."""
+    return [
+        [with_marker(policy, tokens) if forced else tokens for tokens, forced in zip(*row, strict=True)]
+        for row in zip(completions.tokens, completions.forced, strict=True)
+    ]
 
 
 def marker_missing(policy: Policy, tokens: Sequence[int], limit: int) -> bool | None:
@@ -232,12 +257,7 @@ def _read_completions(
         cache = BranchingCache(policy.decoder, policy.user_prompts.prefix, n)
         first = cache.read(prompts)
         reader = _reader(policy, cache, groups)
-        reader.read(
-            [
-                [tokens + (policy.marker_ids if forced else []) for tokens, forced in zip(*row, strict=True)]
-                for row in zip(completions.tokens, completions.forced, strict=True)
-            ]
-        )
+        reader.read(texts(policy, completions))
     return first, reader
 
 
@@ -245,13 +265,14 @@ def _reader(policy: Policy, cache: BranchingCache, branches: int) -> BranchReade
     return BranchReader(cache, branches, policy.width, policy.settings.pooling)
 
 
-def _share_states(tokens: list[list[list[int]]], hidden: Tensor) -> Tensor:
-    """Give completions of a prompt that have the same tokens the same state [n, G, d].
+def _share_states(policy: Policy, completions: Completions) -> Completions:
+    """Give completions of a prompt of which the policy reads the same tokens the same state.
 
     In bfloat16 the last bits can differ, and standardising the rewards would turn that noise into advantages.
     """
-    first = torch.tensor([[row.index(completion) for completion in row] for row in tokens], device=hidden.device)
-    return hidden.gather(1, first[..., None].expand_as(hidden))
+    hidden = completions.hidden
+    first = torch.tensor([[row.index(text) for text in row] for row in texts(policy, completions)])
+    return replace(completions, hidden=hidden.gather(1, first.to(hidden.device)[..., None].expand_as(hidden)))
 
 
 def _sample(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> Tensor:

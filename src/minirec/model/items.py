@@ -61,6 +61,8 @@ class ItemEncoder:
     def __init__(self, policy: Policy, texts: Sequence[str], frozen_states: FrozenItemStates | None = None) -> None:
         self.policy = policy
         self.bodies = [policy.item_prompts.encode(text) for text in texts]
+        longest = max(map(len, self.bodies), default=0)
+        policy.require_context(len(policy.item_prompts.prefix) + longest, "policy.max_item_tokens")
         self.frozen_states = frozen_states
         if frozen_states is not None and [len(s) for s in frozen_states.states] != [len(body) for body in self.bodies]:
             raise InputError("the frozen states were made from another catalogue or tokenizer; run embed again")

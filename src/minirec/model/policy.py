@@ -13,14 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
+from minirec.data import models
 from minirec.errors import InputError
 from minirec.experiment import sections
 from minirec.experiment.sections import Passes
 from minirec.model import prompts
 from minirec.model.distributed import ShardedLayers
 from minirec.storage import artefact
+
+FUSED = {  # layers that hold several projections of other models
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "query_key_value": ("q_proj", "k_proj", "v_proj"),
+    "c_attn": ("q_proj", "k_proj", "v_proj"),
+    "Wqkv": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
 
 
 @dataclass
@@ -46,11 +57,9 @@ class Policy:
         folder: config, tokenizer and safetensors. batch_tokens: most tokens of one forward pass, padding included;
         limits memory. shard_layers: spread the frozen layers over the processes, see `ShardedLayers`.
         """
-        for needed in ("config.json", "tokenizer.json"):
-            if not (folder / needed).is_file():
-                raise InputError(f"{folder} has no {needed}; fetch the model again")
-        if not any(folder.glob("*.safetensors")):
-            raise InputError(f"{folder} has no weights (*.safetensors); fetch the model again")
+        models.require_complete(folder)
+        from minirec.model import compatibility  # reads with the modules that import this one
+
         artefact.verify_folder(folder, foreign=True)
         disable_progress_bar()  # minirec shows its own
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
@@ -63,34 +72,53 @@ class Policy:
             model = _with_adapter(model, adapter)
         if shard_layers:
             ShardedLayers(model.get_decoder().layers, device)
-        return cls(model.to(device).eval(), tokenizer, settings, batch_tokens)
+        policy = cls(model.to(device).eval(), tokenizer, settings, batch_tokens)
+        compatibility.require_supported(policy, str(folder))
+        return policy
 
     def add_adapter(self, seed: int) -> None:
         """Add a new LoRA adapter, drawn from `seed`, to the model; the base weights are frozen. Raises InputError."""
         from peft import LoraConfig, get_peft_model
 
         s = self.settings
-        total = self.model.config.get_text_config().num_hidden_layers
+        total = models.layer_count(self.model.config.to_dict()) or 0
         if s.lora_layers is not None and s.lora_layers > total:
             raise InputError(f"policy.lora_layers is {s.lora_layers}, but the model has {total} layers; lower it")
         lora = LoraConfig(
             r=s.lora_r,
             lora_alpha=s.lora_alpha,
             lora_dropout=0.0,  # a completion must have the same probability when it is read again
-            target_modules=s.lora_targets,
+            target_modules=self._lora_targets(),
             layers_to_transform=None if s.lora_layers is None else list(range(total - s.lora_layers, total)),
             task_type="CAUSAL_LM",
         )
-        modules = [f".{name}" for name, _ in self.model.named_modules()]
-        for target in s.lora_targets:
-            if not any(name.endswith(f".{target}") for name in modules):
-                raise InputError(f"policy.lora_targets has {target}, but the model has no such layer; correct its name")
         torch.manual_seed(seed)
         try:
             self.model = get_peft_model(self.model, lora)
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"policy.lora_targets cannot get adapters ({reason}); name linear layers") from error
+
+    def _lora_targets(self) -> list[str]:
+        """Names of the layers that get adapters, fused ones where the model has these; raises InputError."""
+        linear = [name for name, layer in self.decoder.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+        there = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        modules = [f".{name}" for name, _ in self.model.named_modules()]
+        found: list[str] = []
+        for target in self.settings.lora_targets:
+            fused = [name for name, parts in FUSED.items() if target in parts and name in there]
+            if target == "all-linear":
+                found += there
+            elif any(name.endswith(f".{target}") for name in modules):
+                found.append(target)
+            elif fused:
+                found += fused
+            else:
+                raise InputError(
+                    f"policy.lora_targets has {target}, but the model has no such layer; "
+                    f"take some of {', '.join(there)}, or all-linear"
+                )
+        return found
 
     @property
     def decoder(self) -> Any:
@@ -99,9 +127,10 @@ class Policy:
 
     @cached_property
     def frozen_layers(self) -> int:
-        """Number of layers below the lowest trained one; 0 also if the layers are of several types."""
+        """Number of layers below the lowest trained one; 0 also if they are of several types or have other names."""
         text = self.model.config.get_text_config()
-        if self.settings.lora_layers is None or len(set(getattr(text, "layer_types", None) or ())) > 1:
+        known = hasattr(self.decoder, "layers") and hasattr(self.decoder, "norm")
+        if not known or self.settings.lora_layers is None or len(set(getattr(text, "layer_types", None) or ())) > 1:
             return 0
         return max(0, text.num_hidden_layers - self.settings.lora_layers)
 
@@ -127,10 +156,35 @@ class Policy:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of the next token [..., vocabulary], float32, at hidden states [..., d]."""
-        logits = self._base.get_output_embeddings()(hidden).float()
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return cap * torch.tanh(logits / cap) if cap else logits
+        """Logits of the next token [..., vocabulary], float32, at hidden states [..., d].
+
+        The model computes them, as some scale or cap what their head gives; its decoder only hands over the states.
+        """
+        decoder, states = self.decoder, hidden.reshape(1, -1, hidden.shape[-1])
+        decoder.forward = lambda *_, **__: _Read(last_hidden_state=states)
+        try:
+            logits = self._base(inputs_embeds=states, use_cache=False).logits
+        finally:
+            del decoder.forward
+        return logits.reshape(*hidden.shape[:-1], -1).float()
+
+    @cached_property
+    def context(self) -> int | None:
+        """Most tokens that the model can read in one text; None: it has no limit."""
+        text = self.model.config.get_text_config()
+        rope = getattr(text, "rope_parameters", None) or {}
+        longest = getattr(text, "max_position_embeddings", None) or 0
+        if rope.get("rope_type") in ("dynamic", "longrope"):  # beyond, a batch's longest text would change the others
+            longest = rope.get("original_max_position_embeddings") or longest
+        return longest if longest > 0 else None
+
+    def require_context(self, tokens: int, remedy: str) -> None:
+        """Raise InputError if a text of so many tokens is longer than the context; remedy: the settings to lower."""
+        if self.context is not None and tokens > self.context:
+            raise InputError(
+                f"a text has {tokens} tokens, but the model's context is {self.context}; "
+                f"lower {remedy}, or take another model"
+            )
 
     @cached_property
     def user_prompts(self) -> prompts.Prompts:
@@ -162,6 +216,13 @@ class Policy:
         return batch_rows([len(prompt) + extra for prompt in prompts], batches_per_call * self.batch_tokens)
 
 
+@dataclass
+class _Read(BaseModelOutputWithPastAndCrossAttentions):
+    """What a decoder returns, for every family of models."""
+
+    router_logits: Any = None
+
+
 def _base_model(folder: Path, dtype: str) -> Any:
     """The language model of a folder; raises InputError if weights are missing, which would be set at random."""
     with _one_sentence(folder):
@@ -175,6 +236,9 @@ def _base_model(folder: Path, dtype: str) -> Any:
     model, report = loaded
     if report["missing_keys"]:
         raise InputError(f"{folder} has no weights for {min(report['missing_keys'])}; fetch the model again")
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(f"{folder} has the weight {name} with NaN or infinity; take an intact copy of the model")
     return model
 
 

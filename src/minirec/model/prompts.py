@@ -15,7 +15,7 @@ from minirec.errors import InputError
 
 USER_INSTRUCTION = (
     "A user chose these items, oldest first (time before now, title, rating). "
-    "Reason briefly about what the user likes and what kind of item comes next."
+    "Reason briefly about what the user likes and what kind of item comes next, and end with "  # the marker
 )
 ITEM_INSTRUCTION = "Name the key attributes of this item."
 _BODY = "BODY_OF_THE_PROMPT"
@@ -45,7 +45,7 @@ class Prompts:
 
 def user_prompts(tokenizer: Any, marker: str, system: str | None) -> Prompts:
     """Prompts about users; their body is the history as `data.titles.history_lines` writes it."""
-    before, after = _template(tokenizer, USER_INSTRUCTION, system)
+    before, after = _template(tokenizer, USER_INSTRUCTION + marker, system)
     return Prompts(tokenizer, token_ids(tokenizer, before), token_ids(tokenizer, after), reserved(tokenizer, marker))
 
 
@@ -95,7 +95,7 @@ def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str
     if len(parts) != 2:
         raise InputError(
             "the model's chat template must show the user's message once; "
-            f"take {_BODY} out of policy.system, or take another model"
+            f"take {_BODY} out of policy.system and policy.marker, or take another model"
         )
     return parts[0], parts[1]
 

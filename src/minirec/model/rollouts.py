@@ -78,6 +78,7 @@ def records(
             "completion": g,
             "tokens": tokens,
             "text": policy.tokenizer.decode(tokens),
+            "forced": completions.forced[i][g],
             **{name: values[i][g] for name, values in columns.items()},
         }
         for i, group in enumerate(completions.tokens)

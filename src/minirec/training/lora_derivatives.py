@@ -51,8 +51,8 @@ class PackedSample:
 
     def __init__(self, policy: Policy, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
         self.policy, self.depth = policy, policy.frozen_layers
-        prefix, marker = policy.user_prompts.prefix, policy.marker_ids
-        texts = [[*text, *([] if generate.has_marker(policy, text) else marker)] for text in completions]
+        prefix = policy.user_prompts.prefix
+        texts = [t if generate.has_marker(policy, t) else generate.with_marker(policy, t) for t in completions]
         before = len(prefix) + len(prompt)
         ids = [*prefix, *prompt, *(token for text in texts for token in text)]
         positions = [*range(before), *(before + place for text in texts for place in range(len(text)))]

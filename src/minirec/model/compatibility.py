@@ -1,0 +1,73 @@
+"""Whether minirec reads a model as the model reads itself (METHOD 2, model families): a check of a few tokens at load.
+
+minirec reads completions side by side behind one prompt, begins above the frozen layers, and takes logits of states it
+has kept. A family of models that computes anything else there is refused, whatever its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from minirec.errors import InputError, one_line
+from minirec.model import generate
+from minirec.model.cache import BranchingCache, LayerSlice
+from minirec.model.policy import Policy
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # largest relative difference of the states, and of the logits
+BODIES = ("x", "a longer text")
+PREFIX, COMPLETIONS, TOKENS = 4, 6, 2  # tokens of the prefix that is read; completions of a prompt, their tokens
+
+
+@torch.no_grad()
+def require_supported(policy: Policy, name: str) -> None:
+    """Raise InputError unless states and logits are those of plain passes; name: of the model, for the message."""
+    kind = policy.model.config.model_type
+    try:
+        for what, found, expected in _compared(policy):
+            gap = float((found - expected).norm() / expected.norm())
+            if not gap <= TOLERANCE[policy.settings.dtype]:
+                raise InputError(
+                    f"{name} is of the type {kind}, for which {what} differ from those of a plain pass by {gap:.0%}; "
+                    "take another model"
+                )
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model raises that is called in a way it does not know
+        raise InputError(
+            f"{name} is of the type {kind}, which cannot read completions side by side ({one_line(error)}); "
+            "take another model"
+        ) from error
+
+
+def _compared(policy: Policy) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Pairs of what minirec computes and what a plain pass gives, each with its name."""
+    policy = replace(policy, settings=policy.settings.model_copy(update={"pooling": "last"}))
+    policy.user_prompts = replace(policy.user_prompts, prefix=policy.user_prompts.prefix[:PREFIX])
+    prompts = policy.user_bodies(BODIES)
+    uniforms = generate.sampling_uniforms(0, range(len(BODIES)), COMPLETIONS, TOKENS).to(policy.device)
+    written = generate.generate(policy, prompts, [TOKENS] * COMPLETIONS, uniforms, 2.0, keep_frozen_states=True)
+    last = [group[-1] for group in generate.texts(policy, written)]  # the others lie between it and its prompt
+    texts = [[*policy.user_prompts.prefix, *prompt, *text] for prompt, text in zip(prompts, last, strict=True)]
+    plain = torch.stack([_states(policy, text)[-1] for text in texts]).float()
+    yield "the states of completions", written.hidden[:, -1], plain
+    again = generate.teacher_forced(policy, prompts, replace(written, frozen_states=[]))[2]
+    yield "the states of completions read again", again[:, -1], plain
+    if policy.frozen_layers:
+        above = generate.teacher_forced(policy, prompts, written)[2]
+        yield "the states above the frozen layers", above[:, -1], plain
+        below = BranchingCache(
+            LayerSlice(policy.decoder, slice(0, policy.frozen_layers)), policy.user_prompts.prefix, 1
+        )
+        yield "the states of the frozen layers", below.prefix_states[0], written.frozen_states[0].prefix
+    own = policy.model(input_ids=torch.tensor([texts[0]], device=policy.device), use_cache=False).logits[0].float()
+    yield "the logits", policy.logits(_states(policy, texts[0])), own
+
+
+def _states(policy: Policy, text: list[int]) -> Tensor:
+    """States [t, d] of one text, read by the model alone."""
+    ids = torch.tensor([text], device=policy.device)
+    return policy.decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
