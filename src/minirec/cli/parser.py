@@ -55,7 +55,6 @@ VALUES = {  # help for flags that are neither a file nor a setting
     "method": "a selection method",
     "runs": "runs, as MODEL/SELECTOR/METHOD-BUDGET/seedN",
     "seed": "seed of the random numbers",
-    "signals": "own: every seed has a proxy and picks of its own; shared: one proxy serves all seeds",
     "least_samples": "stop at once if there are fewer training samples",
     "shards": "number of shards",
     "shard": "number of the shard to work on, from 0; without it, on all samples",

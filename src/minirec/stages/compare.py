@@ -23,14 +23,14 @@ def run(
     measure: Measure,
     runs: list[str],
     samples: Path,
-    signals: str = "own",
+    shared_signals: bool = False,
     comparison: Output,
     tests: Output,
     text: Output,
 ) -> None:
     """Write the comparison of `runs`, paths as `Run.parse` reads them, those of the main experiment first.
 
-    signals: "shared" if one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
+    shared_signals: one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
     """
     from minirec.report import figures  # takes longer to import than all the rest
 
@@ -38,7 +38,7 @@ def run(
     rows = [row for one in compared for row in run_rows(top, one)]
     configurations = over_seeds(pd.DataFrame(rows), metric)
     paired_tests = main_against_others(top, compared, samples, measure)
-    paired_tests["signals"] = signals
+    paired_tests["signals"] = "shared" if shared_signals else "own"
     inputs = {f"{one}/{file}": one.folder(top) / file for one in compared for file in ("metrics.json", "ranks.parquet")}
     provenance = Provenance("compare", measure.model_dump(), inputs)
     schema = tables.TABLES["comparison"].schema()

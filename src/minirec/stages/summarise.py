@@ -26,14 +26,14 @@ def run(
     measure: Measure,
     runs: list[str],
     folders: list[str],
-    signals: str = "own",
+    shared_signals: bool = False,
     scores: Path | None = None,
     metrics: Output,
     summary: Output,
 ) -> None:
     """Write metrics.json, summary.txt and figures/; runs: differ in the seed only; folders: whose jobs are the cost.
 
-    signals: "shared" if one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
+    shared_signals: one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
     """
     from minirec.report import figures  # takes longer to import than all the rest
 
@@ -44,7 +44,7 @@ def run(
         "main": {
             **seeds[0].shared,
             "seeds": [one.seed for one in seeds],
-            "signals": signals,
+            "signals": "shared" if shared_signals else "own",
         },
         **_counts(top),
         "selected": selection.num_rows,
