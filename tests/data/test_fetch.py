@@ -304,18 +304,19 @@ def reviews(*lines: str) -> bytes:
 
 
 @pytest.mark.parametrize("reason", BAD_REVIEWS)
-def test_a_bad_review_is_left_out_and_counted_and_more_than_one_in_a_hundred_stop_the_fetch(
-    server, tmp_path, caplog, reason
-):
+def test_a_bad_review_is_left_out_and_counted_and_two_in_a_hundred_stop_the_fetch(server, tmp_path, caplog, reason):
     server.files = AMAZON | {REVIEWS: reviews(*GOOD_REVIEWS[:500], BAD_REVIEWS[reason], *GOOD_REVIEWS[500:])}
     with caplog.at_level("INFO", "minirec"):
         interactions, _ = fetched(server, tmp_path / "toys")
     assert [row["user_id"] for row in interactions] == [f"U{i}" for i in range(1000)]
     assert f"bad lines left out: {reason} 1" in caplog.text
+    server.files[REVIEWS] = reviews(*GOOD_REVIEWS[:9], BAD_REVIEWS[reason])
     shutil.rmtree(download.cache())
-    server.files = AMAZON | {REVIEWS: reviews(*GOOD_REVIEWS[:50], BAD_REVIEWS[reason])}
+    assert len(fetched(server, tmp_path / "few")[0]) == 9
+    shutil.rmtree(download.cache())
+    server.files = AMAZON | {REVIEWS: reviews(*GOOD_REVIEWS[:98], *[BAD_REVIEWS[reason]] * 2)}
     for _ in range(2):  # the second finds everything in the cache
-        with pytest.raises(InputError, match=rf"is kept.*more than 1% of 51 rows are bad \({reason} 1\)"):
+        with pytest.raises(InputError, match=rf"is kept.*more than 1% of 100 rows are bad \({reason} 2\)"):
             fetched(server, tmp_path / "other")
         server.files = {}
     assert not list((tmp_path / "other").glob("*"))

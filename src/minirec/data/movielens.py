@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from minirec.data.download import Unreachable, download, extract, wheel_member
+from minirec.data.times import MAX_SECONDS
+from minirec.data.usable_rows import require_few
 from minirec.errors import InputError, one_line
 from minirec.experiment import config
 from minirec.progress import log
@@ -100,7 +103,7 @@ def _read_archive(archive: Path) -> tuple[list[Rating], list[Film]]:
             extract(archive, f"ml-100k/{name}", Path(folder) / name)
             text[name] = (Path(folder) / name).read_text(encoding="latin-1")
     with _parsing(archive):
-        ratings = [(u, i, float(r), int(t)) for u, i, r, t in _rows(text["u.data"], "\t")]
+        ratings = _ratings(_rows(text["u.data"], "\t"), archive)
         films = [
             (row[0], row[1], ", ".join(g for g, on in zip(GENRES, row[5:24], strict=True) if on == "1"))
             for row in _rows(text["u.item"], "|")
@@ -117,7 +120,7 @@ def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]
         with _parsing(path):
             text[name] = path.read_text(encoding="utf-8")
     with _parsing(path):
-        ratings = [(u, i, float(r), int(t)) for u, i, r, t in _rows(text["ml-100k.inter"], "\t")[1:]]
+        ratings = _ratings(_rows(text["ml-100k.inter"], "\t")[1:], path)
         films = [
             (
                 item,
@@ -127,6 +130,21 @@ def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]
             for item, title, year, kinds in _rows(text["ml-100k.item"], "\t")[1:]
         ]
     return path, ratings, films
+
+
+def _ratings(rows: list[list[str]], path: Path) -> list[Rating]:
+    """The ratings among these rows; bad ones are left out and counted. Raises InputError if there are too many."""
+    ratings = []
+    for row in rows:
+        with contextlib.suppress(ValueError, OverflowError):
+            user, item, stars, seconds = row
+            rating = user, item, float(stars), int(seconds)
+            if user and item and math.isfinite(rating[2]) and 0 <= rating[3] < MAX_SECONDS:
+                ratings.append(rating)
+    bad = {"bad_rating": len(rows) - len(ratings)}
+    require_few(bad, len(rows), f"{path} (which is kept: delete it to fetch it again)", always=1)
+    log.info("%s: bad ratings left out: %d", path.name, bad["bad_rating"])
+    return ratings
 
 
 def _rows(text: str, delimiter: str) -> list[list[str]]:
