@@ -444,6 +444,29 @@ def test_movielens_from_its_archive_and_from_the_package_give_the_same_tables(se
     assert tables[0].to_pylist()[0]["title"] == "Délice (1995)"
 
 
+BAD_RATINGS = ["3\t10\t5\t-1", "3\t10\tfive\t881250950", "3\t10\tnan\t881250950", "3\t10", "\t10\t5\t1", "3\t10\t5\tx"]
+
+
+@pytest.mark.parametrize("bad", BAD_RATINGS)
+def test_a_bad_line_of_movielens_is_left_out_and_many_stop_the_fetch_and_keep_the_download(server, tmp_path, bad):
+    good = "".join(f"{user}\t10\t5\t881250949\n" for user in range(1, 101)) + "1\t11\t5\t881250949\n"
+    film = "10|Toys (1995)|01-Jan-1995||http://x|" + "|".join("0" * 19) + "\n"
+    settings = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
+    archive = packed({"ml-100k/u.data": good + bad + "\n", "ml-100k/u.item": film + "11|cut\n"})
+    server.files = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
+    fetch.run(source=settings, interactions=tmp_path / "out" / "interactions.parquet")
+    assert pq.read_metadata(tmp_path / "out" / "interactions.parquet").num_rows == 101
+    titles = pq.read_table(tmp_path / "out" / "items.parquet")["title"].to_pylist()
+    assert titles == ["Toys (1995)", ""]
+    shutil.rmtree(download.cache())
+    archive = packed({"ml-100k/u.data": good + 2 * (bad + "\n"), "ml-100k/u.item": film})
+    server.files = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"is kept.*more than 1% of 103 rows are bad \(bad_ratings 2\)"):
+            fetch.run(source=settings, interactions=tmp_path / "many" / "interactions.parquet")
+        server.files = {}
+
+
 OTHER = packed({"readme": "another archive"})
 
 
