@@ -304,18 +304,19 @@ def reviews(*lines: str) -> bytes:
 
 
 @pytest.mark.parametrize("reason", BAD_REVIEWS)
-def test_a_bad_review_is_left_out_and_counted_and_more_than_one_in_a_hundred_stop_the_fetch(
-    server, tmp_path, caplog, reason
-):
+def test_a_bad_review_is_left_out_and_counted_and_two_in_a_hundred_stop_the_fetch(server, tmp_path, caplog, reason):
     server.files = AMAZON | {REVIEWS: reviews(*GOOD_REVIEWS[:500], BAD_REVIEWS[reason], *GOOD_REVIEWS[500:])}
     with caplog.at_level("INFO", "minirec"):
         interactions, _ = fetched(server, tmp_path / "toys")
     assert [row["user_id"] for row in interactions] == [f"U{i}" for i in range(1000)]
     assert f"bad lines left out: {reason} 1" in caplog.text
+    server.files[REVIEWS] = reviews(*GOOD_REVIEWS[:9], BAD_REVIEWS[reason])
     shutil.rmtree(download.cache())
-    server.files = AMAZON | {REVIEWS: reviews(*GOOD_REVIEWS[:50], BAD_REVIEWS[reason])}
+    assert len(fetched(server, tmp_path / "few")[0]) == 9
+    shutil.rmtree(download.cache())
+    server.files = AMAZON | {REVIEWS: reviews(*GOOD_REVIEWS[:98], *[BAD_REVIEWS[reason]] * 2)}
     for _ in range(2):  # the second finds everything in the cache
-        with pytest.raises(InputError, match=rf"is kept.*more than 1% of 51 rows are bad \({reason} 1\)"):
+        with pytest.raises(InputError, match=rf"is kept.*more than 1% of 100 rows are bad \({reason} 2\)"):
             fetched(server, tmp_path / "other")
         server.files = {}
     assert not list((tmp_path / "other").glob("*"))
@@ -441,6 +442,29 @@ def test_movielens_from_its_archive_and_from_the_package_give_the_same_tables(se
         tables = [pq.read_table(tmp_path / folder / name) for folder in "ab"]
         assert tables[0].equals(tables[1])
     assert tables[0].to_pylist()[0]["title"] == "Délice (1995)"
+
+
+BAD_RATINGS = ["3\t10\t5\t-1", "3\t10\tfive\t881250950", "3\t10\tnan\t881250950", "3\t10", "\t10\t5\t1", "3\t10\t5\tx"]
+
+
+@pytest.mark.parametrize("bad", BAD_RATINGS)
+def test_a_bad_line_of_movielens_is_left_out_and_many_stop_the_fetch_and_keep_the_download(server, tmp_path, bad):
+    good = "".join(f"{user}\t10\t5\t881250949\n" for user in range(1, 101)) + "1\t11\t5\t881250949\n"
+    film = "10|Toys (1995)|01-Jan-1995||http://x|" + "|".join("0" * 19) + "\n"
+    settings = json.dumps({"source": "movielens", "url": server.url + "/ml.zip"})
+    archive = packed({"ml-100k/u.data": good + bad + "\n", "ml-100k/u.item": film + "11|cut\n"})
+    server.files = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
+    fetch.run(source=settings, interactions=tmp_path / "out" / "interactions.parquet")
+    assert pq.read_metadata(tmp_path / "out" / "interactions.parquet").num_rows == 101
+    titles = pq.read_table(tmp_path / "out" / "items.parquet")["title"].to_pylist()
+    assert titles == ["Toys (1995)", ""]
+    shutil.rmtree(download.cache())
+    archive = packed({"ml-100k/u.data": good + 2 * (bad + "\n"), "ml-100k/u.item": film})
+    server.files = {"/ml.zip": archive, "/ml.zip.md5": checksum(archive)}
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"is kept.*more than 1% of 103 rows are bad \(bad_ratings 2\)"):
+            fetch.run(source=settings, interactions=tmp_path / "many" / "interactions.parquet")
+        server.files = {}
 
 
 OTHER = packed({"readme": "another archive"})

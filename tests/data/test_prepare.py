@@ -41,14 +41,24 @@ def outputs(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in files.items()}
 
 
-def run(folder: Path, defaults, interactions, items=None, filter=None, **changes):
-    paths = write(folder, interactions, items)
-    rules = json.dumps(filter or {}, default=str)
+def run(folder: Path, defaults, interactions, items=None, filter=None, form=None, **changes):
+    return run_files(folder, defaults, write(folder, interactions, items), filter, form, **changes)
+
+
+def run_files(folder: Path, defaults, paths, filter=None, form=None, **changes):
+    rules, meaning = json.dumps(filter or {}, default=str), json.dumps(form or {})
     prepare.run(
-        prepare=settings(defaults, **changes), queries=Queries(), **paths, filter=rules, **outputs(folder / "out")
+        prepare=settings(defaults, **changes),
+        queries=Queries(),
+        **paths,
+        filter=rules,
+        format=meaning,
+        **outputs(folder / "out"),
     )
     read = {name: pq.read_table(folder / "out" / f"{name}.parquet").to_pylist() for name in ("samples", "catalogue")}
-    return read["samples"], read["catalogue"], json.loads((folder / "out" / "prepare.json").read_text())
+    report = json.loads((folder / "out" / "prepare.json").read_text())
+    del report["provenance"]
+    return read["samples"], read["catalogue"], report
 
 
 def by_hand(interactions, history):

@@ -169,6 +169,16 @@ def test_transitions_equal_plain_loops_on_random_overlapping_histories():
     assert found.sum() > 30
 
 
+def test_without_times_a_step_counts_once_at_each_place_of_a_sequence():
+    places = [("u", [0, 1], 2, 2), ("u", [0, 1, 2], 0, 3), ("u", [1, 2, 0], 1, 4), ("v", [0], 1, 1)]
+    rows = [
+        sample(number, "train", user, target, history, place, [None] * len(history))
+        for number, (user, history, target, place) in enumerate(places)
+    ]
+    found = baselines.transitions(table(rows), 3).toarray()  # u: 0 1 2 0 1, v: 0 1
+    assert found.tolist() == [[0, 3, 0], [0, 0, 1], [1, 0, 0]]
+
+
 def test_the_same_step_of_another_user_or_time_counts_again_but_a_repeated_sample_does_not():
     again = sample(
         3, "train", "u", 2, [0, 1], time=10**12 + HOUR, ages=[2 * HOUR, HOUR]

@@ -56,7 +56,7 @@ def shop(folder: Path) -> None:
     rows = []
     for user in range(60):
         count = int(rng.integers(1, 12))
-        start = int(rng.integers(0, 1_000)) * 86_400_000
+        start = 1_600_000_000_000 + int(rng.integers(0, 1_000)) * 86_400_000
         for item in rng.choice(80, count, replace=False, p=weight / weight.sum()):
             rating = None if rng.random() < 0.2 else float(rng.integers(1, 6))
             rows.append((f"u{user}", f"i{item}", start + int(rng.integers(0, 5)) * 86_400_000, rating))

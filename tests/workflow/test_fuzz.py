@@ -407,7 +407,7 @@ EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["u1", "u2", "", "é 🎷", "a\nb"]),
         st.sampled_from(["i1", "i2", "i3", "-", "i\t4"]),
-        st.integers(-5, 5) | st.sampled_from([2**62, 10**13]),
+        st.integers(16 * 10**11, 16 * 10**11 + 5) | st.sampled_from([-5, 2**62, 10**13]),
         st.none() | st.floats(width=32),
     ),
     max_size=30,

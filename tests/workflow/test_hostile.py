@@ -239,12 +239,18 @@ def convert(folder: Path, row: str, title: str = '"T"', more: str = "") -> list[
 
 @pytest.mark.parametrize(
     "row",
-    ["U1,B1,nan,5", "U1,B1,inf,5", "U1,B1,5.0,-5", "U1,B1,5.0,", ",B1,5.0,5", "U1,B1,5.0,99999999999999999999"],
+    ["U1,B1,x,5", "U1,B1,5.0,-5", "U1,B1,5.0,", ",B1,5.0,5", "U1,B1,5.0,99999999999999999999"],
 )
-def test_numbers_that_are_none_in_amazons_files_are_refused_in_one_sentence(tmp_path, row):
-    with pytest.raises(InputError, match=r"i\.csv\.gz is not what Amazon Reviews 2023 looks like"):
+def test_a_file_of_amazons_without_a_usable_row_is_refused_in_one_sentence(tmp_path, row):
+    with pytest.raises(InputError, match=r"i\.csv\.gz \(which is kept.*of 1 rows are bad"):
         convert(tmp_path, row)
     assert not (tmp_path / "interactions.parquet").exists()
+
+
+@pytest.mark.parametrize("rating", ["nan", "inf", "-inf", ""])
+def test_a_rating_of_amazons_that_is_no_number_is_unknown(tmp_path, rating):
+    convert(tmp_path, f"U1,B1,{rating},5")
+    assert tables.read("interactions", tmp_path / "interactions.parquet")["rating"].to_pylist() == [None]
 
 
 @pytest.mark.parametrize(
@@ -319,9 +325,9 @@ def test_a_rating_that_is_no_number_is_unknown(tmp_path):
         assert first["history_rating"] == [None]
 
 
-def test_a_time_before_1970_is_refused_and_the_last_one_there_is_is_not(tmp_path):
+def test_times_before_1970_are_refused_and_the_last_one_there_is_is_not(tmp_path):
     with pytest.raises(InputError, match="column timestamp is negative in row 0"):
-        prepared(tmp_path, [("u0", "i0", -1, 1.0), *EVENTS[1:]])
+        prepared(tmp_path, [("u0", "i0", -1, 1.0), ("u0", "i1", -1, 1.0), *EVENTS[2:]])
     samples = prepared(tmp_path, [("u0", "i0", 2**63 - 1, 1.0), *EVENTS[1:]])
     assert max(samples["timestamp"].to_pylist()) == 2**63 - 1
 
@@ -332,7 +338,7 @@ def test_a_time_beyond_the_calendar_can_be_filtered(tmp_path):
 
 
 def test_one_user_is_enough_and_one_item_is_not(tmp_path):
-    many = [("u0", f"i{i % 10}", 1000 * i, 3.0) for i in range(40)]
+    many = [("u0", f"i{i % 10}", START + 1000 * i, 3.0) for i in range(40)]
     assert set(prepared(tmp_path, many)["user_id"].to_pylist()) == {"u0"}
     with pytest.raises(InputError, match="no user has two different items"):
         prepared(tmp_path, [event for event in EVENTS if event[1] == "i1"])
@@ -372,7 +378,7 @@ def test_a_hostile_shop_goes_through_every_stage(tmp_path, monkeypatch, users, t
     (tmp_path / "data" / "shop").mkdir(parents=True)
     ratings = [float("nan"), float("inf"), None, -1e30, 5.0]
     events = [
-        (f"u{user}", f"i{item}", 86_400_000 * time, ratings[(user + item) % 5])
+        (f"u{user}", f"i{item}", START + 86_400_000 * time, ratings[(user + item) % 5])
         for user in range(users)
         for time in range(times)
         for item in range(len(TITLES))

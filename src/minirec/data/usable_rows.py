@@ -56,7 +56,7 @@ def usable(engine: duckdb.DuckDBPyConnection, file: UserFile, name: str, form: F
         elif kind == "null":
             values[column] = "NULL"
         else:
-            values[column] = _value(engine, file, column, rule, kind, form)
+            values[column] = _value(engine, file, column, rule, kind)
         if column in file.types:
             problems += _problems(column, rule, values[column], file.typed)
     counts = _count(engine, file, name, problems)
@@ -126,12 +126,10 @@ def _require_type(file: UserFile, column: str, rule: Column, form: Format) -> No
     raise InputError(f"{file.path}: column {column} is {file.types[column]}, not {expected}; {remedy}")
 
 
-def _value(
-    engine: duckdb.DuckDBPyConnection, file: UserFile, column: str, rule: Column, kind: str, form: Format
-) -> str:
+def _value(engine: duckdb.DuckDBPyConnection, file: UserFile, column: str, rule: Column, kind: str) -> str:
     """SQL expression: a value in the declared type; null where it cannot be read."""
     if column == "timestamp":
-        return _time(engine, file, form)
+        return _time(engine, file)
     if rule.type == "str":
         joined = f"array_to_string(TRY_CAST({column} AS JSON)::VARCHAR[], ', ')"
         listed = not file.typed and column in ("categories", "description")
@@ -144,11 +142,9 @@ def _value(
     return f"{column}::DOUBLE"
 
 
-def _time(engine: duckdb.DuckDBPyConnection, file: UserFile, form: Format) -> str:
-    if _holds_dates(engine, file):
-        return "epoch_us(TRY_CAST(timestamp AS TIMESTAMP))"
-    whole = "TRY_CAST(timestamp AS BIGINT)"
-    return f"CASE WHEN abs({whole}) <= {2**63 // 1000} THEN {whole} END" if form.time_unit == "s" else whole
+def _time(engine: duckdb.DuckDBPyConnection, file: UserFile) -> str:
+    dates = _holds_dates(engine, file)
+    return "epoch_us(TRY_CAST(timestamp AS TIMESTAMP))" if dates else "TRY_CAST(timestamp AS BIGINT)"
 
 
 def _holds_dates(engine: duckdb.DuckDBPyConnection, file: UserFile) -> bool:
@@ -168,7 +164,7 @@ def _problems(column: str, rule: Column, value: str, typed: bool) -> list[Proble
         found.append(Problem(column, "missing", "has a null", f"{column} IS NULL", drops))
     if rule.type != "str":
         unknown = "" if required else f"AND lower(trim({column}::VARCHAR)) NOT IN ({UNKNOWN})"
-        what = "is no time since 1970 in its unit" if column == "timestamp" else "is no number"
+        what = "is no time" if column == "timestamp" else "is no number"
         unread = f"{column} IS NOT NULL {unknown} AND {value} IS NULL"
         found.append(Problem(column, "unreadable", what, unread, drops))
     if rule.low is not None:
@@ -205,9 +201,13 @@ def _count(engine: duckdb.DuckDBPyConnection, file: UserFile, name: str, problem
     return dict(sorted(counts.items()))
 
 
-def require_few(counts: dict[str, int], total: int, where: str) -> None:
-    """Raise InputError if the bad rows, by reason, are more than MAX_BAD_SHARE of all; `where` begins the sentence."""
-    if sum(counts.values()) > MAX_BAD_SHARE * total:
+def require_few(counts: dict[str, int], total: int, where: str, always: int = 0) -> None:
+    """Raise InputError if bad rows, by reason, are more than MAX_BAD_SHARE of all, or all; `where` begins the sentence.
+
+    always: this many bad rows are no error while others are good.
+    """
+    bad = sum(counts.values())
+    if bad > max(MAX_BAD_SHARE * total, always) or bad == total > 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
         raise InputError(
             f"{where}: more than {MAX_BAD_SHARE:.0%} of {total} rows are bad ({reasons}); correct or remove them"

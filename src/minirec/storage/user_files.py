@@ -6,6 +6,7 @@ import contextlib
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def first_line(path: Path) -> str:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             return stream.readline(JSON_BYTES).decode("utf-8-sig").rstrip("\r\n")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is no text in UTF-8, or damaged ({error}); make or copy it again") from error
 
 
