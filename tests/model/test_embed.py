@@ -24,11 +24,11 @@ def samples(judged) -> list[dict]:
 def fitted(tmp_path, judged, defaults):
     """A function: the whitening that `run` fits on these samples, in three dimensions."""
 
-    def arrays(samples, whiten_prompts=None, whiten_power=1.0):
+    def arrays(samples, whiten_prompts=None, power=1.0):
         table = pa.Table.from_pylist(samples, tables.TABLES["samples"].schema())
         tables.write("samples", table, tmp_path / "s", Provenance("prepare"))
         embed.run(
-            policy=defaults.policy.model_copy(update={"whiten_dim": 3, "whiten_power": whiten_power}),
+            policy=defaults.policy.model_copy(update={"whiten_dim": 3, "whiten_power": power}),
             passes=PASSES,
             embed=defaults.embed.model_copy(update={"whiten_prompts": whiten_prompts}),
             samples=tmp_path / "s",
@@ -70,8 +70,11 @@ def test_the_users_are_so_many_training_prompts_spread_over_time(fitted, samples
     np.testing.assert_allclose(found, torch.stack(states).mean(0), atol=1e-4)
 
 
-def test_the_whitening_divides_by_the_spread_to_the_power_that_is_set(fitted, samples):
-    length = {p: np.linalg.norm(fitted(samples, None, p)["user_components"], axis=0) for p in (0.0, 0.5, 1.0)}
-    np.testing.assert_allclose(length[0.0], 1, rtol=1e-4)
-    assert np.abs(length[1.0] - 1).max() > 0.1  # so that powers differ
-    np.testing.assert_allclose(length[0.5], length[1.0] ** 0.5, rtol=1e-4)
+@pytest.mark.parametrize("power", [0, 0.5, 1])
+def test_an_axis_is_divided_by_its_spread_to_the_power(fitted, samples, judged, power):
+    """Items and users weigh the same, so the mean of their variances on an axis is spread ** 2 before the division."""
+    rotation, found = fitted(samples, power=0)["item_components"], fitted(samples, power=power)["item_components"]
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(3), atol=1e-4)
+    spread = 1 / np.linalg.norm(fitted(samples, power=1)["item_components"], axis=0)
+    assert spread.max() > 1.1 * spread.min()
+    np.testing.assert_allclose(found * spread**power, rotation, atol=1e-4)

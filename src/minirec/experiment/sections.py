@@ -94,7 +94,9 @@ class Policy(Section):
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the base model; adapters are float32")
     lora_r: int = Field(4, ge=1, description="rank r of the LoRA adapters")
     lora_alpha: int = Field(128, ge=1, description="LoRA alpha: adapters are scaled by alpha / r")
-    lora_targets: list[str] = Field(LORA_TARGETS, min_length=1, description="linear layers that get an adapter")
+    lora_targets: list[str] = Field(
+        LORA_TARGETS, min_length=1, description="linear layers that get an adapter; all-linear: all"
+    )
     lora_layers: int | None = Field(None, ge=1, description="only the top n layers get adapters; null: all")
     marker: str = Field("<answer>", min_length=1, max_length=64, description="text that ends the reasoning")
     pooling: Literal["last", "mean", "context"] = Field(
@@ -106,6 +108,12 @@ class Policy(Section):
     prompt_history: int = Field(5, ge=1, description="latest items of the history that the prompt lists")
     max_item_tokens: int = Field(256, ge=8, description="item texts are truncated to this many tokens")
     system: str | None = Field(None, description="system message; null: the chat template's own")
+
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Take one name without brackets, as in `lora_targets: all-linear`."""
+        return [value] if isinstance(value, str) else value
 
 
 class Sampling(Section):

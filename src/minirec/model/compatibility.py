@@ -28,7 +28,7 @@ def require_supported(policy: Policy, name: str) -> None:
     kind = policy.model.config.model_type
     try:
         for what, found, expected in _compared(policy):
-            gap = float((found - expected).norm() / expected.norm())
+            gap = float((found - expected).norm() / expected.norm().clamp(min=1e-9))  # all may be 0
             if not gap <= TOLERANCE[policy.settings.dtype]:
                 raise InputError(
                     f"{name} is of the type {kind}, for which {what} differ from those of a plain pass by {gap:.0%}; "
