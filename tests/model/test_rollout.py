@@ -42,6 +42,15 @@ def whole(judged, defaults, tmp_path_factory):
     return run(judged, settings(defaults), tmp_path_factory.mktemp("whole"))
 
 
+def test_a_completion_is_noted_as_forced_where_its_text_lacks_the_marker(judged, defaults, tmp_path):
+    given = settings(defaults)
+    marked = given.policy.model_copy(update={"marker": "a"})  # a random model writes it now and then
+    run(judged, given.model_copy(update={"policy": marked}), tmp_path)
+    found = tables.read("rollouts", tmp_path / "rollouts.parquet").to_pylist()
+    assert [row["forced"] for row in found] == ["a" not in row["text"] for row in found]
+    assert {row["forced"] for row in found} == {True, False}
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Sizes of the batches that are really written; `calls.limit` is how many may be, then the job dies."""

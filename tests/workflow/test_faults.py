@@ -103,7 +103,7 @@ class Job:
         written = {str(path.relative_to(self.folder)) for path in self.outputs()}
         given = [word for word in self.words[1:] if word not in written and (self.folder / word).exists()]
         paths = [self.folder / word for word in given if word.startswith(("results/", "data/"))]
-        files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
         kinds = (".parquet", ".safetensors", ".json")
         return [file for file in files if file.suffix in kinds and "logs" not in file.parts]
 

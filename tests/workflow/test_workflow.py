@@ -257,6 +257,16 @@ def test_runs_share_the_signals_of_one_seed_where_the_configuration_says_so(fini
     assert set(re.findall(r"random-256/(seed\d+)", done.stdout)) == {"seed7"}
 
 
+def test_a_summary_and_a_comparison_are_told_where_seeds_share_signals(finished):
+    for method, seeds, shared in (("minirec", "shared", True), ("minirec", "own", False), ("full", "shared", False)):
+        grid = f"{{models: [tiny], selectors: [tiny], methods: [{method}], budgets: [8], seeds: [0]}}"
+        change = f"{{main: {{method: {method}, seeds: [0, 1]}}, compare: {grid}, proxy: {{seeds: {seeds}}}}}"
+        done = spawn(finished, "-n", "-p", TARGET, "results/toy/comparison.parquet", configs=(change,))
+        for stage in ("summarise", "compare"):
+            (line,) = commands(done.stdout, stage)
+            assert ("--shared-signals true" in line) == shared
+
+
 def test_a_variant_shares_the_signals(finished):
     jobs = plan(finished, TARGET, configs=("main: {method: no_diversity}",))
     assert jobs == once(*SELECTED)

@@ -14,7 +14,12 @@ use rule stage as summarise with:
     log:
         "<top>/logs/summarise.log",
     params:
-        **job("summarise", runs=ask.main_runs, folders=paths.folders(ask.config, ask.main_runs)),
+        **job(
+            "summarise",
+            runs=ask.main_runs,
+            folders=paths.folders(ask.config, ask.main_runs),
+            shared_signals=ask.shared_signals(ask.main_runs),
+        ),
 
 
 use rule stage as compare with:
@@ -31,4 +36,4 @@ use rule stage as compare with:
     log:
         "<top>/logs/compare.log",
     params:
-        **job("compare", runs=ask.compared_runs),
+        **job("compare", runs=ask.compared_runs, shared_signals=ask.shared_signals(ask.compared_runs)),

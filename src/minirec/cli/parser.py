@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
     "seed": "seed of the random numbers",
     "least_samples": "stop at once if there are fewer training samples",
     "shards": "number of shards",
+    "shared_signals": "true where all runs have the signals of one seed, else false",
     "shard": "number of the shard to work on, from 0; without it, on all samples",
     "source": "entry of the data set or model in the configuration, as JSON",
 }
@@ -134,6 +135,7 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
 def _add_stage(added: argparse.ArgumentParser, stage: str) -> None:
     reads = added.add_argument_group("reads")
     writes = added.add_argument_group("writes")
+    kinds: dict[str, Callable[[str], Any]] = {"int": int, "str": str, "bool": _switch}
     several_outputs = sum(one.writes for one in command(stage).flags) > 1
     for one in command(stage).flags:
         names = [flag(one.name)]
@@ -142,7 +144,7 @@ def _add_stage(added: argparse.ArgumentParser, stage: str) -> None:
         (writes if one.writes else reads).add_argument(
             *names,
             dest=one.name,
-            type={"int": int, "str": str}.get(one.kind.removeprefix("list[").removesuffix("]"), Path),
+            type=kinds.get(one.kind.removeprefix("list[").removesuffix("]"), Path),
             required=one.required,
             default=one.default,
             nargs="+" if one.several else None,
@@ -172,6 +174,12 @@ def _meaning(one: Flag) -> str:
 def _setting(field: FieldInfo) -> str:
     default = scalar(field.get_default(call_default_factory=True))
     return f"{field.description} (default: {default})".replace("%", "%%")
+
+
+def _switch(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return text == "true"
 
 
 def _pair(text: str) -> tuple[str, str]:

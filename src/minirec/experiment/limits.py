@@ -52,13 +52,16 @@ def require_model(config: Config, name: str) -> None:
         folder = Path(str(source.path))
     if source.source == "tiny":
         _require_layers(config.policy.lora_layers, source.layers, name)
-    elif (folder / "config.json").is_file():
+    else:
         require_layers(config.policy.lora_layers, folder)
 
 
 def require_layers(lora_layers: int | None, folder: Path) -> None:
-    """Raise InputError if a fetched model has fewer layers than `policy.lora_layers`."""
-    declared = artefact.load_json(folder / "config.json")
+    """Raise InputError if a model has fewer layers than `policy.lora_layers`; a damaged one is refused when loaded."""
+    try:
+        declared = artefact.load_json(folder / "config.json")
+    except InputError:
+        return
     declared = declared.get("text_config", declared)
     layers = next((declared[name] for name in LAYERS if isinstance(declared.get(name), int)), None)
     _require_layers(lora_layers, layers, folder.name)

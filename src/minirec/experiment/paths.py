@@ -91,6 +91,11 @@ def run_of(config: Config, model: str, selector: str, method: str, budget: int |
     return Run(model, selector if chosen.reads else "none", method, "all" if chosen.takes_all else budget, seed)
 
 
+def shared_signals(config: Config, runs: list[Run]) -> bool:
+    """Whether runs that differ in their seed share signals (`proxy.seeds`)."""
+    return any(run.selector != "none" and config.varied(run.method).proxy.seeds == "shared" for run in runs)
+
+
 def main_runs(config: Config) -> list[Run]:
     """The runs of the main experiment, in results/DATASET/metrics.json: one per seed."""
     main = config.main

@@ -278,6 +278,10 @@ class Rules:
         names = ("metrics.json", "ranks.parquet", "history.parquet")
         return [str(run.folder(top) / name) for run in self.compared_runs for name in names]
 
+    def shared_signals(self, runs: list[paths.Run]) -> str | None:
+        """What `summarise` and `compare` are told where runs of several seeds share signals; else nothing."""
+        return "true" if paths.shared_signals(self.config, runs) else None
+
     def remember(self, jobs: Iterable[Any]) -> None:
         """Write the configuration into the results of every data set that these jobs work on."""
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)

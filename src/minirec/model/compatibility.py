@@ -48,7 +48,8 @@ def _compared(policy: Policy) -> Iterator[tuple[str, Tensor, Tensor]]:
     policy = replace(policy, settings=policy.settings.model_copy(update={"pooling": "last"}))
     policy.user_prompts = replace(policy.user_prompts, prefix=policy.user_prompts.prefix[:PREFIX])
     prompts = policy.user_bodies(BODIES)
-    uniforms = generate.sampling_uniforms(0, range(len(BODIES)), COMPLETIONS, TOKENS).to(policy.device)
+    uniforms = torch.linspace(0, 0.99, len(BODIES) * COMPLETIONS * TOKENS, device=policy.device)
+    uniforms = uniforms.view(len(BODIES), COMPLETIONS, TOKENS)
     written = generate.generate(policy, prompts, [TOKENS] * COMPLETIONS, uniforms, 2.0, keep_frozen_states=True)
     last = [group[-1] for group in generate.texts(policy, written)]  # the others lie between it and its prompt
     texts = [[*policy.user_prompts.prefix, *prompt, *text] for prompt, text in zip(prompts, last, strict=True)]
