@@ -337,21 +337,22 @@ def test_shards_are_gathered(finished):
     assert jobs == {"rollout": 3, "gather": 1}
 
 
+@pytest.mark.slow
 def test_a_thousand_shards_with_long_names_fit_into_a_command_line(finished):
     name = "abcdefghijklmnopqrstuvwxyz0123456789_zyxwvutsrqponmlkjihgfedcba"  # of 63 characters, at most 64 are allowed
-    more = (
-        f"{{rollout: {{shards: 1000}}, variants: {{{name}: {{rollout: {{engine: vllm}}, select: {{shards: 1000}}}}}}}}"
-    )
-    main = f"main: {{method: {name}, seeds: [0, 1]}}"
-    done = spawn(finished, "-n", "-p", TARGET, configs=(more, main))
-    assert done.returncode == 0, done.stdout
-    lines = commands(done.stdout)
-    assert len(lines) > 2_000
-    assert max(map(len, lines)) < 8_000  # bash takes 131,072 characters
-    gathered = commands(done.stdout, "gather")
-    assert f"--shards-folder results/toy/signals/tiny@{name}/seed0/shards --shards 1000" in " ".join(
-        gathered[0].split()
-    )
+    more = f"{{rollout: {{shards: 1000}}, variants: {{{name}: {{sampling: {{top_k: 9}}}}}}}}"
+    rounds = f"variants: {{{name}: {{select: {{shards: 1000}}}}}}"
+    for target, change, stage, folder in (
+        (f"signals/tiny@{name}/seed0/rollouts.parquet", more, "gather", f"signals/tiny@{name}/seed0"),
+        (f"selections/tiny/{name}-8/seed0/selection.parquet", rounds, "select", f"selections/tiny/{name}-8/seed0"),
+    ):
+        done = spawn(finished, "-n", "-p", f"results/toy/{target}", configs=(change,))
+        assert done.returncode == 0, done.stdout
+        assert len(commands(done.stdout)) > 1_000
+        (line,) = [line for line in commands(done.stdout, stage) if "--shards-folder" in line]
+        assert f"--shards-folder results/toy/{folder}/shards" in line
+        assert "--shards 1000" in line
+        assert len(line) < 2_000  # bash takes 131,072 characters
 
 
 def test_another_number_of_shards_can_leave_finished_rollouts_alone(finished):
