@@ -61,22 +61,23 @@ def run(folder, defaults, **changes):
     return [tensors.read(file) for file in out.values()], [file.read_bytes() for file in out.values()]
 
 
-@pytest.mark.parametrize("candidates", [None, 6])
-def test_g_hv_and_z_are_the_means_over_the_completions_of_each_sample(case, defaults, candidates):
+@pytest.mark.parametrize(("advantage", "candidates"), [("group", None), ("group", 6), ("one", None)])
+def test_g_hv_and_z_are_the_means_over_the_completions_of_each_sample(case, defaults, advantage, candidates):
     folder, samples, table, states, whiten, items, ids = case
-    (found, embedded), _ = run(folder, defaults, advantage="group", candidates=candidates)
+    (found, embedded), _ = run(folder, defaults, advantage=advantage, candidates=candidates)
     assert found["sample_id"].tolist() == embedded["sample_id"].tolist() == ids.tolist()
     components = torch.from_numpy(whiten.arrays["user_components"])
     drawn = derivatives.sampled_candidates(ids, M, candidates, 0)
     for i, sample in enumerate(ids):
         row = samples.slice(int(sample), 1).to_pylist()[0]
+        recorded = torch.tensor([one["advantage"] for one in table.slice(i * G, G).to_pylist()])
         x = whiten.user(torch.from_numpy(states[i]))
         g, hv = derivatives.gradient_and_hvp(
             x,
             torch.from_numpy(items),
             torch.tensor([row["target_row"]] * G),
             temperature=defaults.policy.tau,
-            advantage=torch.tensor([one["advantage"] for one in table.slice(i * G, G).to_pylist()]),
+            advantage=recorded if advantage == "group" else 1.0,
             exclude=torch.tensor([row["history_rows"]] * G),
             candidates=None if drawn is None else drawn[[i] * G],
             metric=components.T @ components,
