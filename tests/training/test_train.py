@@ -282,6 +282,21 @@ def test_without_evaluations_there_are_checkpoints_all_the_same(project, tiny_mo
     assert first[0] == 5
 
 
+def test_checkpoints_between_two_evaluations_leave_the_best_one(project, tiny_model, defaults, tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "CHECKPOINT_ROLLOUTS", 1)
+    values = iter([0.5, 0.1, 0.2])
+    monkeypatch.setattr(train, "validator", lambda *_: lambda items: next(values))
+    good, _ = run(project, tiny_model, defaults, tmp_path / "good", epochs=1, scheduler="constant")
+    values = iter([0.5, 0.1, 0.2])
+    changes = {"epochs": 3, "scheduler": "constant"}
+    dying(5, monkeypatch, project, tiny_model, defaults, tmp_path, **changes)
+    assert {folder.name for folder in tmp_path.glob("checkpoints/*-*")} == {"checkpoint-3", "checkpoint-5"}
+    first = steps_of(monkeypatch)
+    weights, _ = run(project, tiny_model, defaults, tmp_path, **changes)
+    assert first == [5, 6, 7, 8]
+    assert same(weights, good)
+
+
 def test_in_bfloat16_the_micro_batch_changes_a_gradient_by_no_more_than_roundings(
     project, tiny_model, defaults, tmp_path, monkeypatch
 ):
