@@ -43,9 +43,10 @@ class Job:
     Where the second line is missing, the job is still running or was killed.
     """
 
-    def __init__(self, stage: str, file: Path | None, wildcards: Mapping[str, str]) -> None:
+    def __init__(self, stage: str, file: Path | None, wildcards: Mapping[str, str], **notes: Any) -> None:
+        """`notes` become part of both lines."""
         self.file, self.started = file, time.monotonic()
-        self.name = {"stage": stage, "wildcards": dict(wildcards)}
+        self.name = {"stage": stage, "wildcards": dict(wildcards), **notes}
         _counted.clear()
         self._append(event="start", **self.name, host=socket.gethostname(), pid=os.getpid())
         self._ended = threading.Event()

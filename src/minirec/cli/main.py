@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from minirec.cli import gpus, launch, out_of_memory
@@ -64,12 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     from minirec.progress import Job, log, start_log
 
     file, wildcards = flags.pop("log", None), dict(flags.pop("wildcards", None) or ())
+    notes = {"made_by": flags.pop("made_by", None), "outputs": _outputs(stage, flags, file)}
     if (rank := int(os.environ.get("RANK", "0"))) > 0:  # rank 0 writes the log
         file = None
     try:
         start_log(stage, file)
         log.setLevel("ERROR" if rank else "INFO")
-        job = Job(stage, file, wildcards)
+        job = Job(stage, file, wildcards, **notes)
     except OSError as error:
         sys.stderr.write(f"error: the log {file} cannot be written ({error.strerror})\n")
         return 1
@@ -126,6 +128,14 @@ def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
         log.error("error: %s; %s", what, MACHINE[number])
         return 1, f"error: {what}"
     return 0, "done"
+
+
+def _outputs(stage: str, flags: dict[str, Any], log: Path | None) -> list[str]:
+    """The files that a stage writes, relative to the folder of its log, so that both can be copied elsewhere."""
+    if log is None or stage in TYPED:
+        return []
+    names = (one.name for one in command(stage).flags if one.writes)
+    return [os.path.relpath(flags[name], log.parent) for name in names if flags.get(name)]
 
 
 def _errno(error: Exception) -> int:

@@ -157,6 +157,7 @@ def _add_stage(added: argparse.ArgumentParser, stage: str) -> None:
         settings.add_argument(flag(name), metavar="VALUE", help=_setting(field), **number)
     settings.add_argument("--configfile", type=Path, nargs="+", metavar="FILE", help=CONFIGFILE)
     added.add_argument("--log", type=Path, metavar="FILE", help="also write the log to this file")
+    added.add_argument("--made-by", metavar="DIGEST", help="noted in the log: of the settings and code behind the job")
     added.add_argument(
         "--wildcards", type=_pair, nargs="+", metavar="NAME=VALUE", help="noted in the log: which files the job is for"
     )

@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic_core import to_jsonable_python
+from snakemake.exceptions import UnknownRuleException
 
 from minirec.errors import InputError
-from minirec.experiment import config, limits, paths
+from minirec.experiment import config, copied, limits, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
 from minirec.experiment.job_logs import events
@@ -93,8 +95,9 @@ class Rules:
             lines = [f"python -m minirec {stage} {' '.join(words)}".rstrip()]
             for files in (input, output):
                 lines.append(" ".join(w for name, file in files.items() if name in known for w in _flag(name, file)))
-            named = [shlex.quote(f"{name}={value}") for name, value in wildcards.items()]
-            lines.append(f"--wildcards {' '.join(named)}" if named else "")
+            named = " ".join(shlex.quote(f"{name}={value}") for name, value in wildcards.items())
+            made_by = copied.trigger_digest(decisive(wildcards), code(wildcards))
+            lines.append(f"--made-by {made_by}" + (f" --wildcards {named}" if named else ""))
             return " \\\n    ".join(line for line in lines if line)
 
         def decisive(wildcards: Wildcards) -> str:
@@ -107,8 +110,11 @@ class Rules:
 
         def code(wildcards: Wildcards) -> str:
             method = wildcards.get("method")
-            modules = [self.config.method(method).module] if stage == "select" and method else []
-            return code_digest(stage, *modules)
+            return code_of(self.config.method(method).module if stage == "select" and method else None)
+
+        @cache
+        def code_of(module: str | None) -> str:
+            return "" if stage == "fetch" else code_digest(stage, *([module] if module else []))
 
         return {"command": text, "settings": decisive} | ({"code": code} if stage != "fetch" else {})
 
@@ -322,6 +328,19 @@ class Rules:
                     sys.exit(
                         f"minirec: {target}: the data set {dataset} is not among {known}{hint}; name it in `datasets`"
                     )
+
+    def check_copied(self, workflow: Any) -> None:
+        """End the program if results made elsewhere are out of date, see `copied.check`. workflow: Snakemake's."""
+
+        def trigger(rule: str, wildcards: Wildcards) -> str | None:
+            try:
+                made = workflow.get_rule(rule).params
+                return copied.trigger_digest(made.settings(wildcards), made.code(wildcards))
+            except (KeyError, UnknownRuleException):  # of a variant, model or shard that is not configured now
+                return None
+
+        if workflow.is_main_process:
+            copied.check(Path(self.config.results), trigger, copied.recorded(), sys.argv[1:])
 
     def print_failures(self) -> None:
         """Print why each job failed that failed in this run, one sentence each."""
