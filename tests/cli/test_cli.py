@@ -239,7 +239,7 @@ DAMAGE = {
     "no chat template": (without_template, "has no chat template"),
     "truncated weights": (lambda model: cut(model / "model.safetensors", 0.5), "cannot be loaded"),
     "empty weights": (lambda model: cut(model / "model.safetensors", 0), "cannot be loaded"),
-    "truncated config": (lambda model: cut(model / "config.json", 0.5), "cannot be loaded"),
+    "truncated config": (lambda model: cut(model / "config.json", 0.5), "not readable JSON"),
     "empty config": (lambda model: (model / "config.json").write_text("{}"), "cannot be loaded"),
     "truncated tokenizer": (lambda model: cut(model / "tokenizer.json", 0.5), "cannot be loaded"),
 }

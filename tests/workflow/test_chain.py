@@ -92,7 +92,7 @@ def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
     top = folder / "results" / "shop"
     assert "before RL" in said
     assert "after RL" in said
-    assert "paired permutation test" in said
+    assert "by Holm" in said
     curriculum = tables.read("curriculum", top / "selections" / "tiny" / "minirec-20" / "seed0" / "curriculum.parquet")
     history = tables.read("history", top / "runs" / RUN / "history.parquet")
     trained = [sample for step in history.sort_by("step")["sample_ids"].to_pylist() for sample in step]

@@ -126,7 +126,7 @@ SETTINGS = {  # laid over the finished experiment: the rules that a dry run then
     "curriculum: {group_size: 3}": {"curriculum", *TRAINED},
     "proxy: {size: 16}": PROXY,
     "proxy: {seed: 1}": set(),  # counts only where all runs share one proxy
-    "proxy: {seeds: shared}": set(),  # that of seed 0, which there is
+    "proxy: {seeds: shared}": {"summarise"},  # which says so; the signals are those of seed 0, which there are
     "proxy: {seeds: shared, seed: 1}": PROXY,
     "rollout: {engine: vllm}": ROLLED_OUT,
     "gradient: {seed: 1}": {"gradient", *SCORED},
@@ -393,7 +393,7 @@ def test_settings_given_on_the_command_line_reach_the_summary_and_the_comparison
     runs = [f"tiny/tiny/minirec-16/seed{seed}" for seed in (0, 3)]
     assert f"--runs {' '.join(runs)} --folders " in summarise
     assert {f"runs/{run}" for run in runs} <= set(summarise.split())
-    assert f"--runs {' '.join(runs)} tiny/tiny/mine-16/seed3 --comparison" in " ".join(compare.split())
+    assert f"--runs {' '.join(runs)} tiny/tiny/mine-16/seed3 --samples" in " ".join(compare.split())
 
 
 def test_the_jobs_of_the_summary_are_those_that_ran_for_it(finished):

@@ -166,7 +166,7 @@ class Policy:
             logits = self._base(inputs_embeds=states, use_cache=False).logits
         finally:
             del decoder.forward
-        return logits.reshape(*hidden.shape[:-1], -1).float()
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1]).float()
 
     @cached_property
     def context(self) -> int | None:
