@@ -238,8 +238,8 @@ def test_a_prompt_asks_for_reasoning_that_ends_with_the_marker_and_then_shows_th
     asking = Policy(policy.model, policy.tokenizer, policy.settings.model_copy(update={"marker": marker}))
     p = asking.user_prompts
     assert policy.tokenizer.decode(p.prefix + p.encode("- just now: Blue Train")) == (
-        "<|im_start|>user\nA user chose these items, oldest first (time before now, title, rating). Reason briefly "
-        f"about what the user likes and what kind of item comes next, and end with {marker}\n"
+        "<|im_start|>user\nA user chose these items, oldest first (time before now where known, title, rating). "
+        f"Reason briefly about what the user likes and what kind of item comes next, and end with {marker}\n"
         "- just now: Blue Train<|im_end|>\n<|im_start|>assistant\n"
     )
 

@@ -34,7 +34,7 @@ def test_a_user_prompt_says_what_the_lines_are_and_asks_for_reasons_and_what_com
     made = policy.user_prompts
     asked = policy.tokenizer.decode(made.prefix + made.encode(TEXT))
     before, after = asked.split(TEXT)
-    for words in ("oldest first", "time before now, title, rating", "Reason", "likes", "comes next"):
+    for words in ("oldest first", "time before now where known, title, rating", "Reason", "likes", "comes next"):
         assert words in before, words
     assert after.startswith("<|im_end|>")
     assert after.rstrip().endswith("<|im_start|>assistant")

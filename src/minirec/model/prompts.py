@@ -14,7 +14,7 @@ from typing import Any
 from minirec.errors import InputError
 
 USER_INSTRUCTION = (
-    "A user chose these items, oldest first (time before now, title, rating). "
+    "A user chose these items, oldest first (time before now where known, title, rating). "
     "Reason briefly about what the user likes and what kind of item comes next, and end with "  # the marker
 )
 ITEM_INSTRUCTION = "Name the key attributes of this item."
