@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import shlex
 
 import pytest
@@ -329,7 +330,9 @@ def test_the_flags_of_a_stage_mean_what_the_configuration_says(stage, files):
 def test_a_command_names_the_settings_that_differ_from_their_defaults_and_no_others(raw):
     given = config.validate(changed(raw, "score/mu", 0.25))
     command = Rules(given).job("score")["command"]({}, {"rollouts": "r"}, {"scores": "s"}, {})
-    assert command == "python -m minirec score --mu 0.25 \\\n    --rollouts r \\\n    --scores s"
+    *lines, made_by = command.split(" \\\n    ")
+    assert lines == ["python -m minirec score --mu 0.25", "--rollouts r", "--scores s"]
+    assert re.fullmatch("--made-by [0-9a-f]{16}", made_by)
 
 
 @pytest.mark.parametrize("stage", ["train", "rollout"])
