@@ -190,7 +190,7 @@ def test_pick_at_random_is_repeated_by_its_seed():
         ({"budget": 0}, "the budget is 0"),
         ({"budget": -1}, "the budget is -1"),
         ({"method": "minirec"}, "minirec needs gradients and embeddings"),
-        ({"method": "best"}, "the method best is not among easiest"),
+        ({"method": "best"}, "the method best is not among band, diversity, easiest"),
         ({"rewards": np.array([[np.nan]])}, "finite numbers"),
         ({"rewards": np.zeros(4)}, "finite numbers"),
         ({"rewards": np.zeros((4, 2, 2))}, "finite numbers"),
@@ -202,3 +202,96 @@ def test_pick_refuses_what_does_not_fit_in_one_sentence(change, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
         pick(**{"rewards": REWARDS, "budget": 2, **change})
     assert "\n" not in str(caught.value)
+
+
+def picked(name: str, budget: int, *, generator: int = 0, **signals) -> list[int]:
+    settings = {key: signals.pop(key) for key in list(signals) if key in methods()[name].settings}
+    columns = {key: np.asarray(values) for key, values in signals.items()}
+    count = len(next(iter(columns.values())))
+    picks = methods()[name].pick(
+        Signals(np.arange(count), **columns), budget, np.random.default_rng(generator), **settings
+    )
+    return picks.rows.tolist()
+
+
+def test_variance_takes_the_largest_and_top_p_draws_from_those_that_hold_the_share():
+    std = [1.0, 2.0, 3.0, 1.0]  # variances 1, 4, 9, 1 of 15: the first two hold 13 / 15
+    assert picked("variance", 2, reward_std=std) == [2, 1]
+    assert picked("variance", 1, reward_std=std, top_p=0.5) == [2]  # 9 / 15 is enough
+    drawn = {picked("variance", 1, reward_std=std, top_p=0.8, generator=seed)[0] for seed in range(50)}
+    assert drawn == {1, 2}
+    assert picked("variance", 3, reward_std=std, top_p=0.5) == [2, 1, 0]  # too few hold it: the next follow
+    assert picked("variance", 2, reward_std=[0.0, 0.0, 0.0], top_p=1.0) in (
+        [0, 1],
+        [0, 2],
+        [1, 2],
+        [1, 0],
+        [2, 0],
+        [2, 1],
+    )
+
+
+def test_band_draws_from_the_band_and_then_takes_the_nearest():
+    reward = [0.0, 0.3, 0.7, 0.9, 0.8]
+    assert {tuple(sorted(picked("band", 2, mean_reward=reward, generator=seed))) for seed in range(9)} == {(1, 2)}
+    assert set(picked("band", 3, mean_reward=reward)) == {1, 2, 4}
+    firsts = {picked("band", 1, mean_reward=reward, generator=seed)[0] for seed in range(50)}
+    assert firsts == {1, 2}
+
+
+def test_hit_draws_from_the_samples_with_a_hit_first():
+    hits = [0, 1, 0, 3, 0]
+    assert {tuple(sorted(picked("hit", 2, hits=hits, generator=seed))) for seed in range(9)} == {(1, 3)}
+    assert {frozenset(picked("hit", 3, hits=hits, generator=seed)) for seed in range(50)} == {
+        frozenset({1, 3, other}) for other in (0, 2, 4)
+    }
+
+
+def test_product_wants_both_signals_where_the_sum_of_minirec_takes_one():
+    signals = {"learnability": [0.0, 0.6, 0.5], "representativeness": [1.0, 0.3, 0.5]}
+    columns = {**signals, "embeddings": np.eye(3)}
+    assert picked("product", 2, **columns) == [2, 1]  # .25 and .18
+    assert picked("minirec", 1, **columns) == [0]  # 1.0 without any learnability
+
+
+def test_methods_of_one_signal_follow_it():
+    assert picked("representative", 2, representativeness=[0.1, 0.9, 0.5]) == [1, 2]
+    assert picked("grand", 2, gradient_norm=[3.0, 1.0, 2.0]) == [0, 2]
+    assert picked("learnalign", 2, mean_reward=[0.5, 0.1, 1.0], representativeness=[0.5, 1.0, 1.0]) == [
+        0,
+        1,
+    ]  # .125, .09
+
+
+def test_diversity_goes_to_the_farthest_from_all_picks():
+    angles = np.radians([0.0, 10.0, 90.0, 180.0])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], 1)
+    for seed in range(9):
+        rows = picked("diversity", 3, embeddings=embeddings, generator=seed)
+        distance = 1 - embeddings @ embeddings.T
+        for turn in (1, 2):  # brute force
+            nearest = distance[rows[:turn]].min(0)
+            assert nearest[rows[turn]] == pytest.approx(nearest.max())
+
+
+def test_kmeans_picks_one_sample_of_each_cluster_and_as_many_as_asked_for():
+    centres = np.repeat(np.eye(4), 10, 0) + np.random.default_rng(0).normal(0, 0.01, (40, 4))
+    rows = picked("kmeans", 4, embeddings=centres)
+    assert sorted(row // 10 for row in rows) == [0, 1, 2, 3]
+    copies = np.ones((5, 2))  # one cluster has all, the others are empty
+    assert sorted(picked("kmeans", 3, embeddings=copies)) == sorted(set(picked("kmeans", 3, embeddings=copies)))
+    assert len(picked("kmeans", 3, embeddings=copies)) == 3
+
+
+def test_every_method_returns_as_many_different_rows_as_asked_for():
+    generator = np.random.default_rng(1)
+    columns = {
+        name: generator.random(30)
+        for name in ("mean_reward", "reward_std", "learnability", "representativeness", "gradient_norm")
+    }
+    columns |= {"hits": generator.integers(0, 3, 30), "embeddings": generator.normal(size=(30, 4))}
+    for name, one in methods().items():
+        budget = 30 if one.takes_all else 12
+        rows = picked(name, budget, **columns)
+        assert len(set(rows)) == budget, name
+        assert rows == picked(name, budget, **columns), name  # the same generator, the same rows

@@ -47,8 +47,9 @@ class Method:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """All the signals that the workflow makes for it."""
-        return tuple(need for need in NEEDS if need in self.needs + self.uses)
+        """All the signals that the workflow makes for it; with any come the rewards, by which the curriculum orders."""
+        read = {*self.needs, *self.uses}
+        return tuple(need for need in NEEDS if need in read or (need == "rewards" and read))
 
     @property
     def module(self) -> str:
