@@ -12,7 +12,7 @@ from minirec.errors import InputError
 from minirec.selection import pick
 from minirec.selection.methods import registry
 from minirec.selection.methods.registry import Picks, methods
-from minirec.selection.signals import NEEDS, Signals
+from minirec.selection.signals import FREE, NEEDS, Signals
 
 
 def test_selection_loads_no_torch_and_no_pydantic():
@@ -26,7 +26,7 @@ def test_a_method_is_named_after_its_file_and_says_in_a_sentence_what_it_does():
         assert method.module == f"selection.methods.{name}"
         assert len(method.sentence.split()) >= 3
         assert (method.function.__doc__ or "").startswith(method.sentence[:20])
-        assert set(method.needs + method.uses) <= set(NEEDS)
+        assert set(method.needs + method.uses) <= {*NEEDS, *FREE}
 
 
 def test_random_and_full_wait_for_nothing_and_hardest_for_rewards_alone():
@@ -190,7 +190,7 @@ def test_pick_at_random_is_repeated_by_its_seed():
         ({"budget": 0}, "the budget is 0"),
         ({"budget": -1}, "the budget is -1"),
         ({"method": "minirec"}, "minirec needs gradients and embeddings"),
-        ({"method": "best"}, "the method best is not among band, diversity, easiest"),
+        ({"method": "best"}, "the method best is not among band, coverage"),
         ({"rewards": np.array([[np.nan]])}, "finite numbers"),
         ({"rewards": np.zeros(4)}, "finite numbers"),
         ({"rewards": np.zeros((4, 2, 2))}, "finite numbers"),
@@ -283,12 +283,32 @@ def test_kmeans_picks_one_sample_of_each_cluster_and_as_many_as_asked_for():
     assert len(picked("kmeans", 3, embeddings=copies)) == 3
 
 
+def test_popularity_takes_the_most_frequent_targets_and_coverage_one_sample_of_each():
+    target = [7, 3, 7, 5, 7, 3]
+    assert set(picked("popularity", 3, target=target)) == {0, 2, 4}
+    assert {frozenset(picked("popularity", 4, target=target, generator=seed)) for seed in range(30)} == {
+        frozenset({0, 2, 4, 1}),
+        frozenset({0, 2, 4, 5}),
+    }
+    for seed in range(9):
+        rows = picked("coverage", 5, target=target, generator=seed)
+        assert sorted(target[row] for row in rows[:3]) == [3, 5, 7]
+        assert sorted(target[row] for row in rows[3:]) == [3, 7]
+
+
+def test_methods_that_ask_for_targets_alone_wait_for_nothing():
+    assert methods()["popularity"].reads == methods()["coverage"].reads == ()
+    with pytest.raises(InputError, match="coverage needs targets besides rewards"):
+        pick(REWARDS, 2, method="coverage")
+
+
 def test_every_method_returns_as_many_different_rows_as_asked_for():
     generator = np.random.default_rng(1)
     columns = {
         name: generator.random(30)
         for name in ("mean_reward", "reward_std", "learnability", "representativeness", "gradient_norm")
     }
+    columns |= {"target": generator.integers(0, 9, 30)}
     columns |= {"hits": generator.integers(0, 3, 30), "embeddings": generator.normal(size=(30, 4))}
     for name, one in methods().items():
         budget = 30 if one.takes_all else 12

@@ -114,7 +114,7 @@ def test_a_method_without_what_it_needs_says_which_file(run, tmp_path, defaults)
 
 
 def test_an_unknown_method_is_refused_with_those_there_are(run):
-    with pytest.raises(InputError, match="the method best is not among easiest, full, hardest"):
+    with pytest.raises(InputError, match="the method best is not among band, coverage"):
         run("2", "best")
 
 

@@ -31,13 +31,18 @@ def rewards(rollouts: Path) -> pa.Table:
 
 
 def load(
-    sample_id: np.ndarray, scores: Path | None = None, rollouts: Path | None = None, embeddings: Path | None = None
+    sample_id: np.ndarray,
+    samples: Path,
+    scores: Path | None = None,
+    rollouts: Path | None = None,
+    embeddings: Path | None = None,
 ) -> Signals:
     """The signals of these samples [n], in this order, from the given files.
 
     scores: includes what `rollouts` would give. Raises InputError if a file lacks one of the samples.
     """
-    columns: dict[str, np.ndarray] = {}
+    targets = tables.read("samples", samples, ["sample_id", "target_row"])
+    columns = {"target": _rows(targets, ("target_row",), sample_id, samples)["target_row"]}
     if scores is not None:
         columns |= _rows(tables.read("scores", scores), SCORES, sample_id, scores)
     elif rollouts is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 NOT_THERE = cast(np.ndarray, None)  # a method reads only the signals that it has asked for
 NEEDS = ("rewards", "gradients", "embeddings")  # what a method may ask for; all cost rollouts, the last two more
+FREE = ("targets",)  # what a method may ask for and costs nothing: it is in the samples
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Signals:
     """Signals of n samples, one row each. A signal that the method does not read, or that was not computed, is None."""
 
     sample_id: np.ndarray  # [n]
+    target: np.ndarray = NOT_THERE  # [n] number of the target item. Need: targets
     mean_reward: np.ndarray = NOT_THERE  # [n] over the completions. Need: rewards
     reward_std: np.ndarray = NOT_THERE  # [n] over the completions, ddof 1. Need: rewards
     hits: np.ndarray = NOT_THERE  # [n] completions whose reward counts as a hit. Need: rewards

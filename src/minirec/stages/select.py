@@ -47,7 +47,7 @@ def run(
         [shards_folder / str(n) / "selection.parquet" for n in range(select.shards)] if shards_folder else []
     )
     pool = stored.pool(samples, shard, select.shards, picked_before)
-    signals = stored.load(pool, scores, rollouts, embeddings)
+    signals = stored.load(pool, samples, scores, rollouts, embeddings)
     count = _count("all" if chosen.takes_all else budget, len(pool), shard is not None)
     log.info("%s: %d of %d samples", method, count, len(pool))
     settings = {name: getattr(select, name) for name in chosen.settings}
@@ -77,7 +77,7 @@ def _method(name: str, scores: Path | None, rollouts: Path | None, embeddings: P
         "gradients": ("--scores", scores),
         "embeddings": ("--embeddings", embeddings),
     }
-    missing = [flags[need][0] for need in method.needs if flags[need][1] is None]
+    missing = [flags[need][0] for need in method.needs if need in flags and flags[need][1] is None]
     if missing:
         raise InputError(f"select --method {name} needs {' and '.join(dict.fromkeys(missing))}")
     return method

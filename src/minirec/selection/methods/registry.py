@@ -39,7 +39,7 @@ class Method:
 
     name: str
     sentence: str  # what it does, from the docstring
-    needs: tuple[str, ...]  # signals, of NEEDS, without which it cannot run
+    needs: tuple[str, ...]  # signals, of NEEDS and FREE, without which it cannot run
     uses: tuple[str, ...]  # signals, of NEEDS, which it uses if there are any
     takes_all: bool  # keeps every sample, whatever the budget
     settings: Mapping[str, tuple[Any, Any]]  # name: (type, default)
@@ -48,7 +48,7 @@ class Method:
     @property
     def reads(self) -> tuple[str, ...]:
         """All the signals that the workflow makes for it; with any come the rewards, by which the curriculum orders."""
-        read = {*self.needs, *self.uses}
+        read = {*self.needs, *self.uses} & {*NEEDS}
         return tuple(need for need in NEEDS if need in read or (need == "rewards" and read))
 
     @property
