@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from minirec.data import models
 from minirec.errors import InputError
+from minirec.experiment import limits
 from minirec.experiment.config import Model
 from minirec.model import generate
 from minirec.model.items import ItemEncoder
@@ -141,4 +142,4 @@ def test_a_target_that_is_nowhere_is_refused_with_the_names_there_are(folder, de
     ],
 )
 def test_the_number_of_layers_is_read_whatever_its_key_is(declared, count):
-    assert models.layer_count(declared) == count
+    assert limits.layer_count(declared) == count

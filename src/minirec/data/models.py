@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from minirec.storage.files import exclusive_lock
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json")
 ADAPTER = "adapter_"  # start of the names of an adapter's files: a library would load them with the model
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of config.json by family
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -82,17 +80,6 @@ def require_plain(folder: Path) -> None:
         raise InputError(f"{folder} is an encoder-decoder model; take a causal language model")
     if (folder / "model.safetensors").is_file() and (folder / "model.safetensors.index.json").is_file():
         raise InputError(f"{folder} has its weights twice, in model.safetensors and in parts; remove one of them")
-
-
-def layer_count(declared: Mapping[str, Any]) -> int | None:
-    """Number of layers that a model's config.json declares, by whatever key its family uses; None: it has none.
-
-    >>> layer_count({"text_config": {"num_hidden_layers": 26}}), layer_count({"n_layer": 12})
-    (26, 12)
-    """
-    text = declared.get("text_config")
-    text = text if isinstance(text, Mapping) else declared
-    return next((text[key] for key in LAYERS if isinstance(text.get(key), int)), None)
 
 
 def _hub(source: config.Model, out: Path) -> str:

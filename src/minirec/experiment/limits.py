@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from minirec.errors import InputError
 from minirec.experiment import paths
 from minirec.experiment.config import Config
 from minirec.storage import artefact
 
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # names of the number of layers in config.json
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of config.json by family
 
 
 def require(config: Config, top: Path, runs: list[paths.Run]) -> None:
@@ -62,9 +64,18 @@ def require_layers(lora_layers: int | None, folder: Path) -> None:
         declared = artefact.load_json(folder / "config.json")
     except InputError:
         return
-    declared = declared.get("text_config", declared)
-    layers = next((declared[name] for name in LAYERS if isinstance(declared.get(name), int)), None)
-    _require_layers(lora_layers, layers, folder.name)
+    _require_layers(lora_layers, layer_count(declared), folder.name)
+
+
+def layer_count(declared: Mapping[str, Any]) -> int | None:
+    """Number of layers that a model's config.json declares, by whatever key its family uses; None: it has none.
+
+    >>> layer_count({"text_config": {"num_hidden_layers": 26}}), layer_count({"n_layer": 12})
+    (26, 12)
+    """
+    text = declared.get("text_config")
+    text = text if isinstance(text, Mapping) else declared
+    return next((text[key] for key in LAYERS if isinstance(text.get(key), int)), None)
 
 
 def _require_layers(lora_layers: int | None, layers: int | None, name: str) -> None:
