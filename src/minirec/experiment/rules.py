@@ -14,20 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic_core import to_jsonable_python
-from snakemake.exceptions import UnknownRuleException
 
 from minirec.errors import InputError
-from minirec.experiment import config, copied, limits, paths
+from minirec.experiment import config, copied, hooks, limits, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
-from minirec.experiment.job_logs import events
 from minirec.experiment.sections import Resources, Section
-from minirec.experiment.validation import suggestion
 from minirec.storage import user_files
 from minirec.storage.code_digest import code_digest
-from minirec.storage.files import atomic_write
 
 Wildcards = Mapping[str, str]
 CHECKS = ("least_samples",)  # parameters that only stop a job early; a change of them re-runs nothing
@@ -54,7 +49,7 @@ class Rules:
             rules = cls(config.validate(raw))
         except InputError as error:
             sys.exit(f"minirec: configuration error: {error}")
-        rules.check(sys.argv[1:])
+        hooks.check_targets(rules.config, sys.argv[1:])
         return rules
 
     def __init__(self, config: Config) -> None:
@@ -288,14 +283,6 @@ class Rules:
         """What `summarise` and `compare` are told where runs of several seeds share signals; else nothing."""
         return "true" if paths.shared_signals(self.config, runs) else None
 
-    def remember(self, jobs: Iterable[Any]) -> None:
-        """Write the configuration into the results of every data set that these jobs work on."""
-        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        for dataset in {job.wildcards.get("dataset") for job in jobs} & set(self.config.datasets):
-            folder = Path(paths.FOLDERS["top"].format(results=self.config.results, dataset=dataset))
-            with atomic_write(folder / config.MADE_BY) as partial:
-                partial.write_text(text, encoding="utf-8")
-
     def constraints(self) -> dict[str, str]:
         """A regular expression for every wildcard, which matches names of the configuration and nothing else."""
         names = self.config.method_names
@@ -314,46 +301,6 @@ class Rules:
             "seed": "0|[1-9][0-9]*",
             "shard": "0|[1-9][0-9]*",
         }
-
-    def check(self, arguments: Iterable[str]) -> None:
-        """End the program with one sentence if a target among the arguments names an unknown data set."""
-        top = Path(self.config.results)
-        for target in map(Path, arguments):
-            made = target.suffix in (".json", ".parquet", ".safetensors", ".txt", ".png")  # no value of an option
-            if made and target.is_relative_to(top) and len(target.parts) > len(top.parts) + 1:
-                dataset = target.relative_to(top).parts[0]
-                if dataset not in self.config.datasets:
-                    known = ", ".join(self.config.datasets)
-                    hint = suggestion(dataset, self.config.datasets)
-                    sys.exit(
-                        f"minirec: {target}: the data set {dataset} is not among {known}{hint}; name it in `datasets`"
-                    )
-
-    def check_copied(self, workflow: Any) -> None:
-        """End the program if results made elsewhere are out of date, see `copied.check`. workflow: Snakemake's."""
-
-        def trigger(rule: str, wildcards: Wildcards) -> str | None:
-            try:
-                made = workflow.get_rule(rule).params
-                return copied.trigger_digest(made.settings(wildcards), made.code(wildcards))
-            except (KeyError, UnknownRuleException):  # of a variant, model or shard that is not configured now
-                return None
-
-        if workflow.is_main_process:
-            copied.check(Path(self.config.results), trigger, copied.recorded(), sys.argv[1:])
-
-    def print_failures(self) -> None:
-        """Print why each job failed that failed in this run, one sentence each."""
-        for log in sorted([*Path(self.config.results).rglob("logs/*.log"), *Path("data/logs").rglob("*.log")]):
-            _, end = events(log)
-            if end is not None and end["reason"] != "done" and log.stat().st_mtime >= self.started:
-                sys.stderr.write(f"minirec: {end['stage']} failed, {end['reason']} (log: {log})\n")
-
-    def print_summaries(self) -> None:
-        """Print the summaries and comparisons that this run has written."""
-        for file in sorted(Path(self.config.results).glob("*/*.txt")):
-            if file.stat().st_mtime >= self.started:
-                sys.stdout.write(file.read_text(encoding="utf-8"))
 
 
 def _variant(wildcards: Wildcards) -> str | None:
