@@ -61,6 +61,14 @@ def write_selection(folder: Path, ids, signals: bool) -> None:
     tables.write("curriculum", pa.table(columns), folder / "curriculum.parquet", Provenance("curriculum"))
 
 
+def write_history(folder, forced):
+    """history.parquet of as many steps; forced: share of each step's completions without a marker of their own."""
+    step = dict.fromkeys(tables.TABLES["history"].columns, 0.0) | {"sample_ids": [1], "valid_ndcg": None}
+    rows = [step | {"step": number + 1, "forced_share": share} for number, share in enumerate(forced)]
+    table = pa.Table.from_pylist(rows, tables.TABLES["history"].schema())
+    tables.write("history", table, folder / "history.parquet", Provenance("train"))
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch, defaults):
     """A function that writes every artefact of an experiment, made by hand, and summarises it."""
@@ -102,6 +110,7 @@ def project(tmp_path, monkeypatch, defaults):
             run = f"{method}-{budget}/seed{seed}"
             write_policy(top / "runs/gemma" / selector / run, rank)
             measured(top, top / "runs/gemma" / selector / run, given.measure, top / "base/gemma/ranks.parquet")
+            write_history(top / "runs/gemma" / selector / run, forced=[1.0, 0.5 - seed / 10])
             write_selection(top / "selections" / selector / run, ids, signals=method == "minirec")
         if selector != "none":
             scores = {n: np.linspace(0, 1, TRAINED) for n in ("mean_reward", "learnability", "representativeness")}
@@ -224,6 +233,13 @@ def test_the_summary_compares_the_runs_with_every_baseline(project):
     assert summary["paired_tests"]["tfidf_last"]["mean"] == pytest.approx(gain)
     (line,) = [line for line in text.splitlines() if "tfidf last" in line]
     assert line.endswith(f" {gain:+.4f} (p = {summary['paired_tests']['tfidf_last']['p_holm']:.3g})")
+
+
+def test_the_share_of_forced_markers_is_the_mean_over_steps_and_seeds(project):
+    project([BASE, BASE])
+    summary, text = written()
+    assert summary["forced_share"] == pytest.approx((1.0 + 0.5 + 1.0 + 0.4) / 4)
+    assert "72% of completions in training lacked the marker" in text
 
 
 def test_a_large_gain_is_called_significant(project):

@@ -21,7 +21,8 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
     lines = [
         "",
         f"{results}: {main['method']} kept {summary['selected']} of {summary['samples']['train']} training samples;",
-        f"  {summary['samples']['test']} test samples, {summary['catalogue']} items, seeds {main['seeds']}",
+        f"  {summary['samples']['test']} test samples, {summary['catalogue']} items, seeds {main['seeds']}; "
+        f"{summary['forced_share']:.0%} of completions in training lacked the marker",
         "",
         *_metrics_table(summary),
         "",

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minirec.evaluation import significance
 from minirec.evaluation.breakdown import EvaluationSet, mean_breakdown
 from minirec.evaluation.rank_tables import read_baselines, read_ranks
@@ -48,6 +50,7 @@ def run(
         },
         **_counts(top),
         "selected": selection.num_rows,
+        "forced_share": float(np.mean([_forced_share(one.folder(top) / "history.parquet") for one in seeds])),
         **_metrics(top, seeds, measure),
         "cost": costs(top, logs(top, folders)),
         "prepare": artefact.read_json(top / "prepare.json"),
@@ -61,6 +64,11 @@ def run(
     inputs = {str(one): one.folder(top) / "metrics.json" for one in seeds}
     artefact.write_json(gathered, metrics, Provenance("summarise", measure.model_dump(), inputs))
     log.info("wrote %s, %s and %d pictures", metrics, summary, len(pictures))
+
+
+def _forced_share(history: Path) -> float:
+    """Share of a training's completions to which the marker had to be appended."""
+    return float(tables.numpy(tables.read("history", history), "forced_share").mean())
 
 
 def _counts(top: Path) -> dict[str, Any]:
