@@ -4,6 +4,9 @@
 class InputError(Exception):
     """A setting, file or argument is wrong; the message is one sentence that names it and says what to do."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(sentence.splitlines()))  # names and values of a user may hold any character
+
 
 class NotFinite(InputError):
     """A policy computed NaN or infinity; `what` says where, e.g. "the loss is nan at step 3"."""

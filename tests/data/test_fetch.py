@@ -141,6 +141,14 @@ def test_a_model_that_another_is_converting_is_converted_once(tmp_path, monkeypa
     assert (tmp_path / "a" / "model.safetensors").read_text() == (tmp_path / "b" / "model.safetensors").read_text()
 
 
+def test_a_refusal_is_one_line_whatever_the_file_holds(tmp_path):
+    with gzip.open(tmp_path / "i.csv.gz", "wb") as stream:
+        stream.write(b"\x0buser_id,parent_asin,rating,timestamp\nU1,B1,5.0,1640000000000\n")
+    with pytest.raises(InputError, match="is not what Amazon Reviews 2023 looks like") as caught:
+        amazon.convert(tmp_path / "i.csv.gz", tmp_path / "m.jsonl.gz", tmp_path, "500MB", Provenance("fetch"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_model_of_the_hub_remembers_the_commit_that_its_branch_stood_for(tmp_path, monkeypatch):
     snapshot = tmp_path / "snapshots" / "5f3c0ffee"  # the hub's cache names a snapshot after its commit
     snapshot.mkdir(parents=True)
