@@ -75,6 +75,14 @@ def test_a_breakdown_counts_the_items_of_each_history_and_knows_popularity_by_ro
     assert found.popularity.tolist() == [0, 10, 20, 30]
 
 
+def test_users_come_in_the_order_of_the_samples_and_a_missing_sample_is_named(load, tmp_path):
+    load()
+    assert splits.users(tmp_path / "samples.parquet", np.array([10, 8])).tolist() == [0, 0]
+    for missing in (7, 11):
+        with pytest.raises(InputError, match=f"has no sample {missing}; make it again"):
+            splits.users(tmp_path / "samples.parquet", np.array([8, missing]))
+
+
 def test_a_split_without_samples_is_named(load):
     with pytest.raises(InputError, match="has no test samples"):
         load("test")

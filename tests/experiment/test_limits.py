@@ -21,7 +21,9 @@ def given(defaults, tmp_path, monkeypatch):
 
 def prepared(settings, train: int) -> None:
     """What `prepare` leaves of so many training samples."""
-    used = settings.prepare.model_dump() | {"filter": settings.datasets["cds"].filter.model_dump()}
+    declared = settings.datasets["cds"]
+    used = settings.prepare.model_dump() | {"filter": declared.filter.model_dump()}
+    used["format"] = declared.model_dump(include={"time_unit", "cast"})
     TOP.mkdir(parents=True, exist_ok=True)
     report = {"train": train, "provenance": {"settings": used | {"of_a_later_version": 1}}}
     (TOP / "prepare.json").write_text(json.dumps(report, default=str))
@@ -61,6 +63,7 @@ def test_a_budget_or_a_proxy_above_the_prepared_samples_is_refused(given):
         {"prepare": {"max_train": 900}},
         {"prepare": {"train_share": 0.7}},
         {"datasets": {"cds": {"filter": {"core": 5}}}},
+        {"datasets": {"cds": {"time_unit": "s"}}},
     ],
 )
 def test_samples_that_other_settings_made_say_nothing(given, change):
@@ -68,9 +71,10 @@ def test_samples_that_other_settings_made_say_nothing(given, change):
     require(given(**change, main={"budget": 800}))
 
 
-def test_samples_older_than_the_data_say_nothing(given):
+@pytest.mark.parametrize("name", ["interactions.parquet", "interactions.csv.gz", "interactions.parquet/part-1"])
+def test_samples_older_than_the_data_say_nothing(given, name):
     prepared(given(), 300)
-    interactions = Path("data/cds/interactions.parquet")
+    interactions = Path("data/cds") / name
     interactions.parent.mkdir(parents=True)
     interactions.touch()
     os.utime(TOP / "prepare.json", (1, 1))

@@ -18,7 +18,7 @@ from minirec.experiment import config
 from minirec.progress import log
 from minirec.storage import database, tables
 from minirec.storage.artefact import Provenance
-from minirec.storage.user_files import first_line, quoted, rejected_lines
+from minirec.storage.user_files import JSON_BYTES, first_line, quoted, rejected_lines
 
 INTERACTIONS = "benchmark/5core/rating_only/{category}.csv.gz"
 ITEMS = "raw/meta_categories/meta_{category}.jsonl.gz"
@@ -93,7 +93,7 @@ def _read_interactions(engine: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 def _read_items(engine: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Make the table `listed` of the usable lines; raises InputError if too few are usable."""
-    engine.execute(_LISTED.format(price=price("price")), [str(path)])
+    engine.execute(_LISTED.format(price=price("price"), line=JSON_BYTES), [str(path)])
     if engine.execute("SELECT count(item_id) FROM listed").fetchall()[0][0] == 0:
         raise _Other(path, "no line of it is an item")
     _drop(engine, path, "listed", 0)
@@ -152,7 +152,7 @@ CREATE TABLE listed AS SELECT parent_asin AS item_id, coalesce(title, '') AS tit
     row_number() OVER () AS number, CASE
         WHEN parent_asin IS NULL AND title IS NULL AND average_rating IS NULL THEN 'unreadable_line'
         WHEN coalesce(parent_asin, '') = '' THEN 'without_parent_asin' END AS problem
-FROM read_json(?, format = 'newline_delimited', maximum_object_size = 67108864, ignore_errors = true, columns = {{
+FROM read_json(?, format = 'newline_delimited', maximum_object_size = {line}, ignore_errors = true, columns = {{
     'parent_asin': 'VARCHAR', 'title': 'VARCHAR', 'categories': 'JSON', 'store': 'VARCHAR',
     'description': 'JSON', 'price': 'VARCHAR', 'average_rating': 'VARCHAR', 'rating_number': 'VARCHAR'}})
 """

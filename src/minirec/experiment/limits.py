@@ -9,8 +9,8 @@ from typing import Any
 
 from minirec.errors import InputError
 from minirec.experiment import paths
-from minirec.experiment.config import Config
-from minirec.storage import artefact
+from minirec.experiment.config import Config, Format
+from minirec.storage import artefact, user_files
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of config.json by family
 
@@ -96,14 +96,17 @@ def _require_files(setting: str, folder: Path) -> None:
 
 def _prepared(config: Config, top: Path) -> int | None:
     """Number of training samples, if prepare has run with these settings since the data set last changed."""
-    report, interactions = top / "prepare.json", Path("data") / top.name / "interactions.parquet"
+    report, dataset = top / "prepare.json", config.datasets[top.name]
     try:
-        if interactions.is_file() and interactions.stat().st_mtime > report.stat().st_mtime:
+        interactions = user_files.find(Path("data", top.name), "interactions")
+        files = user_files.parts(interactions) if interactions else []
+        if any(file.stat().st_mtime > report.stat().st_mtime for file in files):
             return None
         found = artefact.load_json(report)
         stored, train = found["provenance"]["settings"], found["train"]
     except (InputError, OSError, KeyError, TypeError):
         return None
-    used = config.prepare.model_dump() | {"filter": config.datasets[top.name].filter.model_dump()}
+    used = config.prepare.model_dump() | {"filter": dataset.filter.model_dump()}
+    used["format"] = dataset.model_dump(include=set(Format.model_fields))
     settings = json.loads(json.dumps(used, default=str))
     return int(train) if all(stored.get(name) == value for name, value in settings.items()) else None

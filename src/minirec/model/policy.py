@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from minirec.data import models
 from minirec.errors import InputError
-from minirec.experiment import limits, sections
+from minirec.experiment import sections
 from minirec.experiment.sections import Passes
 from minirec.model import prompts
 from minirec.model.distributed import ShardedLayers
@@ -81,7 +81,7 @@ class Policy:
         from peft import LoraConfig, get_peft_model
 
         s = self.settings
-        total = limits.layer_count(self.model.config.to_dict()) or 0
+        total = self.model.config.get_text_config().num_hidden_layers
         if s.lora_layers is not None and s.lora_layers > total:
             raise InputError(f"policy.lora_layers is {s.lora_layers}, but the model has {total} layers; lower it")
         lora = LoraConfig(
