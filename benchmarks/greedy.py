@@ -111,7 +111,7 @@ def real() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     for path in sorted(ROOT.glob("results/*/signals/*/seed*/embeddings.safetensors")):
         scores = tables.read("scores", path.with_name("scores.parquet"))
         stored = tensors.read(path, "sample_id", "embedding")
-        scores = scores.take(tensors.rows_of(tables.numpy(scores, "sample_id"), stored["sample_id"], path))
+        scores = scores.take(tables.rows_of(tables.numpy(scores, "sample_id"), stored["sample_id"], path))
         value = tables.numpy(scores, "learnability") + tables.numpy(scores, "representativeness")
         yield path.parts[-4], stored["embedding"], value
 

@@ -244,3 +244,22 @@ def test_the_digest_of_a_folder_sees_names_and_contents(tmp_path):
         (folder / name).write_bytes(content)
         seen.add(artefact.digest(folder))
     assert len(seen) == 4
+
+
+def test_samples_are_found_by_id_whatever_their_order(tmp_path):
+    rows = tables.rows_of(np.array([7, 3, 9]), np.array([9, 7, 7, 3]), tmp_path)
+    assert rows.tolist() == [2, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "missing"),
+    [([7, 3, 9], [3, 4], 4), ([7, 3, 9], [10], 10), ([7, 3, 9], [0, 7], 0), ([], [5], 5)],
+)
+def test_a_sample_that_is_missing_is_an_error_not_another_sample(tmp_path, there, wanted, missing):
+    path = tmp_path / "g.safetensors"
+    with pytest.raises(InputError, match=f"has no sample {missing}; make it again"):
+        tables.rows_of(np.array(there, dtype=np.int64), np.array(wanted), path)
+
+
+def test_nothing_wanted_is_nothing_found(tmp_path):
+    assert tables.rows_of(np.array([], dtype=np.int64), np.array([], dtype=np.int64), tmp_path).tolist() == []

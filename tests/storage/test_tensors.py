@@ -88,25 +88,6 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(file, arrays)
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_samples_are_found_by_id_whatever_their_order(tmp_path):
-    rows = tensors.rows_of(np.array([7, 3, 9]), np.array([9, 7, 7, 3]), tmp_path)
-    assert rows.tolist() == [2, 0, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("there", "wanted", "missing"),
-    [([7, 3, 9], [3, 4], 4), ([7, 3, 9], [10], 10), ([7, 3, 9], [0, 7], 0), ([], [5], 5)],
-)
-def test_a_sample_that_is_missing_is_an_error_not_another_sample(tmp_path, there, wanted, missing):
-    path = tmp_path / "g.safetensors"
-    with pytest.raises(InputError, match=f"has no sample {missing}; make it again"):
-        tensors.rows_of(np.array(there, dtype=np.int64), np.array(wanted), path)
-
-
-def test_nothing_wanted_is_nothing_found(tmp_path):
-    assert tensors.rows_of(np.array([], dtype=np.int64), np.array([], dtype=np.int64), tmp_path).tolist() == []
-
-
 @pytest.mark.parametrize("rows", [1, 7, 30])
 def test_a_file_written_some_rows_at_a_time_has_the_bytes_of_one_written_at_once(tmp_path, rows):
     generator = np.random.default_rng(0)

@@ -67,7 +67,7 @@ def reading(kind: str):
     except InputError as error:
         REFUSED[kind] += 1
         if len(str(error).splitlines()) != 1:
-            raise AssertionError(f"more than one line: {error}") from error
+            raise AssertionError(f"not one line: {error}") from error
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, former)
@@ -503,11 +503,11 @@ def test_a_damaged_model_of_a_user_is_a_policy_or_refused(folder, tiny_model, de
     check()
 
 
-def test_the_fuzzer_itself_sees_another_error_and_a_sentence_of_two_lines():
+def test_the_fuzzer_itself_sees_another_error_and_an_empty_sentence():
     with pytest.raises(ZeroDivisionError), reading("itself"):
         raise ZeroDivisionError
     with pytest.raises(AssertionError), reading("itself"):
-        raise InputError("two\nlines")
+        raise InputError("")
     with reading("itself"):
         raise InputError("one line")
     del TRIED["itself"], REFUSED["itself"]

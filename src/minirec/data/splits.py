@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from minirec.data.titles import history_lines
 from minirec.errors import InputError
-from minirec.storage import tables, tensors
+from minirec.storage import tables
 from minirec.storage.stream import Stream
 
 WINDOW = 8_192  # how many samples `windows` loads at a time
@@ -84,7 +84,7 @@ def sample_ids(samples: Path, split: str) -> np.ndarray:
 def users(samples: Path, sample_id: np.ndarray) -> np.ndarray:
     """Number of the user, from 0, of each of these samples [n]; raises InputError if the file lacks one."""
     table = tables.read("samples", samples, ["sample_id", "user_id"])
-    chosen = table["user_id"].take(tensors.rows_of(tables.numpy(table, "sample_id"), sample_id, samples))
+    chosen = table["user_id"].take(tables.rows_of(tables.numpy(table, "sample_id"), sample_id, samples))
     return pc.dictionary_encode(chosen.combine_chunks()).indices.to_numpy()
 
 

@@ -49,7 +49,7 @@ def load(
         columns |= _rows(rewards(rollouts), REWARDS, sample_id, rollouts)
     if embeddings is not None:
         stored = tensors.read_rows(embeddings, "sample_id")
-        rows = tensors.rows_of(stored, sample_id, embeddings)
+        rows = tables.rows_of(stored, sample_id, embeddings)
         columns["embeddings"] = tensors.take(embeddings, "embedding", rows)
     return Signals(sample_id, **columns)
 
@@ -66,5 +66,5 @@ def pool(samples: Path, shard: int | None, shards: int, selections: list[Path]) 
 
 
 def _rows(table: pa.Table, names: tuple[str, ...], sample_id: np.ndarray, path: Path) -> dict[str, np.ndarray]:
-    rows = tensors.rows_of(tables.numpy(table, "sample_id"), sample_id, path)
+    rows = tables.rows_of(tables.numpy(table, "sample_id"), sample_id, path)
     return {name: tables.numpy(table, name)[rows] for name in names}

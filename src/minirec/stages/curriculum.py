@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from minirec.experiment.sections import Curriculum
 from minirec.selection.curriculum import curriculum_order, groups
-from minirec.storage import tables, tensors
+from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output
 
@@ -19,7 +19,7 @@ def run(*, curriculum: Curriculum, selection: Path, out: Output) -> None:
     if table["mean_reward"].null_count == 0:
         sample_id = tables.numpy(table, "sample_id")
         order = curriculum_order(sample_id, tables.numpy(table, "mean_reward"), curriculum.group_size, curriculum.seed)
-        table = table.take(tensors.rows_of(sample_id, order, selection))
+        table = table.take(tables.rows_of(sample_id, order, selection))
     columns = {
         "position": pa.array(range(table.num_rows), pa.int32()),
         "sample_id": table["sample_id"],

@@ -23,7 +23,7 @@ def run(*, score: Score, rollouts: Path, gradients: Path, scores: Output) -> Non
     table = rewards(rollouts)
     tensors.shapes(gradients, "sample_id", "gradient", "hvp")
     stored = tensors.read_rows(gradients, "sample_id")
-    rows = tensors.rows_of(stored, tables.numpy(table, "sample_id"), gradients)
+    rows = tables.rows_of(stored, tables.numpy(table, "sample_id"), gradients)
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(gradients, Hessian-vector products) of BLOCK samples at a time."""

@@ -95,6 +95,7 @@ def imports(file: Path, package: Path = PACKAGE) -> set[str]:
     return {name for name in inside if _file(name, package).is_file()}
 
 
+@cache
 def _imported(file: Path) -> set[str]:
     """The names that a file imports, anywhere in it; of `from a import b`, a and a.b."""
     names: set[str] = set()

@@ -118,6 +118,23 @@ def numpy(table: pa.Table, column: str) -> np.ndarray:
     return table[column].combine_chunks().to_numpy(zero_copy_only=False)
 
 
+def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:
+    """Rows [k] at which `sample_id` [n] has the wanted samples [k]; raises InputError if it lacks one.
+
+    path: the file that the error message names.
+
+    >>> rows_of(np.array([7, 3, 9]), np.array([9, 7]), Path("scores.parquet"))
+    array([2, 0])
+    """
+    order = np.argsort(sample_id, kind="stable")
+    slots = np.searchsorted(sample_id, wanted, sorter=order).clip(max=max(len(sample_id) - 1, 0))
+    rows = order[slots] if len(sample_id) else slots
+    if len(wanted) and (len(sample_id) == 0 or (bad := sample_id[rows] != wanted).any()):
+        first = wanted[0] if len(sample_id) == 0 else wanted[bad][0]
+        raise InputError(f"{path} has no sample {first}; make it again from the same samples")
+    return rows
+
+
 def _problem(name: str, table: pa.Table, where: str, columns: list[str] | None = None) -> str | None:
     """One sentence on how a table does not fit its declaration; None if it fits."""
     declared = TABLES[name]

@@ -127,23 +127,6 @@ def _check(path: Path, present: Collection[str], names: tuple[str, ...]) -> None
         raise InputError(f"{path} has no tensor {missing[0]}; run the stage that makes it again")
 
 
-def rows_of(sample_id: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:
-    """Rows [k] at which `sample_id` [n] has the wanted samples [k]; raises InputError if it lacks one.
-
-    path: the file that the error message names.
-
-    >>> rows_of(np.array([7, 3, 9]), np.array([9, 7]), Path("hidden.safetensors"))
-    array([2, 0])
-    """
-    order = np.argsort(sample_id, kind="stable")
-    slots = np.searchsorted(sample_id, wanted, sorter=order).clip(max=max(len(sample_id) - 1, 0))
-    rows = order[slots] if len(sample_id) else slots
-    if len(wanted) and (len(sample_id) == 0 or (bad := sample_id[rows] != wanted).any()):
-        first = wanted[0] if len(sample_id) == 0 else wanted[bad][0]
-        raise InputError(f"{path} has no sample {first}; make it again from the same samples")
-    return rows
-
-
 def _header_entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     """Entry of each array in the header of a safetensors file; the int64 array comes first, as the library does it."""
     entries, end = {}, 0

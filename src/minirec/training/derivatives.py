@@ -200,7 +200,7 @@ def chunks(
         states = torch.from_numpy(tensors.read_rows(hidden, "hidden", begin, end))
         groups = states.shape[1]
         table = sample_rows.until(int(sample_id[-1]))
-        table = table.take(tensors.rows_of(tables.numpy(table, "sample_id"), sample_id, samples))
+        table = table.take(tables.rows_of(tables.numpy(table, "sample_id"), sample_id, samples))
         completions = rollout_rows.take(groups * len(sample_id))
         if not np.array_equal(tables.numpy(completions, "sample_id"), np.repeat(sample_id, groups)):
             raise mismatch
