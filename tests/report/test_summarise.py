@@ -75,9 +75,10 @@ def project(tmp_path, monkeypatch, defaults):
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(tmp_path / "results", ignore_errors=True)
 
-    def made(after, method="minirec", write_only=False):
+    def made(after, method="minirec", write_only=False, control=()):
         budget = PICKED if method != "full" else "all"
         main = {"method": method, "budget": PICKED, "seeds": list(range(len(after)))}
+        main |= {"control": "random"} if control else {}
         given = config.validate(config.overlay(json.loads(defaults.model_dump_json()), {"main": main}))
         top, selector = Path("results/movielens"), "gemma" if method == "minirec" else "none"
         rows = [
@@ -112,6 +113,10 @@ def project(tmp_path, monkeypatch, defaults):
             measured(top, top / "runs/gemma" / selector / run, given.measure, top / "base/gemma/ranks.parquet")
             write_history(top / "runs/gemma" / selector / run, forced=[1.0, 0.5 - seed / 10])
             write_selection(top / "selections" / selector / run, ids, signals=method == "minirec")
+        for seed, rank in enumerate(control):
+            run = f"none/random-{PICKED}/seed{seed}"
+            write_policy(top / "runs/gemma" / run, rank)
+            measured(top, top / "runs/gemma" / run, given.measure, top / "base/gemma/ranks.parquet")
         if selector != "none":
             scores = {n: np.linspace(0, 1, TRAINED) for n in ("mean_reward", "learnability", "representativeness")}
             scores |= {"sample_id": np.arange(TRAINED), "reward_std": np.zeros(TRAINED)}
@@ -148,7 +153,7 @@ def summarise_it(given) -> None:
     scores = Rules(given).summary_scores({"results": "results", "dataset": "movielens"}).get("scores")
     summarise.run(
         measure=given.measure,
-        runs=[str(run) for run in paths.main_runs(given)],
+        runs=[str(run) for run in paths.experiment_runs(given)],
         folders=paths.folders(given, paths.main_runs(given)),
         scores=Path(scores) if scores else None,
         metrics=top / "metrics.json",
@@ -248,7 +253,7 @@ def test_a_large_gain_is_called_significant(project):
     assert summary["improvement"]["significant"] is True
     assert summary["improvement"]["p"] < 0.01
     assert summary["improvement"]["low"] > 0
-    assert text.count("significant") == 1
+    assert text.count(": significant") == 1
     assert "not significant" not in text
 
 
@@ -261,7 +266,7 @@ def test_a_gain_that_may_be_chance_is_called_not_significant(project):
     assert summary["improvement"]["mean"] == pytest.approx(gain)
     assert summary["improvement"]["p"] == pytest.approx(1)
     assert summary["improvement"]["significant"] is False
-    assert f"RL changes NDCG@10 by {gain:+.4f}" in text
+    assert f"NDCG@10 after RL minus before: {gain:+.4f}" in text
     assert "not significant" in text
 
 
@@ -269,7 +274,7 @@ def test_a_loss_is_said_as_a_loss(project):
     project([np.minimum(BASE + 8, ITEMS)])
     summary, text = written()
     assert summary["improvement"]["high"] < 0
-    assert f"by {ndcg10(np.minimum(BASE + 8, ITEMS)) - ndcg10(BASE):+.4f} [-" in text
+    assert f"before: {ndcg10(np.minimum(BASE + 8, ITEMS)) - ndcg10(BASE):+.4f} [-" in text
 
 
 def test_the_same_ranks_are_no_gain(project):
@@ -305,11 +310,36 @@ def test_the_interval_of_several_seeds_is_that_of_their_mean_on_each_sample(proj
     assert half["low"] < 0.4 < 0.6 < half["high"]
 
 
+def test_the_control_is_compared_with_the_method_on_the_same_samples(project):
+    runs, control = [np.maximum(BASE - 8, 1), np.maximum(BASE - 6, 1)], [BASE, np.maximum(BASE - 1, 1)]
+    given = project(runs, control=control)
+    summary, text = written()
+    assert summary["main"]["control"] == "random"
+    of_control, of_method = (np.mean([ndcg10(rank) for rank in some]) for some in (control, runs))
+    assert summary["control"]["metrics"]["ndcg@10"]["mean"] == pytest.approx(of_control)
+    assert summary["control"]["difference"]["mean"] == pytest.approx(of_method - of_control)
+    assert summary["control"]["difference"]["p_holm"] >= summary["control"]["difference"]["p"]
+    assert f"NDCG@10 minirec minus random: {of_method - of_control:+.4f} [" in text
+    assert any(line.strip().startswith(f"after RL, random picks  {of_control:.4f}") for line in text.splitlines())
+    assert f"runs/gemma/none/random-{PICKED}" not in "".join(summary["cost"])
+    needed = Rules(given).summary_files({"results": "results", "dataset": "movielens"})
+    assert f"results/movielens/runs/gemma/none/random-{PICKED}/seed1/ranks.parquet" in needed
+
+
+def test_without_a_control_nothing_is_said_of_one(project):
+    project([BASE])
+    summary, text = written()
+    assert summary["main"]["control"] is None
+    assert "control" not in summary
+    assert "picks" not in text
+
+
 def test_the_pictures_are_made_as_png_and_svg(project):
     given = project([BASE])
     figures = Path("results/movielens/figures")
     declared = {Path(file).name for kind in ("png", "svg") for file in Rules(given).pictures(kind)}
-    assert declared == {f"{name}.{kind}" for name in ("rewards", "scores", "curriculum") for kind in ("png", "svg")}
+    names = ("result", "rewards", "scores", "curriculum")
+    assert declared == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert {file.name for file in figures.iterdir()} == declared
     for file in figures.iterdir():
         assert file.read_bytes().startswith(PNG if file.suffix == ".png" else SVG)
@@ -321,7 +351,7 @@ def test_pictures_of_an_earlier_main_do_not_stay(project):
     of_compare = Path("results/movielens/figures/comparison.png")
     of_compare.write_bytes(PNG)
     project([BASE], method="random")
-    assert list(of_compare.parent.iterdir()) == [of_compare]
+    assert {file.name for file in of_compare.parent.iterdir()} == {of_compare.name, "result.png", "result.svg"}
 
 
 def test_the_same_artefacts_give_the_same_bytes(project):
@@ -336,8 +366,8 @@ def test_the_same_artefacts_give_the_same_bytes(project):
 @pytest.mark.parametrize("method", ["random", "full"])
 def test_a_method_without_signals_is_summarised_without_them(project, method):
     given = project([np.maximum(BASE - 8, 1)], method=method)
-    assert not Path("results/movielens/figures").exists()
-    assert Rules(given).pictures("png") == []
+    assert {file.name for file in Path("results/movielens/figures").iterdir()} == {"result.png", "result.svg"}
+    assert Rules(given).pictures("png") == ["<top>/figures/result.png"]
     summary, text = written()
     assert "zero_hit_share" not in summary
     assert f"{method} kept" in text

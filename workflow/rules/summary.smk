@@ -16,7 +16,7 @@ use rule stage as summarise with:
     params:
         **job(
             "summarise",
-            runs=ask.main_runs,
+            runs=ask.experiment_runs,
             folders=paths.folders(ask.config, ask.main_runs),
             shared_signals=ask.shared_signals(ask.main_runs),
         ),

@@ -17,7 +17,7 @@ from minirec.errors import InputError
 from minirec.experiment import limits
 from minirec.experiment.config import DEFAULTS, Config, load, remembered
 from minirec.experiment.job_logs import by_rule, costs
-from minirec.experiment.paths import Run, compared_runs, folders, logs, main_runs, signal_seed
+from minirec.experiment.paths import Run, compared_runs, experiment_runs, folders, logs, signal_seed
 from minirec.experiment.sections import Passes, Train
 from minirec.storage import artefact, memory, tables
 
@@ -146,7 +146,7 @@ def run(*, target: str, configfile: list[Path] | None) -> None:
     """Print the plan of results/DATASET/metrics.json or comparison.parquet; raises InputError for another target."""
     folder = Path(target).parent
     config = load(DEFAULTS, *remembered(folder, configfile))
-    runs_of = {"metrics.json": main_runs, "comparison.parquet": compared_runs}
+    runs_of = {"metrics.json": experiment_runs, "comparison.parquet": compared_runs}
     if folder.name not in config.datasets or folder.parent != Path(config.results) or Path(target).name not in runs_of:
         raise InputError(
             f"the target {target} is not {config.results}/DATASET/{' or '.join(runs_of)} "

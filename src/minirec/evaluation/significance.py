@@ -97,15 +97,20 @@ def measure(
     baselines: Mapping[str, Ranks],
     users: np.ndarray,
     settings: Measure,
+    control: Sequence[PolicyRanks] = (),
 ) -> dict[str, Any]:
     """All metrics of a policy, of the policy before RL and of the baselines, with the paired tests between them.
 
     runs: of the policy, one per seed. before: the policy before RL; None if the policy is that one. users [n]: the user
-    of each test sample. All ranks are of the same test samples in the same order.
+    of each test sample. control: runs of the policy trained on a control selection, one per seed. All ranks are of the
+    same test samples in the same order.
     """
     rank = np.stack([run.rank for run in runs])
     others = {name: baseline.rank for name, baseline in baselines.items()}
-    tests = paired_tests(others | ({"before": before.rank} if before else {}), rank, users, settings)
+    compared = others | ({"before": before.rank} if before else {})
+    if control:
+        compared["control"] = np.stack([run.rank for run in control])
+    tests = paired_tests(compared, rank, users, settings)
     metrics: dict[str, Any] = {
         "metrics": summary(rank, users, settings),
         "metrics_without_reasoning": summary(np.stack([run.rank_without_reasoning for run in runs]), users, settings),
@@ -116,6 +121,8 @@ def measure(
         metrics["before"] = summary(before.rank, users, settings)
         metrics["before_without_reasoning"] = summary(before.rank_without_reasoning, users, settings)
         metrics["improvement"] = tests["before"]
+    if control:
+        metrics["control"] = {"metrics": summary(compared["control"], users, settings), "difference": tests["control"]}
     return metrics
 
 

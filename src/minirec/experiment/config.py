@@ -122,6 +122,7 @@ class Main(Section):
     method: Name
     budget: Budget
     seeds: list[Seed] = Field(min_length=1)
+    control: Name | None = None
 
 
 class Compare(Section):
@@ -190,6 +191,8 @@ class Config(Section):
             for training in (config.train, config.proxy):
                 if reason := teaches_nothing(config.sampling, training):
                     raise ValueError(where + reason)
+        if self.main.control == self.main.method:
+            raise ValueError(f"main.control is {self.main.control}, the method itself; name another, such as random")
         if self.main.selector == "none" and self.method(self.main.method).reads:
             raise ValueError(
                 f"main.selector is none, but {self.main.method} needs one; name one of {', '.join(self.models)}"
@@ -213,6 +216,7 @@ class Config(Section):
             ("main.model", [self.main.model], self.models),
             ("main.selector", [self.main.selector], [*self.models, "none"]),
             ("main.method", [self.main.method], self.method_names),
+            ("main.control", [self.main.control or self.main.method], self.method_names),
             ("compare.models", self.compare.models, self.models),
             ("compare.selectors", self.compare.selectors, self.models),
             ("compare.methods", self.compare.methods, self.method_names),

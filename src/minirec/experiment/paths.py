@@ -15,7 +15,7 @@ FOLDERS = {  # folders of the results, as patterns; the workflow refers to them 
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
-PICTURES = ("rewards", "scores", "curriculum")  # file names below figures/, main experiment
+PICTURES = ("result", "rewards", "scores", "curriculum")  # file names below figures/, main experiment
 SIGNAL_SECTIONS = {  # the settings that a file below signals/ depends on, besides those of the files before it
     "proxy/adapter": ("sampling", "reward", "proxy"),
     "items.safetensors": (),
@@ -102,8 +102,21 @@ def main_runs(config: Config) -> list[Run]:
     return [run_of(config, main.model, main.selector, main.method, main.budget, seed) for seed in main.seeds]
 
 
+def control_runs(config: Config) -> list[Run]:
+    """The runs that the main experiment is compared with: `main.control` in place of its method, if there is one."""
+    main = config.main
+    if main.control is None:
+        return []
+    return [run_of(config, main.model, main.selector, main.control, main.budget, seed) for seed in main.seeds]
+
+
+def experiment_runs(config: Config) -> list[Run]:
+    """The runs of the main experiment, then those of its control."""
+    return [*main_runs(config), *control_runs(config)]
+
+
 def compared_runs(config: Config) -> list[Run]:
-    """The runs in results/DATASET/comparison.parquet: the main experiment, then the grid of `compare`."""
+    """The runs in results/DATASET/comparison.parquet: the main experiment, its control, then the grid of `compare`."""
     grid = config.compare
     cells = [
         run_of(config, model, selector, method, budget, seed)
@@ -113,11 +126,11 @@ def compared_runs(config: Config) -> list[Run]:
         for budget in grid.budgets
         for seed in grid.seeds
     ]
-    return list(dict.fromkeys([*main_runs(config), *cells]))  # random and full appear once, whatever the selector
+    return list(dict.fromkeys([*experiment_runs(config), *cells]))  # random and full appear once, whatever the selector
 
 
 def summary_files(top: Path, runs: list[Run]) -> list[Path]:
-    """The files, besides the scores, that a data set's metrics.json is made from; runs: of the main experiment."""
+    """The files, besides the scores, that a data set's metrics.json is made from; runs: main, then control."""
     base = top / "base" / runs[0].model
     files = [top / name for name in ("samples.parquet", "catalogue.parquet", "prepare.json", "baselines.parquet")]
     files += [base / name for name in ("metrics.json", "ranks.parquet")]

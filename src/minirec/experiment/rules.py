@@ -54,7 +54,7 @@ class Rules:
 
     def __init__(self, config: Config) -> None:
         self.config, self.started = config, time.time()
-        self.main_runs = paths.main_runs(config)
+        self.main_runs, self.experiment_runs = paths.main_runs(config), paths.experiment_runs(config)
         self.compared_runs = paths.compared_runs(config)
 
     def job(self, stage: str, **fixed: Any) -> dict[str, Any]:
@@ -264,14 +264,14 @@ class Rules:
         return {"scores": self.signal("scores.parquet")({**wildcards, **asdict(main)})}
 
     def pictures(self, kind: str) -> list[str]:
-        """The pictures of the main experiment as files of this kind; none if its method reads no scores."""
+        """The pictures of the main experiment as files of this kind; only the result if its method reads no scores."""
         scored = "gradients" in self.config.method(self.main_runs[0].method).reads
-        return [f"<top>/figures/{name}.{kind}" for name in paths.PICTURES] if scored else []
+        return [f"<top>/figures/{name}.{kind}" for name in (paths.PICTURES if scored else paths.PICTURES[:1])]
 
     def summary_files(self, wildcards: Wildcards) -> list[str]:
         """The files that results/DATASET/metrics.json is made from, besides the scores."""
         top = Path(paths.FOLDERS["top"].format(**wildcards))
-        return [str(file) for file in paths.summary_files(top, self.main_runs)]
+        return [str(file) for file in paths.summary_files(top, self.experiment_runs)]
 
     def compared_files(self, wildcards: Wildcards) -> list[str]:
         """The files that results/DATASET/comparison.parquet is made from."""

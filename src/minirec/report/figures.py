@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -33,19 +35,44 @@ ALL, PICKED, POINTS = "#b8c4d0", "#d1495b", "#2b4c6f"  # colours
 KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
-def draw(folder: Path, scores: pa.Table | None, selection: pa.Table, curriculum: pa.Table) -> list[Path]:
+def draw(
+    folder: Path, summary: Mapping[str, Any], scores: pa.Table | None, selection: pa.Table, curriculum: pa.Table
+) -> list[Path]:
     """Write the pictures of the main experiment; returns the PNG files.
 
-    scores is None if the method needs no signals: then there are no pictures, and those of an earlier run are removed.
+    summary: the content of metrics.json. scores is None if the method needs no signals: then only the result is drawn,
+    and the other pictures of an earlier run are removed.
     """
-    if scores is None:
-        for name in PICTURES:
-            for kind in KINDS:
-                (folder / f"{name}.{kind}").unlink(missing_ok=True)
-        return []
-    picked = np.isin(numpy(scores, "sample_id"), numpy(selection, "sample_id"))
-    drawn = mean_rewards(scores, picked), signals(scores, picked), training_order(curriculum)
-    return [save(folder, name, figure) for name, figure in zip(PICTURES, drawn, strict=True)]
+    drawn = [result(summary)]
+    if scores is not None:
+        picked = np.isin(numpy(scores, "sample_id"), numpy(selection, "sample_id"))
+        drawn += [mean_rewards(scores, picked), signals(scores, picked), training_order(curriculum)]
+    for name in PICTURES[len(drawn) :]:
+        for kind in KINDS:
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    return [save(folder, name, figure) for name, figure in zip(PICTURES, drawn, strict=False)]
+
+
+def result(summary: Mapping[str, Any]) -> Figure:
+    """NDCG@10 on test, with intervals, of the policy, its control, the policy before RL and the baselines."""
+    main = summary["main"]
+    rows = {name.replace("_", " "): found for name, found in summary["baselines"].items()}
+    rows["before RL"] = summary["before"]
+    if "control" in summary:
+        rows[f"after RL, {main['control']} picks"] = summary["control"]["metrics"]
+    rows[f"after RL, {main['method']}"] = summary["metrics"]
+    figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.42 * len(rows)))
+    for place, found in enumerate(rows.values()):
+        value = found["ndcg@10"]
+        colour = PICKED if place == len(rows) - 1 else POINTS
+        axes.hlines(place, value["low"], value["high"], color=colour, linewidth=2)
+        axes.plot(value["mean"], place, "o", color=colour)
+        axes.annotate(f"{value['mean']:.4f}", (value["mean"], place), (0, 5), textcoords="offset points", fontsize=8)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlabel="NDCG@10 on test, with 95 % intervals", ylim=(-0.5, len(rows) - 0.3))
+    axes.grid(visible=False, axis="y")
+    axes.set_title(f"{summary['selected']} of {summary['samples']['train']} training samples", loc="left", fontsize=10)
+    return figure
 
 
 def save(folder: Path, name: str, figure: Figure) -> Path:

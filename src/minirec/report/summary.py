@@ -28,7 +28,9 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
         "",
     ]
     lines += [_covered(main["seeds"], main["signals"]), ""]
-    lines += [_effect(summary["improvement"]), *_recommended(summary["breakdown"]), ""]
+    if "control" in summary:
+        lines.append(_effect(f"{main['method']} minus {main['control']}", summary["control"]["difference"]))
+    lines += [_effect("after RL minus before", summary["improvement"]), *_recommended(summary["breakdown"]), ""]
     lines.append(_wrap("seconds by rule", (f"{s} {v:.0f}" for s, v in by_rule(summary["cost"]).items())))
     lines.append(_wrap("files", [f"{results}/metrics.json", f"{results}/runs/…/ranks.parquet"]))
     if pictures:
@@ -45,6 +47,9 @@ def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
         "after RL, no reasoning": summary["metrics_without_reasoning"],
         **summary["baselines"],
     }
+    if "control" in summary:
+        name = f"after RL, {summary['main']['control']} picks"
+        rows[name], tests[name] = summary["control"]["metrics"], summary["control"]["difference"]
     lines = [f"  {'':<24}{'NDCG@10':<26}{'HR@10':<26}after minus this (p)"]
     for name, metrics in rows.items():
         ndcg, hr = (_interval(metrics[metric]) for metric in ("ndcg@10", "hr@10"))
@@ -57,11 +62,11 @@ def _interval(value: Interval) -> str:
     return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
 
 
-def _effect(test: PairedTest) -> str:
-    """How RL changes NDCG@10, and whether the change is significant."""
+def _effect(what: str, test: PairedTest) -> str:
+    """A difference of NDCG@10, and whether it is significant."""
     verdict = "significant" if test["significant"] else "not significant"
     change = f"{test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]"
-    return f"  RL changes NDCG@10 by {change}, p = {test['p_holm']:.3g} by Holm: {verdict}"
+    return f"  NDCG@10 {what}: {change}, p = {test['p_holm']:.3g} by Holm: {verdict}"
 
 
 def _recommended(breakdown: Mapping[str, Any]) -> list[str]:

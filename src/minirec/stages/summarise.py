@@ -33,13 +33,16 @@ def run(
     metrics: Output,
     summary: Output,
 ) -> None:
-    """Write metrics.json, summary.txt and figures/; runs: differ in the seed only; folders: whose jobs are the cost.
+    """Write metrics.json, summary.txt and figures/.
 
+    runs: of several seeds, then those of the control, if there is one. folders: whose jobs are the cost.
     shared_signals: one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
     """
     from minirec.report import figures  # takes longer to import than all the rest
 
-    top, seeds = metrics.parent, [Run.parse(name) for name in runs]
+    top, every = metrics.parent, [Run.parse(name) for name in runs]
+    seeds = [one for one in every if one.configuration == every[0].configuration]
+    control = every[len(seeds) :]
     scored = None if scores is None else tables.read("scores", scores)
     selection = tables.read("selection", seeds[0].selection(top) / "selection.parquet")
     gathered = {
@@ -47,21 +50,22 @@ def run(
             **seeds[0].shared,
             "seeds": [one.seed for one in seeds],
             "signals": "shared" if shared_signals else "own",
+            "control": control[0].method if control else None,
         },
         **_counts(top),
         "selected": selection.num_rows,
         "forced_share": float(np.mean([_forced_share(one.folder(top) / "history.parquet") for one in seeds])),
-        **_metrics(top, seeds, measure),
+        **_metrics(top, seeds, control, measure),
         "cost": costs(top, logs(top, folders)),
         "prepare": artefact.read_json(top / "prepare.json"),
     }
     if scored is not None:
         gathered["zero_hit_share"] = float((tables.numpy(scored, "hits") == 0).mean())
     curriculum = tables.read("curriculum", seeds[0].selection(top) / "curriculum.parquet").sort_by("position")
-    pictures = figures.draw(top / "figures", scored, selection, curriculum)
+    pictures = figures.draw(top / "figures", gathered, scored, selection, curriculum)
     with atomic_write(summary) as partial:
         partial.write_text(summary_text(gathered, top, pictures), encoding="utf-8")
-    inputs = {str(one): one.folder(top) / "metrics.json" for one in seeds}
+    inputs = {str(one): one.folder(top) / "metrics.json" for one in every}
     artefact.write_json(gathered, metrics, Provenance("summarise", measure.model_dump(), inputs))
     log.info("wrote %s, %s and %d pictures", metrics, summary, len(pictures))
 
@@ -80,17 +84,18 @@ def _counts(top: Path) -> dict[str, Any]:
     }
 
 
-def _metrics(top: Path, seeds: list[Run], settings: Measure) -> dict[str, Any]:
+def _metrics(top: Path, seeds: list[Run], control: list[Run], settings: Measure) -> dict[str, Any]:
     """Metrics and paired tests averaged over the seeds, the breakdowns, and the metrics of each seed."""
     test = EvaluationSet.load(top / "samples.parquet", top / "catalogue.parquet")
     base = top / "base" / seeds[0].model
-    ranks = [read_ranks(one.folder(top) / "ranks.parquet", test.sample_id) for one in seeds]
+    ranks, of_control = (
+        [read_ranks(one.folder(top) / "ranks.parquet", test.sample_id) for one in some] for some in (seeds, control)
+    )
     baselines = read_baselines(top / "baselines.parquet", test.sample_id)
     measured = [artefact.read_json(one.folder(top) / "metrics.json") for one in seeds]
+    before = read_ranks(base / "ranks.parquet", test.sample_id)
     return {
-        **significance.measure(
-            ranks, read_ranks(base / "ranks.parquet", test.sample_id), baselines, test.user, settings
-        ),
+        **significance.measure(ranks, before, baselines, test.user, settings, of_control),
         "breakdown": {
             "before": artefact.read_json(base / "metrics.json")["breakdown"],
             "after": mean_breakdown([seed["breakdown"] for seed in measured]),
