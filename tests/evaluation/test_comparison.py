@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -27,7 +29,14 @@ def a_run(top, name, ndcg, seconds):
 
 def test_a_run_becomes_a_row_with_the_names_of_its_path_and_the_seconds_of_its_steps(tmp_path):
     a_run(tmp_path, "gemma/none/random-64/seed3", 0.2, [1.5, 2.5])
-    (row,) = comparison.run_rows(tmp_path, Run.parse("gemma/none/random-64/seed3"))
+    logs = [("a", "done", 10.0), ("b", "done", 5.0), ("c", "killed", 7.0)]
+    for number, (name, reason, seconds) in enumerate(logs):
+        log = tmp_path / f"signals/seed3/{number}/logs/{name}.log"
+        log.parent.mkdir(parents=True)
+        end = {"event": "end", "reason": reason, "seconds": seconds, "cpu_seconds": 1.0, "peak_mib": 1.0}
+        log.write_text(json.dumps(end) + "\n")
+    patterns = ["signals/seed{seed}/**/logs/*.log", "signals/seed{seed}/0/logs/a.log"]
+    (row,) = comparison.run_rows(tmp_path, Run.parse("gemma/none/random-64/seed3"), patterns)
     assert row == {
         "model": "gemma",
         "selector": "none",
@@ -39,6 +48,7 @@ def test_a_run_becomes_a_row_with_the_names_of_its_path_and_the_seconds_of_its_s
         "low": pytest.approx(0.19),
         "high": pytest.approx(0.21),
         "train_seconds": 4.0,
+        "selection_seconds": 15.0,  # a job counts once, a failed one not at all
     }
 
 
@@ -50,13 +60,13 @@ def test_seeds_are_averaged_within_a_configuration_only(tmp_path):
         [
             row
             for run in tmp_path.glob("runs/*/*/*/*")
-            for row in comparison.run_rows(tmp_path, Run.parse("/".join(run.parts[-4:])))
+            for row in comparison.run_rows(tmp_path, Run.parse("/".join(run.parts[-4:])), [])
         ]
     )
     cells = comparison.over_seeds(table, "ndcg@10").set_index("budget")
     assert cells.loc["64", "mean"] == pytest.approx(0.2)
     assert cells.loc["64", "std"] == pytest.approx(0.1 * 2**0.5)
-    assert cells.loc["64", "seconds"] == pytest.approx(1.5)
+    assert cells.loc["64", "seconds"] == cells.loc["64", "total_seconds"] == pytest.approx(1.5)
     assert cells.loc["128", "mean"] == pytest.approx(0.9)
     assert cells.loc["128", "seeds"] == 1
 

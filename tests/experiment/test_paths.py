@@ -107,3 +107,29 @@ def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selectio
         "selections/none/full-all/seed1",
         "runs/qwen/none/full-all/seed1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "logs"),
+    [
+        ("random", []),
+        ("hardest", ["proxy/logs/train_proxy.log", "logs/embed_proxy.log", "**/logs/rollout.log"]),
+        (
+            "learnable",
+            ["proxy/logs/train_proxy.log", "logs/embed_proxy.log", "**/logs/rollout.log", "logs/gradient.log"],
+        ),
+    ],
+)
+def test_the_cost_of_a_selection_is_that_of_what_its_method_reads(given, method, logs):
+    own, *of_signals = paths.selection_logs(given, "gemma", method)
+    assert own == f"selections/gemma/{method}-{{budget}}/seed{{seed}}/**/logs/*.log"
+    assert of_signals == [f"signals/gemma/seed{{seed}}/{log}" for log in logs]
+
+
+def test_the_cost_of_a_variants_selection_is_that_of_its_own_scores_and_of_the_signals_it_shares(given):
+    assert paths.selection_logs(given, "gemma", "sharp")[-2:] == [
+        "signals/gemma/seed{seed}/logs/gradient.log",
+        "signals/gemma@sharp/seed{seed}/logs/score.log",
+    ]
+    shared = given.model_copy(update={"proxy": given.proxy.model_copy(update={"seeds": "shared", "seed": 5})})
+    assert paths.selection_logs(shared, "gemma", "hardest")[-1] == "signals/gemma/seed5/**/logs/rollout.log"

@@ -10,7 +10,7 @@ from minirec.report.summary import comparison_text
 
 def test_a_line_has_mean_and_deviation_over_the_seeds_and_what_the_main_experiment_gains_over_it():
     table = pd.DataFrame({"model": "m", "selector": "s", "method": "minirec", "budget": ["64", "128"], "seeds": [2, 1]})
-    table = table.assign(mean=[0.2, 0.9], std=[0.14142, np.nan], seconds=[1.5, 9.0])
+    table = table.assign(mean=[0.2, 0.9], std=[0.14142, np.nan], seconds=[1.5, 9.0], total_seconds=[31.5, 49.0])
     test = {"mean": -0.25, "low": -0.3, "high": 0.1, "p": 0.004, "p_holm": 0.0123, "significant": True}
     tests = {"main": "m/s/minirec-64", "paired_tests": {"m/s/minirec-128": test}, "signals": "own"}
     said = comparison_text(table, tests, "ndcg@10", Path())
@@ -18,6 +18,7 @@ def test_a_line_has_mean_and_deviation_over_the_seeds_and_what_the_main_experime
     assert " 64 " in main
     assert "0.2000 ± 0.1414" in main
     assert "p = " not in main
+    assert main.split()[-2:] == ["2", "32"]  # seconds of training, and of all
     assert " 128 " in other
     assert "0.9000  " in other
     assert other.endswith("-0.2500 [-0.3000, +0.1000], p = 0.0123")

@@ -393,7 +393,7 @@ def test_settings_given_on_the_command_line_reach_the_summary_and_the_comparison
     runs = [f"tiny/tiny/minirec-16/seed{seed}" for seed in (0, 3)]
     assert f"--runs {' '.join(runs)} --folders " in summarise
     assert {f"runs/{run}" for run in runs} <= set(summarise.split())
-    assert f"--runs {' '.join(runs)} tiny/tiny/mine-16/seed3 --samples" in " ".join(compare.split())
+    assert f"--runs {' '.join(runs)} tiny/tiny/mine-16/seed3 --selection-logs " in compare
 
 
 def test_the_jobs_of_the_summary_are_those_that_ran_for_it(finished):

@@ -36,4 +36,9 @@ use rule stage as compare with:
     log:
         "<top>/logs/compare.log",
     params:
-        **job("compare", runs=ask.compared_runs, shared_signals=ask.shared_signals(ask.compared_runs)),
+        **job(
+            "compare",
+            runs=ask.compared_runs,
+            selection_logs=ask.selection_logs(),
+            shared_signals=ask.shared_signals(ask.compared_runs),
+        ),

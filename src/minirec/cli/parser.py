@@ -57,6 +57,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
     "seed": "seed of the random numbers",
     "least_samples": "stop at once if there are fewer training samples",
     "shards": "number of shards",
+    "selection_logs": "logs of the jobs that a selection takes: SELECTOR/METHOD:PATTERN:PATTERN…",
     "shared_signals": "true where all runs have the signals of one seed, else false",
     "shard": "number of the shard to work on, from 0; without it, on all samples",
     "source": "entry of the data set or model in the configuration, as JSON",

@@ -13,6 +13,7 @@ import pandas as pd
 from minirec.data import splits
 from minirec.evaluation.rank_tables import read_ranks
 from minirec.evaluation.significance import paired_tests
+from minirec.experiment.job_logs import cost
 from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure
 from minirec.storage import artefact, tables
@@ -20,23 +21,41 @@ from minirec.storage import artefact, tables
 CONFIGURATION = ["model", "selector", "method", "budget"]  # what the seeds of a configuration share
 
 
-def run_rows(top: Path, run: Run) -> list[dict[str, Any]]:
-    """The rows of a run in comparison.parquet, one per metric; top: results folder of the data set."""
+def run_rows(top: Path, run: Run, selection_logs: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a run in comparison.parquet, one per metric.
+
+    top: results folder of the data set. selection_logs: patterns of the logs, below it, whose jobs are the cost of the
+    selection.
+    """
     metrics = artefact.read_json(run.folder(top) / "metrics.json")["metrics"]
     seconds = float(tables.numpy(tables.read("history", run.folder(top) / "history.parquet"), "seconds").sum())
+    logs = {log for pattern in selection_logs for log in top.glob(pattern.format(**asdict(run)))}
+    spent = {
+        "train_seconds": seconds,
+        "selection_seconds": sum(job["seconds"] for log in sorted(logs) if (job := cost(log)) is not None),
+    }
     return [
-        asdict(run)
-        | {"metric": metric, "value": v["mean"], "low": v["low"], "high": v["high"], "train_seconds": seconds}
+        asdict(run) | {"metric": metric, "value": v["mean"], "low": v["low"], "high": v["high"]} | spent
         for metric, v in metrics.items()
     ]
 
 
 def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row per configuration: number of seeds, mean and standard deviation of a metric, mean seconds of training."""
+    """One row per configuration: number of seeds, mean and standard deviation of a metric, mean seconds.
+
+    seconds: of training; total_seconds: also of the selection, whose proxy and rollouts other budgets share.
+    """
     return (
         rows[rows["metric"] == metric]
+        .assign(total=rows["train_seconds"] + rows["selection_seconds"])
         .groupby(CONFIGURATION, sort=False)
-        .agg(seeds=("seed", "size"), mean=("value", "mean"), std=("value", "std"), seconds=("train_seconds", "mean"))
+        .agg(
+            seeds=("seed", "size"),
+            mean=("value", "mean"),
+            std=("value", "std"),
+            seconds=("train_seconds", "mean"),
+            total_seconds=("total", "mean"),
+        )
         .reset_index()
     )
 

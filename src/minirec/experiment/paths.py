@@ -26,6 +26,14 @@ SIGNAL_SECTIONS = {  # the settings that a file below signals/ depends on, besid
     "scores.parquet": ("score",),
 }
 
+SIGNAL_LOGS = {  # below signals/, the logs of the jobs that make these files
+    "proxy/adapter": "proxy/logs/train_proxy.log",
+    "items.safetensors": "logs/embed_proxy.log",
+    "rollouts.parquet": "**/logs/rollout.log",  # of all shards
+    "gradients.safetensors": "logs/gradient.log",  # and the embeddings
+    "scores.parquet": "logs/score.log",
+}
+
 
 def signal_set(config: Config, file: str, selector: str, method: str) -> str:
     """The folder below signals/ in which a method finds a file: `selector`, or `selector@variant`.
@@ -89,6 +97,23 @@ def run_of(config: Config, model: str, selector: str, method: str, budget: int |
     """A run as in its paths: the budget is `all` for `full`, the selector `none` for a method without signals."""
     chosen = config.method(method)
     return Run(model, selector if chosen.reads else "none", method, "all" if chosen.takes_all else budget, seed)
+
+
+def selection_logs(config: Config, selector: str, method: str) -> list[str]:
+    """Patterns of the logs of all jobs that a method's selection takes, below the results of a data set.
+
+    {seed} and {budget} stand for those of the run.
+    """
+    reads, logs = config.method(method).reads, [f"selections/{selector}/{method}-{{budget}}/seed{{seed}}/**/logs/*.log"]
+    needed = [file for file in SIGNAL_LOGS if reads]
+    if "gradients" not in reads:
+        needed = [file for file in needed if file != "scores.parquet"]
+    if not {"gradients", "embeddings"} & set(reads):
+        needed = [file for file in needed if file != "gradients.safetensors"]
+    for file in needed:
+        folder = f"signals/{signal_set(config, file, selector, method)}/seed{signal_seed(config, method, '{seed}')}"
+        logs.append(f"{folder}/{SIGNAL_LOGS[file]}")
+    return logs
 
 
 def shared_signals(config: Config, runs: list[Run]) -> bool:

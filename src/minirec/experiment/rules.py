@@ -279,6 +279,11 @@ class Rules:
         names = ("metrics.json", "ranks.parquet", "history.parquet")
         return [str(run.folder(top) / name) for run in self.compared_runs for name in names]
 
+    def selection_logs(self) -> list[str]:
+        """The logs from which `compare` sums the cost of selections: SELECTOR/METHOD:PATTERN:PATTERN…"""
+        made = dict.fromkeys((run.selector, run.method) for run in self.compared_runs)
+        return [":".join([f"{s}/{m}", *paths.selection_logs(self.config, s, m)]) for s, m in made]
+
     def shared_signals(self, runs: list[paths.Run]) -> str | None:
         """What `summarise` and `compare` are told where runs of several seeds share signals; else nothing."""
         return "true" if paths.shared_signals(self.config, runs) else None

@@ -110,7 +110,8 @@ def comparison_text(configurations: pd.DataFrame, tests: Mapping[str, Any], metr
         "",
         f"{table}: {metric.upper()} by run, mean and standard deviation over the seeds",
         "",
-        f"  {'model':<12}{'selector':<12}{'method':<20}{'budget':>8}{'seeds':>7}  {metric:<20}{'train s':>9}"
+        f"  {'model':<12}{'selector':<12}{'method':<20}{'budget':>8}{'seeds':>7}  {metric:<20}"
+        f"{'train s':>9}{'all s':>8}"
         f"  {tests['main']} minus this",
     ]
     for row in configurations.to_dict("records"):
@@ -118,7 +119,7 @@ def comparison_text(configurations: pd.DataFrame, tests: Mapping[str, Any], metr
         test = tests["paired_tests"].get(f"{row['model']}/{row['selector']}/{row['method']}-{row['budget']}")
         lines.append(
             f"  {row['model']:<12}{row['selector']:<12}{row['method']:<20}{row['budget']:>8}{row['seeds']:>7}  "
-            f"{quality:<20}{row['seconds']:>9.0f}"
+            f"{quality:<20}{row['seconds']:>9.0f}{row['total_seconds']:>8.0f}"
             + (
                 f"  {test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_holm']:.3g}"
                 if test
@@ -126,5 +127,9 @@ def comparison_text(configurations: pd.DataFrame, tests: Mapping[str, Any], metr
             )
         )
     shared = "; one proxy for all seeds, so not its choice" if tests["signals"] == "shared" else ""
-    lines += ["", f"  Intervals and tests cover test users and, from two seeds on, seeds{shared}. p by Holm."]
+    lines += [
+        "",
+        f"  Intervals and tests cover test users and, from two seeds on, seeds{shared}. p by Holm.",
+        "  All seconds: training and selection.",
+    ]
     return "\n".join([*lines, "", ""])

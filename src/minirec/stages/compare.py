@@ -23,6 +23,7 @@ def run(
     measure: Measure,
     runs: list[str],
     samples: Path,
+    selection_logs: list[str],
     shared_signals: bool = False,
     comparison: Output,
     tests: Output,
@@ -30,12 +31,14 @@ def run(
 ) -> None:
     """Write the comparison of `runs`, paths as `Run.parse` reads them, those of the main experiment first.
 
+    selection_logs: of the jobs that a selection takes, as SELECTOR/METHOD:PATTERN:PATTERN… with {seed} and {budget}.
     shared_signals: one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
     """
     from minirec.report import figures  # takes longer to import than all the rest
 
     top, metric, compared = comparison.parent, f"ndcg@{K}", [Run.parse(name) for name in runs]
-    rows = [row for one in compared for row in run_rows(top, one)]
+    patterns = {name: globs for name, *globs in (entry.split(":") for entry in selection_logs)}
+    rows = [row for one in compared for row in run_rows(top, one, patterns[f"{one.selector}/{one.method}"])]
     configurations = over_seeds(pd.DataFrame(rows), metric)
     paired_tests = main_against_others(top, compared, samples, measure)
     paired_tests["signals"] = "shared" if shared_signals else "own"
