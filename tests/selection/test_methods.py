@@ -138,6 +138,14 @@ def test_each_term_of_minirec_counts_alone_and_with_the_others_as_by_hand(settin
     assert picks.value.tolist() == pytest.approx(value)
 
 
+def test_minirec_measures_distances_from_the_mean_embedding_on_request():
+    points = np.array([[3.0, 0.0], [3.0, 2.0], [1.0, 0.0], [1.0, -2.0]])  # minus their mean: 0 and 2 are opposite
+    signals = Signals(np.arange(4), embeddings=points, learnability=np.ones(4), representativeness=np.ones(4))
+    minirec, generator = methods()["minirec"], np.random.default_rng(0)
+    assert minirec.pick(signals, 4, generator, terms=["diversity"], centre=True).rows.tolist() == [0, 2, 1, 3]
+    assert minirec.pick(signals, 2, generator, terms=["diversity"]).rows.tolist() == [0, 3]
+
+
 def test_the_value_of_a_pick_of_minirec_is_its_weighted_sum_times_its_relative_distance():
     points = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     signals = Signals(np.arange(3), learnability=np.array([1.0, 0.6, 0.2]), embeddings=points)

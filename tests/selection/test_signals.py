@@ -30,6 +30,16 @@ def test_learnability_equals_the_formula_by_hand():
         assert learnability(np.array(reward), mu, sigma).tolist() == pytest.approx(expected, abs=1e-12)
 
 
+def test_mu_and_sigma_may_follow_the_rewards():
+    reward = np.array([0.0, 0.1, 0.2, 0.3, 0.9])  # mean .3, quartiles .1, .2, .3
+    assert learnability(reward, "mean").argmax() == 3
+    assert learnability(reward, "mean").tolist() == learnability(reward, 0.3).tolist()
+    assert learnability(reward, "q50").tolist() == pytest.approx(learnability(reward, 0.2).tolist(), abs=1e-12)
+    assert learnability(reward, "q75").tolist() == pytest.approx(learnability(reward, 0.3).tolist(), abs=1e-12)
+    assert learnability(reward, 0.5, "iqr").tolist() == pytest.approx(learnability(reward, 0.5, 0.2 / 1.349).tolist())
+    assert learnability(np.array([0.1, 0.1, 0.1, 0.1, 0.9]), 0.5, "iqr").tolist() == [1] * 5  # no width
+
+
 def test_representativeness_equals_the_formula_by_hand_and_zero_vectors_have_cosine_zero():
     directions = np.array([[3.0, 1.0], [1.0, 2.0], [0.0, 0.0], [-2.0, 1.0]])
     mean = np.array([0.5, 1.0])

@@ -181,9 +181,11 @@ class Gradient(Section):
 class Score(Section):
     """How learnability and representativeness are computed (METHOD 4.3, 4.4)."""
 
-    mu: float = Field(0.5, ge=0, le=1, description="mean reward of the most learnable sample")
-    sigma: float | None = Field(
-        None, gt=0, description="width of the Gaussian; null: standard deviation of the mean rewards"
+    mu: registry.Mu = Field(
+        0.5, description="mean reward of the most learnable sample; mean: that of all samples; q75: their 75 % quantile"
+    )
+    sigma: Annotated[float, Field(gt=0)] | Literal["iqr"] | None = Field(
+        None, description="width of the Gaussian; null: standard deviation of the mean rewards; iqr: by their quartiles"
     )
     direction: Literal["hvp", "grad", "lookahead"] = Field(
         "hvp", description="compared with its mean: Hg, g, g - eta Hg"

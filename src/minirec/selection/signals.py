@@ -11,6 +11,7 @@ import numpy as np
 NOT_THERE = cast(np.ndarray, None)  # a method reads only the signals that it has asked for
 NEEDS = ("rewards", "gradients", "embeddings")  # what a method may ask for; all cost rollouts, the last two more
 FREE = ("targets",)  # what a method may ask for and costs nothing: it is in the samples
+NORMAL_IQR = 1.349  # interquartile range of a normal distribution, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,27 @@ class Signals:
         return Signals(**{name: NOT_THERE if value is None else value[rows] for name, value in values.items()})
 
 
-def learnability(mean_reward: np.ndarray, mu: float, sigma: float | None = None) -> np.ndarray:
+def learnability(mean_reward: np.ndarray, mu: float | str, sigma: float | str | None = None) -> np.ndarray:
     """Learnability [n] in 0..1: a Gaussian of the mean reward [n] around mu, min-max normalised (METHOD 4.3).
 
-    1 is the most learnable sample, 0 the least. sigma: width of the Gaussian; None: population standard deviation of
-    the mean rewards. If that is 0, all samples get 1.
+    1 is the most learnable sample, 0 the least. mu: the mean reward of the most learnable sample; "mean": the mean over
+    all samples; "q75": their 75 % quantile. sigma: width of the Gaussian; None: population standard deviation of the
+    mean rewards; "iqr": their interquartile range / 1.349, which a few outliers do not widen. If the width is 0, all
+    samples get 1.
 
     >>> learnability(np.array([0.0, 0.5, 1.0]), mu=0.5).tolist()
     [0.0, 1.0, 0.0]
     """
     mean_reward = np.asarray(mean_reward, dtype=np.float64)
-    sigma = mean_reward.std() if sigma is None else sigma
-    if sigma == 0:
+    low, high = np.quantile(mean_reward, [0.25, 0.75])
+    width = mean_reward.std() if sigma is None else (high - low) / NORMAL_IQR if sigma == "iqr" else float(sigma)
+    if mu == "mean":
+        centre = float(mean_reward.mean())
+    else:
+        centre = float(np.quantile(mean_reward, int(mu[1:]) / 100)) if isinstance(mu, str) else mu
+    if width == 0:
         return np.ones_like(mean_reward)
-    return min_max(np.exp(-((mean_reward - mu) ** 2) / (2 * sigma**2)))
+    return min_max(np.exp(-((mean_reward - centre) ** 2) / (2 * width**2)))
 
 
 def representativeness(directions: np.ndarray) -> np.ndarray:

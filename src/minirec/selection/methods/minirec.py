@@ -18,11 +18,18 @@ ALL: list[Term] = ["learnability", "representativeness", "diversity"]
 
 @method(needs=("rewards", "gradients", "embeddings"))
 def minirec(
-    signals: Signals, budget: int, generator: np.random.Generator, *, alpha: Weight = 1.0, terms: Terms = ALL
+    signals: Signals,
+    budget: int,
+    generator: np.random.Generator,
+    *,
+    alpha: Weight = 1.0,
+    terms: Terms = ALL,
+    centre: bool = False,
 ) -> Picks:
     """Greedy by (alpha x learnability + representativeness) x distance to the nearest pick (METHOD 4.6, value).
 
     terms: the factors and summands that count; with diversity alone, all samples have the value 1.
+    centre: measure distances between the embeddings minus their mean.
     """
     value = np.zeros(len(signals))
     if "learnability" in terms:
@@ -32,7 +39,8 @@ def minirec(
     if set(terms) == {"diversity"}:
         value = np.ones(len(signals))
     if "diversity" in terms:
-        rows, diversity = greedy_with_diversity(signals.embeddings, value, budget)
+        embeddings = signals.embeddings - signals.embeddings.mean(0) if centre else signals.embeddings
+        rows, diversity = greedy_with_diversity(embeddings, value, budget)
     else:
         rows, diversity = np.argsort(-value, kind="stable")[:budget], np.ones(budget)
     return Picks(rows, diversity * value[rows], diversity)

@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -22,6 +22,7 @@ from minirec.selection.signals import NEEDS, Signals
 
 Share = Annotated[float, Ge(0), Le(1)]
 Weight = Annotated[float, Ge(0)]
+Mu = Share | Literal["mean", "q25", "q50", "q75", "q90"]  # see `signals.learnability`
 
 
 @dataclass(frozen=True)

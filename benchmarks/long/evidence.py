@@ -1,0 +1,117 @@
+"""The whole chain with each selection method: quality and cost, against random and against all samples.
+
+    python benchmarks/long/evidence.py --datasets toys --methods learnable random --seeds 0
+
+The runs that decide come first. A finished run is a row of docs/results/evidence.csv, with a digest of its settings and
+the commit, and is not run again; an interrupted one goes on where it stopped. Seconds are CPU seconds of one core, as
+the jobs' logs say, so that other work does not lengthen them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pandas as pd
+from learning import BATCH_TOKENS, MICRO_BATCH_PROMPTS, ROOT, commit, mean_of, p_of
+from selection import available, keep
+
+from minirec.experiment import config, paths
+from minirec.experiment.job_logs import by_rule, costs
+from minirec.storage import artefact, tables
+
+OUT = ROOT / "docs" / "results" / "evidence.csv"
+KEY = ["dataset", "model", "method", "budget", "seed"]
+METHODS = ("random", "learnable", "minirec", "full_twice", "full_once", "product", "variance", "hardest")
+SHARES = (1 / 8, 1 / 4)
+SELECTION = ("train_proxy", "embed_proxy", "rollout", "gradient", "score", "select", "curriculum")
+RULES = ("embed_base", "train_proxy", "embed_proxy", "rollout", "gradient", "train", "evaluate", "evaluate_base")
+
+
+def settings_of(model: str, dataset: str) -> tuple[list[Path], config.Config, str]:
+    """The configuration files of a model, what they say together, and the model's name for a data set."""
+    layers = ("quickstart", "learning", f"learning_{model}", "evidence")
+    files = [ROOT / "config" / f"{name}.yaml" for name in layers]
+    return files, config.load(ROOT / "config" / "config.yaml", *files), f"tiny_{dataset}" if model == "tiny" else model
+
+
+def resources(model: str) -> list[str]:
+    """The resources of the rules that run a model, as words of Snakemake's command line."""
+    words = [f"{rule}:micro_batch_prompts={MICRO_BATCH_PROMPTS[model]}" for rule in ("train", "train_proxy")]
+    words += [word for rule in RULES for word in (f"{rule}:gpu=1", f"{rule}:batch_tokens={BATCH_TOKENS[model]}")]
+    return ["--set-resources", *words]
+
+
+def workflow(files: list[Path], model: str, wanted: list[Path], cores: int) -> None:
+    """Let the workflow make files."""
+    words = ["snakemake", "--cores", str(cores), "--quiet", "host", "reason", "rules", *resources(model)]
+    words += ["--configfile", *map(str, files), "--", *map(str, wanted)]
+    subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
+
+
+def row(settings: config.Config, dataset: str, run: paths.Run) -> dict[str, object]:
+    """What one finished run says of itself, of the policy before it, and of what its selection cost."""
+    top = ROOT / settings.results / dataset
+    found = artefact.read_json(run.folder(top) / "metrics.json")
+    history = tables.read("history", run.folder(top) / "history.parquet")
+    spent = by_rule(costs(top, paths.logs(top, paths.folders(settings, [run]))), "cpu_seconds")
+    selection = {job: spent[job] if run.selector != "none" and job in spent else 0.0 for job in SELECTION}
+    after = found["metrics"]["ndcg@10"]
+    return {
+        **{"samples": len(tables.read("selection", run.selection(top) / "selection.parquet"))},
+        **{"steps": history.num_rows, "before": mean_of(found["before"]), "after": round(after["mean"], 4)},
+        **{"low": round(after["low"], 4), "high": round(after["high"], 4), "p": p_of(found["improvement"])},
+        **{"train": round(spent["train"], 1), **{job: round(value, 1) for job, value in selection.items()}},
+        "cost": round(spent["train"] + sum(selection.values()), 1),
+    }
+
+
+def digest(settings: config.Config, method: str) -> str:
+    """Of all settings on which a run with this method may depend."""
+    said = settings.used_by(method).model_dump(mode="json", exclude={"results", "main", "compare"})
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def budgets(settings: config.Config, top: Path, method: str, shares: list[float]) -> list[int | str]:
+    """The shares of the training samples as budgets; `all` for a method that keeps all."""
+    if settings.method(method).takes_all:
+        return ["all"]
+    split = tables.read("samples", top / "samples.parquet", ["split"])["split"]
+    return [round(share * split.to_pylist().count("train")) for share in shares]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["tiny"], choices=["tiny", "smollm"], help="tiny")
+    parser.add_argument("--datasets", nargs="+", default=["toys", "cds", "movielens"], help="toys cds movielens")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods or variants, by worth")
+    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="of the samples; 1/8 1/4")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each with a proxy of its own; 0 1 2")
+    parser.add_argument("--cores", type=int, default=2, help="2")
+    given = parser.parse_args()
+    done = pd.read_csv(OUT, dtype={"budget": str, "settings": str}) if OUT.is_file() else pd.DataFrame(columns=KEY)
+    for model in given.models:
+        for seed in given.seeds:
+            for method in given.methods:
+                for dataset in available(given.datasets):
+                    files, settings, name = settings_of(model, dataset)
+                    top = Path(settings.results) / dataset
+                    workflow(files, model, [top / "samples.parquet"], given.cores)
+                    for budget in budgets(settings, ROOT / top, method, given.shares):
+                        run = paths.run_of(settings, name, name, method, budget, seed)
+                        key = dict(zip(KEY, (dataset, model, method, str(run.budget), seed), strict=True))
+                        key["settings"] = digest(settings, method)
+                        if len(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any():
+                            sys.stderr.write(f"{run}: {OUT.name} has its row\n")
+                            continue
+                        before = commit()
+                        workflow(files, model, [run.folder(top) / "metrics.json"], given.cores)
+                        keep(pd.DataFrame([key | {"commit": before} | row(settings, dataset, run)]), OUT, KEY)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The laboratory: every selection method at every budget, by training the head alone on the signals of a real chain.
+
+    python benchmarks/long/selection.py --datasets toys --methods learnable random --seeds 5
+
+Methods are those of src/minirec/selection/methods and, at two of the budgets, the variants of config/evidence.yaml. Two
+seeds share a proxy with its rollouts and scores, made by the workflow. A training takes a second; what is finished is
+not run again. Rows go to docs/results/selection.csv; selection_report.py makes tables and pictures of them. MovieLens
+is fetched; cds, toys and any data set of your own take part where data/NAME holds their two files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from frozen import States, Training
+from learning import BATCH_TOKENS, MICRO_BATCH_PROMPTS, ROOT
+
+from minirec.data import stored_signals
+from minirec.evaluation import metrics
+from minirec.experiment import config, paths
+from minirec.model.whitening import Whitening
+from minirec.progress import progress
+from minirec.selection.curriculum import curriculum_order
+from minirec.selection.methods import registry
+from minirec.selection.signals import Signals
+from minirec.storage.artefact import Provenance
+from minirec.storage.files import atomic_write
+
+OUT = ROOT / "docs" / "results" / "selection.csv"
+COLUMNS = ("dataset", "method", "budget", "epochs", "seed", "valid", "test", "steps", "seconds")
+DATASETS = ("toys", "cds", "movielens")
+BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+ABLATED = (1 / 8, 1 / 4)  # budgets of the variants
+EPOCHS = (1, 2, 4, 8)
+SEEDS, PROXIES = 10, 5  # two seeds a proxy
+FILES = tuple(ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", "learning_tiny", "evidence"))
+RULES = ("embed_base", "train_proxy", "embed_proxy", "rollout", "gradient")  # that run the model
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one data set with the signals of one seed: all budgets and numbers of epochs."""
+
+    dataset: str
+    method: str  # or variant
+    seed: int  # of the head and of what is drawn
+    proxy: int  # seed of the signals
+    budgets: tuple[float, ...]  # shares of the training samples
+    epochs: tuple[int, ...]
+
+    @property
+    def top(self) -> Path:
+        """The results of the data set."""
+        return ROOT / settings().results / self.dataset
+
+    def signal(self, file: str) -> Path:
+        """A file of the signals that the method reads."""
+        selector = model_of(self.dataset)
+        return (
+            self.top
+            / "signals"
+            / paths.signal_set(settings(), file, selector, self.method)
+            / f"seed{self.proxy}"
+            / file
+        )
+
+    def inputs(self) -> dict[str, Path]:
+        """The files that decide what comes out, by name."""
+        found = {"samples": self.top / "samples.parquet", "whitening": self.top / "base" / model_of(self.dataset)}
+        found["whitening"] /= "whitening.safetensors"
+        if settings().method(self.method).reads:
+            found |= {"scores": self.signal("scores.parquet"), "embeddings": self.signal("embeddings.safetensors")}
+        return found
+
+    def file(self) -> Path:
+        """Where the results are kept: another file for other inputs or settings."""
+        said = Provenance("laboratory", {**asdict(self), "select": used(self.method).model_dump()}, self.inputs())
+        digest = sha256(said.json().encode()).hexdigest()[:12]
+        return self.top / "laboratory" / self.method / f"seed{self.seed}-{digest}.parquet"
+
+
+@cache
+def settings() -> config.Config:
+    """The settings of the laboratory."""
+    return config.load(ROOT / "config" / "config.yaml", *FILES)
+
+
+def used(method: str) -> config.Config:
+    """The settings of selection that a method or variant reads, and of the curriculum."""
+    return settings().used_by(method).select
+
+
+def model_of(dataset: str) -> str:
+    """The tiny model of a data set, whose tokenizer comes from its titles."""
+    return f"tiny_{dataset}"
+
+
+def available(datasets: list[str]) -> list[str]:
+    """The data sets whose files are there or can be fetched."""
+    there = []
+    for dataset in datasets:
+        own = settings().datasets[dataset].source == "own"
+        if own and not (ROOT / "data" / dataset / "interactions.parquet").is_file():
+            sys.stderr.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
+        else:
+            there.append(dataset)
+    return there
+
+
+def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[float], epochs: list[int]) -> list[Cell]:
+    """All cells, data set by data set."""
+    cells = []
+    for dataset, method, seed in product(available(datasets), methods, range(seeds)):
+        shares = tuple(b for b in budgets if b in ABLATED or method not in settings().variants)
+        cells.append(Cell(dataset, method, seed, seed % PROXIES, shares, tuple(epochs)))
+    return cells
+
+
+def make_signals(cells: list[Cell], cores: int) -> None:
+    """Let the workflow make the signals of all cells."""
+    wanted = dict.fromkeys(str(path.relative_to(ROOT)) for cell in cells for path in cell.inputs().values())
+    words = ["snakemake", "--cores", str(cores), "--quiet", "host", "reason", "rules", "--set-resources"]
+    words += [f"train_proxy:micro_batch_prompts={MICRO_BATCH_PROMPTS['tiny']}"]
+    words += [word for rule in RULES for word in (f"{rule}:gpu=1", f"{rule}:batch_tokens={BATCH_TOKENS['tiny']}")]
+    words += ["--resources", f"gpu={cores}", "--configfile", *map(str, FILES), "--", *wanted]
+    subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
+
+
+@cache
+def states_of(dataset: str) -> States:
+    """The whitened states of a data set."""
+    top = ROOT / settings().results / dataset
+    model = ROOT / "data" / "models" / model_of(dataset)
+    states = States(settings(), model, top, settings().policy.prompt_history, BATCH_TOKENS["tiny"])
+    return states.whitened(Whitening.read(top / "base" / model_of(dataset) / "whitening.safetensors"))
+
+
+def training_order(cell: Cell, signals: Signals, budget: int) -> np.ndarray:
+    """Rows of the training samples, selected and ordered as in the workflow (METHOD 4.6, 4.7)."""
+    method, select = settings().method(cell.method), used(cell.method)
+    chosen = {name: getattr(select, name) for name in method.settings}
+    count = len(signals) if method.takes_all else budget
+    rows = method.pick(signals, count, np.random.default_rng(cell.seed), **chosen).rows
+    if not method.reads:
+        return rows
+    curriculum = settings().used_by(cell.method).curriculum
+    return curriculum_order(rows, signals.mean_reward[rows], curriculum.group_size, curriculum.seed)
+
+
+def run(cell: Cell) -> Path:
+    """Train every budget and number of epochs of a cell, and keep the ranks on test."""
+    path = cell.file()
+    if path.is_file():
+        return path
+    torch.set_num_threads(1)
+    states, inputs = states_of(cell.dataset), cell.inputs()
+    pool = states.parts["train"].sample_id
+    signals = stored_signals.load(pool, inputs["samples"], inputs.get("scores"), None, inputs.get("embeddings"))
+    rows = list(trainings(cell, states, signals))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        pd.DataFrame(rows).to_parquet(partial)
+    return path
+
+
+def trainings(cell: Cell, states: States, signals: Signals) -> Iterator[dict[str, object]]:
+    """A row for each budget and number of epochs."""
+    size = settings().train.batch_prompts
+    everything = settings().method(cell.method).takes_all
+    for share in (1.0,) if everything else cell.budgets:
+        order = training_order(cell, signals, round(share * len(signals)))
+        batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
+        for epochs in cell.epochs:
+            started = time.perf_counter()
+            head = states.trained(batches * epochs, Training(seed=cell.seed))
+            seconds = time.perf_counter() - started
+            rank = states.ranks(head, "test")
+            found = (states.ndcg(head, "valid"), float(metrics.ndcg(rank, metrics.K).mean()), len(batches) * epochs)
+            names = (cell.dataset, cell.method, share, epochs, cell.seed)
+            yield dict(zip(COLUMNS, (*names, *found, seconds), strict=True)) | {"rank": rank.astype(np.int32)}
+
+
+def keep(rows: pd.DataFrame, path: Path, key: list[str]) -> None:
+    """Put rows into a CSV, in place of older ones with the same values in the columns `key`."""
+    kinds = dict.fromkeys(("budget", "settings", "commit"), str)
+    former = [pd.read_csv(path, dtype=kinds)] if path.is_file() else []
+    rows = rows.astype({name: kind for name, kind in kinds.items() if name in rows})
+    rows = pd.concat([*former, rows]).drop_duplicates(key, keep="last").sort_values(key)
+    with atomic_write(path) as partial:
+        rows.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [*registry.methods(), *settings().variants]
+    parser.add_argument(
+        "--datasets", nargs="+", default=list(DATASETS), help="of the configuration; toys cds movielens"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=known, choices=known, metavar="METHOD", help="methods, variants"
+    )
+    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares; 1/16 1/8 1/4 1/2")
+    parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS), help="1 2 4 8")
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, help=f"of heads and draws, {PROXIES} proxies in turn; {SEEDS}"
+    )
+    parser.add_argument("--cores", type=int, default=2, help="2")
+    given = parser.parse_args()
+    cells = grid(given.datasets, given.methods, given.seeds, given.budgets, given.epochs)
+    make_signals(cells, given.cores)
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        states_of(dataset)  # computed once, before the processes that read it
+    rows = []
+    with (
+        ProcessPoolExecutor(given.cores, get_context("spawn")) as pool,
+        progress("laboratory", len(cells), "cells") as bar,
+    ):
+        for path in pool.map(run, cells):
+            rows.append(pd.read_parquet(path, columns=list(COLUMNS)))
+            bar.add(1)
+    keep(pd.concat(rows), OUT, list(COLUMNS[:5]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Tables and pictures of the laboratory: which selection is worth it, against random and against all samples.
+
+    python benchmarks/long/selection_report.py
+
+Reads what selection.py has kept. For each data set, method and budget the number of epochs is chosen by the mean
+NDCG@10 on valid; test is reported with intervals over users and proxies, and with paired tests that Holm's correction
+covers within a data set and budget (METHOD 5). Writes docs/results/selection_tests.csv, docs/images/selection_*.svg
+and the tables of docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from selection import ABLATED, BUDGETS, DATASETS, EPOCHS, PROXIES, ROOT, SEEDS, grid, settings, states_of
+
+from minirec.data import splits
+from minirec.evaluation import metrics
+from minirec.evaluation.significance import interval, paired_tests
+from minirec.report import figures
+from minirec.selection.methods import registry
+from minirec.storage.files import atomic_write
+
+TESTS = ROOT / "docs" / "results" / "selection_tests.csv"
+PAGE = ROOT / "docs" / "evidence.md"
+BEGIN, END = "<!-- laboratory -->\n", "<!-- end laboratory -->"
+SHOWN = ("learnable", "product", "minirec", "variance", "random", "hardest")  # in colour; all others are grey
+COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000", "#CC79A7")  # Okabe and Ito
+CELL = ["method", "budget", "epochs"]
+
+
+def runs(dataset: str) -> pd.DataFrame:
+    """All finished trainings of a data set."""
+    known = [*registry.methods(), *settings().variants]
+    files = [cell.file() for cell in grid([dataset], known, SEEDS, list(BUDGETS), list(EPOCHS))]
+    found = [pd.read_parquet(file) for file in files if file.is_file()]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def chosen(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each method and budget at the number of epochs that is best on valid."""
+    mean = rows.groupby(CELL, as_index=False)["valid"].mean().sort_values(["valid", "epochs"], ascending=[False, True])
+    return rows.merge(mean.drop_duplicates(["method", "budget"])[CELL], on=CELL)
+
+
+def ranks(rows: pd.DataFrame) -> np.ndarray:
+    """Ranks [proxies, test samples x seeds a proxy] of one method and budget."""
+    by_proxy = rows.sort_values("seed").groupby(rows["seed"] % PROXIES)["rank"]
+    return np.stack([np.concatenate(part.to_list()) for _, part in by_proxy])
+
+
+def tested(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a method and budget: test NDCG@10 with its interval, and its differences to random and to full."""
+    test = states_of(dataset).parts["test"].sample_id
+    users = splits.users(ROOT / settings().results / dataset / "samples.parquet", test)
+    users = np.tile(users, SEEDS // PROXIES)
+    of = {name: (ranks(part), part) for name, part in chosen(rows).groupby(["method", "budget"])}
+    everything = of["full", 1.0][0]
+    out = [line(dataset, ("full", 1.0), of["full", 1.0], users)]
+    for budget in sorted({budget for _, budget in of} - {1.0}):
+        names = [method for method, share in of if share == budget]
+        found = pd.DataFrame([line(dataset, (name, budget), of[name, budget], users) for name in names])
+        for against, rank in (("random", of["random", budget][0]), ("full", everything)):
+            others = {name: of[name, budget][0] for name in names if name != against}
+            tests = paired_tests(others, rank, users, settings().measure)  # of `against` minus the others
+            for name, test_of in tests.items():
+                row = found["method"] == name
+                found.loc[row, f"{against}_difference"] = -test_of["mean"]
+                found.loc[row, f"{against}_low"], found.loc[row, f"{against}_high"] = -test_of["high"], -test_of["low"]
+                found.loc[row, f"{against}_p_holm"] = test_of["p_holm"]
+        out += found.to_dict("records")
+    return pd.DataFrame(out)
+
+
+def line(
+    dataset: str, cell: tuple[str, float], found: tuple[np.ndarray, pd.DataFrame], users: np.ndarray
+) -> dict[str, object]:
+    """What one method and budget reaches on test, and after how many steps."""
+    rank, rows = found
+    value = interval(metrics.ndcg(rank, metrics.K), users, settings().measure)
+    first = rows.iloc[0]
+    return {
+        **{
+            "dataset": dataset,
+            "method": cell[0],
+            "budget": cell[1],
+            "epochs": first["epochs"],
+            "steps": first["steps"],
+        },
+        **{"valid": rows["valid"].mean(), "test": value["mean"], "low": value["low"], "high": value["high"]},
+    }
+
+
+def markdown(tests: pd.DataFrame, budget: float) -> str:
+    """A line a method: test NDCG@10 by data set, as a share of full, and how it differs from random."""
+    sets = list(dict.fromkeys(tests["dataset"]))
+    full = tests[tests["method"] == "full"].set_index("dataset")["test"]
+    table = tests[tests["budget"] == budget].set_index(["method", "dataset"])
+    shares = table["test"] / table.index.get_level_values("dataset").map(full)
+    order = shares.groupby("method").mean().sort_values(ascending=False).index
+    lines = [f"| method | {' | '.join(sets)} |\n", "|---" * (len(sets) + 1) + "|\n"]
+    lines.append(f"| *full* | {' | '.join(f'{full[name]:.4f}' for name in sets)} |\n")
+    for method in order:
+        cells = []
+        for name in sets:
+            row = table.loc[(method, name)]
+            mark = ""
+            if method != "random" and row["random_p_holm"] < 0.05:
+                mark = " **+**" if row["random_difference"] > 0 else " **-**"
+            cells.append(f"{row['test']:.4f} ({shares[method, name]:.0%}){mark}")
+        lines.append(f"| {method} | {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def picture(dataset: str, rows: pd.DataFrame) -> Figure:
+    """Quality against steps: a line a method through its budgets, the band is a standard deviation over the seeds."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.4))
+    points = chosen(rows).groupby(["method", "budget"]).agg({"steps": "first", "test": ["mean", "std"]})
+    for method in [name for name in points.index.levels[0] if name not in (*SHOWN, "full")]:
+        part = points.loc[method]
+        axes.plot(part["steps", "first"], part["test", "mean"], color=figures.ALL, linewidth=0.8, zorder=1)
+    for method, colour in zip(SHOWN, COLOURS, strict=True):
+        part = points.loc[method].sort_values(("steps", "first"))
+        x, mean, spread = part["steps", "first"], part["test", "mean"], part["test", "std"]
+        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(x, mean, color=colour, marker="o", markersize=4, label=method, zorder=3)
+    full = rows[rows["method"] == "full"].groupby("epochs").agg({"steps": "first", "test": "mean"})
+    axes.plot(full["steps"], full["test"], color="#555555", linestyle="--", marker="s", markersize=4, label="full")
+    axes.set_xscale("log")
+    axes.set(xlabel="optimiser steps", ylabel="NDCG@10 on test")
+    axes.set_title(f"{dataset}: budgets 1/16, 1/8, 1/4, 1/2; grey: all other methods", loc="left", fontsize=10)
+    axes.legend(frameon=False, ncols=2, fontsize=9)
+    return figure
+
+
+def main() -> None:
+    found = []
+    for dataset in DATASETS:
+        rows = runs(dataset)
+        if rows.empty:
+            sys.stderr.write(f"{dataset}: left out, nothing is finished; run selection.py\n")
+            continue
+        found.append(tested(dataset, rows))
+        figures.save(ROOT / "docs" / "images", f"selection_{dataset}", picture(dataset, rows))
+    tests = pd.concat(found)
+    with atomic_write(TESTS) as partial:
+        tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
+    made = "".join(f"\n**{budget:.4g} of the samples**\n\n{markdown(tests, budget)}" for budget in ABLATED)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    with atomic_write(PAGE) as partial:
+        partial.write_text(f"{before}{BEGIN}{made}{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
