@@ -1,0 +1,217 @@
+"""What the signals of a selection are worth: questions that the laboratory answers beside its comparison of methods.
+
+    python benchmarks/long/selection_questions.py --datasets toys
+
+After selection.py, whose signals it reads. Each answer is a row of docs/results/selection_questions.csv: question, data
+set, what, value; several values of the same name are of several proxies. Differences of NDCG@10 are on test, at 1/8 and
+1/4 of the samples, four epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from frozen import Training
+from scipy import stats
+from selection import (
+    ABLATED,
+    DATASETS,
+    PROXIES,
+    ROOT,
+    Cell,
+    available,
+    keep,
+    model_of,
+    settings,
+    states_of,
+    training_order,
+)
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from minirec.data import splits, stored_signals
+from minirec.evaluation import metrics
+from minirec.experiment.commands import command, setting_flags
+from minirec.model.whitening import Head
+from minirec.selection.curriculum import curriculum_order
+from minirec.selection.greedy import greedy
+from minirec.selection.signals import Signals, learnability
+from minirec.storage import tables, tensors
+
+OUT = ROOT / "docs" / "results" / "selection_questions.csv"
+KEY = ["question", "dataset", "what", "number"]
+SIGNALS = ("mean_reward", "reward_std", "learnability", "representativeness", "gradient_norm")
+MANY = 16  # completions
+EPOCHS = 4
+Answer = tuple[str, str, float]  # question, what, value
+
+
+class Laboratory:
+    """States and signals of a data set."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset, self.states = dataset, states_of(dataset)
+        self.top = ROOT / settings().results / dataset
+        self.train = self.states.parts["train"]
+        cells = [Cell(dataset, "minirec", seed, seed, 1.0, (EPOCHS,)) for seed in range(PROXIES)]
+        self.signals = [
+            stored_signals.load(self.train.sample_id, files["samples"], files["scores"], None, files["embeddings"])
+            for files in (cell.inputs() for cell in cells)
+        ]
+
+    def reached(self, order: np.ndarray, seed: int) -> float:
+        """NDCG@10 on test after training on these rows, in this order, for EPOCHS epochs."""
+        return self.states.ndcg(self.states.trained(self.batches(order) * EPOCHS, Training(seed=seed)), "test")
+
+    def batches(self, order: np.ndarray) -> list[np.ndarray]:
+        """The rows of each step of an epoch."""
+        size = settings().train.batch_prompts
+        return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+    def learnable(self, reward: np.ndarray, embeddings: np.ndarray, share: float) -> np.ndarray:
+        """The picks of `learnable` for these mean rewards, in the order of training."""
+        rows = greedy(embeddings, learnability(reward, 0.5), round(share * len(reward)))
+        curriculum = settings().curriculum
+        return curriculum_order(rows, reward[rows], curriculum.group_size, curriculum.seed)
+
+    def rolled_out(self, name: str, **changes: Path | int | None) -> np.ndarray:
+        """Rewards [n, G] of a rollout by hand, with other inputs or another number of completions."""
+        selector = model_of(self.dataset)
+        made = self.top / "signals" / selector / "seed0"
+        folder = self.top / "laboratory" / name
+        files = {"samples": self.top / "samples.parquet", "catalogue": self.top / "catalogue.parquet"}
+        files |= {"item_table": made / "items.safetensors", "adapter": made / "proxy" / "adapter"}
+        files |= {"model": ROOT / "data" / "models" / selector, "rollouts": folder / "rollouts.parquet"}
+        files |= {"hidden": folder / "hidden.safetensors"}
+        completions = changes.pop("completions", settings().sampling.completions)
+        if not files["rollouts"].is_file():
+            words = [w for s in command("rollout").sections if hasattr(settings(), s) for w in self.flags(s)]
+            for flag, file in (files | changes).items():
+                words += [f"--{flag.replace('_', '-')}", str(file)] if file else []
+            words += ["--completions", str(completions), "--batch-tokens", "4096"]
+            folder.mkdir(parents=True, exist_ok=True)
+            subprocess.run([sys.executable, "-m", "minirec", "rollout", *words], cwd=ROOT, check=True)
+        table = tables.read("rollouts", files["rollouts"], ["sample_id", "completion", "reward"])
+        return table.to_pandas().pivot(index="sample_id", columns="completion", values="reward").to_numpy()
+
+    @staticmethod
+    def flags(section: str) -> list[str]:
+        """The settings of a section that differ from their defaults, without the number of completions."""
+        words = setting_flags(section, getattr(settings(), section))
+        return [word.strip("'") for word in words]
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation."""
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def over_proxies(lab: Laboratory) -> Iterator[Answer]:
+    """How alike are the signals of two proxies?"""
+    for one, other in combinations(lab.signals, 2):
+        for name in SIGNALS:
+            yield "spearman over proxies", name, spearman(getattr(one, name), getattr(other, name))
+    for count in (1, 2, 4):
+        averaged = np.mean([signals.mean_reward for signals in lab.signals[:count]], axis=0)
+        yield "spearman with a fifth proxy", f"mean_reward of {count}", spearman(averaged, lab.signals[4].mean_reward)
+
+
+def over_completions(lab: Laboratory) -> Iterator[Answer]:
+    """How alike are mean rewards of other completions of the same proxy?"""
+    rewards = lab.rolled_out("many_completions", completions=MANY)
+    for count in (2, 4, 8):
+        yield (
+            "spearman over completions",
+            f"mean_reward of {count}",
+            spearman(rewards[:, :count].mean(1), rewards[:, -count:].mean(1)),
+        )
+    for count in (2, 4, 8, 16):
+        for share in ABLATED:
+            order = lab.learnable(rewards[:, :count].mean(1), lab.signals[0].embeddings, share)
+            yield "learnable by more completions", f"{count} at {share:g}", lab.reached(order, 0)
+
+
+def judges(lab: Laboratory) -> Iterator[Answer]:
+    """Is the base model judge enough? Do several proxies judge better? Does a proxy misjudge its own samples?"""
+    selector = model_of(lab.dataset)
+    base = lab.top / "base" / selector
+    files = {"item_table": base / "items.safetensors", "whitening": base / "whitening.safetensors", "adapter": None}
+    of_base = lab.rolled_out("base_model", **files).mean(1)
+    z = tensors.read(lab.top / "laboratory" / "base_model" / "hidden.safetensors", "hidden")["hidden"].mean(1)
+    yield "spearman of base and proxy", "mean_reward", spearman(of_base, lab.signals[0].mean_reward)
+    for share in ABLATED:
+        for seed, signals in enumerate(lab.signals):
+            for count in (1, 2, 4):
+                some = [lab.signals[(seed + step) % PROXIES].mean_reward for step in range(count)]
+                order = lab.learnable(np.mean(some, axis=0), signals.embeddings, share)
+                yield "learnable by several proxies", f"{count} at {share:g}", lab.reached(order, seed)
+            yield "learnable by the base model", f"at {share:g}", lab.reached(lab.learnable(of_base, z, share), seed)
+            others = np.flatnonzero(~np.isin(lab.train.sample_id, proxy_samples(lab, seed)))
+            rest = signals.take(others)
+            order = others[lab.learnable(rest.mean_reward, rest.embeddings, share * len(signals) / len(rest))]
+            yield "learnable without the proxy's samples", f"at {share:g}", lab.reached(order, seed)
+            yield "learnable in two halves", f"at {share:g}", lab.states.ndcg(halves(lab, signals, share, seed), "test")
+
+
+def proxy_samples(lab: Laboratory, seed: int) -> np.ndarray:
+    """The ids of the samples that a proxy was trained on."""
+    folder = lab.top / "selections" / "none" / f"random-{settings().proxy.size}" / f"seed{seed}"
+    return tables.numpy(tables.read("selection", folder / "selection.parquet"), "sample_id")
+
+
+def halves(lab: Laboratory, signals: Signals, share: float, seed: int) -> Head:
+    """Train half of the steps on `learnable`; let the trained head judge all samples; train the rest on its picks."""
+    first = lab.batches(lab.learnable(signals.mean_reward, signals.embeddings, share)) * (EPOCHS // 2)
+    head = lab.states.trained(first, Training(seed=seed))
+    reward = np.asarray(metrics.ndcg(lab.states.ranks(head, "train"), settings().reward.cutoff))
+    z = head.user(lab.states.states["train"]).detach().numpy()
+    second = lab.batches(lab.learnable(reward, z, share)) * (EPOCHS // 2)
+    return lab.states.trained(first + second, Training(seed=seed))
+
+
+def traits(lab: Laboratory) -> Iterator[Answer]:
+    """What R prefers, and what the picks of each method are like."""
+    table = tables.read("samples", lab.top / "samples.parquet").to_pandas().set_index("sample_id")
+    table = table.loc[lab.train.sample_id]
+    popularity = tables.numpy(tables.read("catalogue", lab.top / "catalogue.parquet").sort_by("row"), "popularity")
+    texts = TfidfVectorizer().fit_transform(splits.catalogue_texts(lab.top / "catalogue.parquet"))
+    last = table["history_rows"].map(lambda rows: rows[-1]).to_numpy()
+    of = {
+        "popularity of the target": popularity[lab.train.target],
+        "length of the history": table["history_rows"].map(len).to_numpy(),
+        "likeness of target and last item": np.asarray(texts[lab.train.target].multiply(texts[last]).sum(1)).ravel(),
+        "time of the target": table["timestamp"].to_numpy(),
+    }
+    ranked = {name: stats.rankdata(values) / len(values) for name, values in of.items()}
+    for signals in lab.signals:
+        known = of | {name: getattr(signals, name) for name in ("mean_reward", "learnability", "gradient_norm")}
+        for name, values in known.items():
+            yield "spearman of representativeness", name, spearman(signals.representativeness, values)
+    for method in settings().method_names:
+        if not settings().method(method).takes_all and method not in settings().variants:
+            rows = training_order(Cell(lab.dataset, method, 0, 0, 1 / 8, (EPOCHS,)), lab.signals[0])
+            for name, values in ranked.items():
+                yield f"picks of {method}, mean percentile", name, float(values[rows].mean())
+            yield f"picks of {method}, share", "with a hit", float((lab.signals[0].hits[rows] > 0).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help="toys cds movielens")
+    for dataset in available(parser.parse_args().datasets):
+        lab = Laboratory(dataset)
+        for ask in (traits, over_proxies, over_completions, judges):
+            rows = pd.DataFrame(ask(lab), columns=["question", "what", "value"]).assign(dataset=dataset)
+            rows["number"] = rows.groupby(["question", "what"]).cumcount()
+            keep(rows[[*KEY, "value"]], OUT, KEY)
+            sys.stderr.write(f"{dataset}: {(ask.__doc__ or '').splitlines()[0]} {len(rows)} rows\n")
+
+
+if __name__ == "__main__":
+    main()
