@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 installed := .venv/.installed
 target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml $(CONFIG) | tail -1)/$(DATASET)/metrics.json
 
-.PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning report clean
+.PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning bench-selection bench-evidence report clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -50,6 +50,14 @@ bench: $(installed) ## measure speed and memory of the stages, on data made for 
 
 bench-learning: $(installed) ## measure what RL teaches, by loss, data set and seed (hours; goes on where it stopped)
 	python benchmarks/long/learning.py
+
+bench-selection: $(installed) ## judge every selection method in the laboratory, and draw tables and pictures (about two hours)
+	python benchmarks/long/selection.py --cores $(CORES)
+	python benchmarks/long/selection_questions.py
+	python benchmarks/long/selection_report.py
+
+bench-evidence: $(installed) ## judge the methods that matter in the whole chain (many hours; goes on where it stopped)
+	python benchmarks/long/evidence.py --cores $(CORES)
 
 report: $(installed) ## one HTML page about a finished run: pictures, tables, settings, times
 	@test -f $(target) || { echo "$(target) is not there; run the workflow first, e.g. with: make quickstart" >&2; exit 1; }
