@@ -65,6 +65,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
 EXAMPLES = {
     "show": "example: minirec show results/movielens/metrics.json",
     "plan": "example: minirec plan results/movielens/metrics.json --configfile config/quickstart.yaml",
+    "report": "example: minirec report results/movielens",
     "status": "example: minirec status results/movielens",
     "select": (
         "example: minirec select --samples samples.parquet --scores scores.parquet --embeddings embeddings.safetensors "
@@ -130,6 +131,8 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
         added.add_argument("target", help="e.g. results/cds/metrics.json")
     else:
         added.add_argument("folder", type=Path, help="results of a data set, e.g. results/cds")
+    if name == "report":
+        added.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: FOLDER/report.html)")
     added.add_argument("--configfile", type=Path, nargs="+", metavar="FILE", help=f"{CONFIGFILE}, config/config.yaml")
 
 
