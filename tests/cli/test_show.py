@@ -209,3 +209,20 @@ def test_what_is_no_artefact_is_named(tmp_path, name):
 def test_the_columns_of_a_text_are_aligned():
     assert show.align([["a", "bb", "c"], ["aaa", "b", ""]]) == "  a    bb  c\n  aaa  b\n"
     assert show.align([]) == ""
+
+
+def test_rows_about_samples_come_with_the_titles_of_history_and_target(scores, tmp_path):
+    assert "their samples" not in show.describe(scores, rows=2)  # the data set is not there
+    titles = ["Heat", "Alien", "\x1b[31mUp", "Brazil"]
+    catalogue = {"row": pa.array(range(4), pa.int32()), "item_id": titles, "title": titles, "text": titles}
+    catalogue["popularity"] = pa.array(range(4), pa.int64())
+    tables.write("catalogue", pa.table(catalogue), tmp_path / "catalogue.parquet", MADE)
+    row = {"split": "train", "user_id": "u", "timestamp": 1, "history_rating": [None] * 3, "history_age_ms": [1] * 3}
+    rows = [row | {"sample_id": i, "target_row": i % 4, "history_rows": [0, 1, 2]} for i in (4, 7, 30)]
+    samples = pa.Table.from_pylist(rows, tables.TABLES["samples"].schema())
+    tables.write("samples", samples, tmp_path / "samples.parquet", MADE)
+    below = tmp_path / "signals" / "a" / "seed0" / "scores.parquet"
+    below.parent.mkdir(parents=True)
+    scores.rename(below)
+    found = show.describe(below, rows=2).partition("their samples\n")[2].splitlines()
+    assert [" ".join(one.split()) for one in found[1:3]] == ["30 Alien; [31mUp [31mUp", "4 Alien; [31mUp Heat"]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from minirec.data import splits
 from minirec.errors import InputError
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.tables import TABLES, Column
@@ -76,14 +77,37 @@ def _parquet(path: Path, rows: int) -> str:
             nulls, span = _span(file, field.name)
             meaning = known[field.name].meaning if field.name in known else "-"
             lines.append([field.name, str(field.type), str(nulls), span, meaning])
-        first = next(file.iter_batches(batch_size=max(rows, 1)), None) if file.metadata.num_rows else None
+        first = next(file.iter_batches(batch_size=max(rows, 1)), None) if file.metadata.num_rows and rows > 0 else None
         count = file.metadata.num_rows
     text = f"{path}: {name or 'a table unknown to minirec'}, {count:,} rows\n"
     text += align(lines)
-    if first is not None and rows > 0:
-        data = [schema.names, *([_short(v) for v in row.values()] for row in first.slice(0, rows).to_pylist())]
-        text += f"\nfirst {len(data) - 1} rows\n{align(data)}"
+    if first is not None:
+        shown = first.slice(0, rows).to_pylist()
+        data = [schema.names, *([_short(v) for v in row.values()] for row in shown)]
+        text += f"\nfirst {len(shown)} rows\n{align(data)}"
+        if "sample_id" in schema.names and name != "samples":
+            text += _titles(path, [row["sample_id"] for row in shown])
     return f"{text}\n{_origin(provenance)}"
+
+
+def _titles(path: Path, sample_id: list[int]) -> str:
+    """Lines with the titles of these samples, if the data set's samples and catalogue lie in a folder above a file."""
+    top = next((one for one in path.absolute().parents if (one / "samples.parquet").is_file()), None)
+    if top is None or not (top / "catalogue.parquet").is_file():
+        return ""
+    samples = pq.read_table(
+        top / "samples.parquet",
+        columns=["sample_id", "target_row", "history_rows"],
+        filters=[("sample_id", "in", sample_id)],
+    )
+    titles = splits.titles(top / "catalogue.parquet")
+    found = {row["sample_id"]: row for row in samples.to_pylist()}
+    lines = [["sample_id", "last items of the history", "target"]]
+    for one in dict.fromkeys(sample_id):
+        if one in found:
+            history = "; ".join(_short(titles[row]) for row in found[one]["history_rows"][-2:])
+            lines.append([str(one), history, _short(titles[found[one]["target_row"]])])
+    return f"\ntheir samples\n{align(lines)}"
 
 
 def _span(file: pq.ParquetFile, column: str) -> tuple[int, str]:
