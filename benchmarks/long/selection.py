@@ -2,8 +2,8 @@
 
     python benchmarks/long/selection.py --datasets toys --methods learnable random --seeds 5
 
-Methods are those of src/minirec/selection/methods and, at two of the budgets, the variants of config/evidence.yaml. Two
-seeds share a proxy with its rollouts and scores, made by the workflow. A training takes a second; what is finished is
+Methods are those of src/minirec/selection/methods and, at two of the budgets and with half of the seeds, the variants of
+config/evidence.yaml. Two seeds share a proxy with its rollouts and scores, made by the workflow. A training takes a second; what is finished is
 not run again. Rows go to docs/results/selection.csv; selection_report.py makes tables and pictures of them. MovieLens
 is fetched; cds, toys and any data set of your own take part where data/NAME holds their two files.
 """
@@ -125,7 +125,7 @@ def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[floa
     """All cells, those of the first budget first."""
     cells = []
     for budget, dataset, method, seed in product(budgets, available(datasets), methods, range(seeds)):
-        if budget in ABLATED or method not in settings().variants:
+        if method not in settings().variants or (budget in ABLATED and seed < PROXIES):
             share = 1.0 if settings().method(method).takes_all else budget
             cells.append(Cell(dataset, method, seed, seed % PROXIES, share, tuple(epochs)))
     return list(dict.fromkeys(cells))

@@ -20,7 +20,7 @@ from selection import ABLATED, BUDGETS, DATASETS, EPOCHS, PROXIES, ROOT, SEEDS, 
 
 from minirec.data import splits
 from minirec.evaluation import metrics
-from minirec.evaluation.significance import interval, paired_tests
+from minirec.evaluation.significance import holm, interval, paired_tests
 from minirec.report import figures
 from minirec.selection.methods import registry
 from minirec.storage.files import atomic_write
@@ -47,9 +47,10 @@ def chosen(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.merge(mean.drop_duplicates(["method", "budget"])[CELL], on=CELL)
 
 
-def ranks(rows: pd.DataFrame) -> np.ndarray:
-    """Ranks [proxies, test samples x seeds a proxy] of one method and budget."""
-    by_proxy = rows.sort_values("seed").groupby(rows["seed"] % PROXIES)["rank"]
+def ranks(rows: pd.DataFrame, seeds: pd.Series | None = None) -> np.ndarray:
+    """Ranks [proxies, test samples x seeds a proxy] of one method and budget; seeds: of these alone."""
+    rows = rows.sort_values("seed") if seeds is None else rows[rows["seed"].isin(seeds)].sort_values("seed")
+    by_proxy = rows.groupby(rows["seed"] % PROXIES)["rank"]
     return np.stack([np.concatenate(part.to_list()) for _, part in by_proxy])
 
 
@@ -57,42 +58,44 @@ def tested(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     """A row a method and budget: test NDCG@10 with its interval, and its differences to random and to full."""
     test = states_of(dataset).parts["test"].sample_id
     users = splits.users(ROOT / settings().results / dataset / "samples.parquet", test)
-    users = np.tile(users, SEEDS // PROXIES)
-    of = {name: (ranks(part), part) for name, part in chosen(rows).groupby(["method", "budget"])}
-    everything = of["full", 1.0][0]
-    out = [line(dataset, ("full", 1.0), of["full", 1.0], users)]
+    of = dict(list(chosen(rows).groupby(["method", "budget"])))
+    out = [line(dataset, of["full", 1.0], users)]
     for budget in sorted({budget for _, budget in of} - {1.0}):
         names = [method for method, share in of if share == budget]
-        found = pd.DataFrame([line(dataset, (name, budget), of[name, budget], users) for name in names])
-        for against, rank in (("random", of["random", budget][0]), ("full", everything)):
-            others = {name: of[name, budget][0] for name in names if name != against}
-            tests = paired_tests(others, rank, users, settings().measure)  # of `against` minus the others
-            for name, test_of in tests.items():
-                row = found["method"] == name
-                found.loc[row, f"{against}_difference"] = -test_of["mean"]
-                found.loc[row, f"{against}_low"], found.loc[row, f"{against}_high"] = -test_of["high"], -test_of["low"]
-                found.loc[row, f"{against}_p_holm"] = test_of["p_holm"]
-        out += found.to_dict("records")
+        found = pd.DataFrame([line(dataset, of[name, budget], users) for name in names]).set_index("method")
+        for against, others in (("random", of["random", budget]), ("full", of["full", 1.0])):
+            tests = {name: difference(of[name, budget], others, users) for name in names if name != against}
+            corrected = holm([test["p"] for test in tests.values()])
+            for (name, test_of), p_holm in zip(tests.items(), corrected, strict=True):
+                values = {
+                    "difference": test_of["mean"],
+                    "low": test_of["low"],
+                    "high": test_of["high"],
+                    "p_holm": p_holm,
+                }
+                for key, value in values.items():
+                    found.loc[name, f"{against}_{key}"] = value
+        out += found.reset_index().to_dict("records")
     return pd.DataFrame(out)
 
 
-def line(
-    dataset: str, cell: tuple[str, float], found: tuple[np.ndarray, pd.DataFrame], users: np.ndarray
-) -> dict[str, object]:
+def line(dataset: str, rows: pd.DataFrame, users: np.ndarray) -> dict[str, object]:
     """What one method and budget reaches on test, and after how many steps."""
-    rank, rows = found
-    value = interval(metrics.ndcg(rank, metrics.K), users, settings().measure)
-    first = rows.iloc[0]
+    rank, first = ranks(rows), rows.iloc[0]
+    value = interval(metrics.ndcg(rank, metrics.K), np.tile(users, rank.shape[1] // len(users)), settings().measure)
     return {
-        **{
-            "dataset": dataset,
-            "method": cell[0],
-            "budget": cell[1],
-            "epochs": first["epochs"],
-            "steps": first["steps"],
-        },
-        **{"valid": rows["valid"].mean(), "test": value["mean"], "low": value["low"], "high": value["high"]},
+        **{"dataset": dataset, "method": first["method"], "budget": first["budget"], "seeds": len(rows)},
+        **{"epochs": first["epochs"], "steps": first["steps"], "valid": rows["valid"].mean()},
+        **{"test": value["mean"], "low": value["low"], "high": value["high"]},
     }
+
+
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, users: np.ndarray) -> dict[str, float]:
+    """NDCG@10 of ours minus theirs on the seeds of both, with interval and p of a paired test."""
+    common = ours["seed"][ours["seed"].isin(theirs["seed"])]
+    a, b = ranks(ours, common), ranks(theirs, common)
+    users = np.tile(users, a.shape[1] // len(users))
+    return dict(paired_tests({"theirs": b}, a, users, settings().measure)["theirs"])
 
 
 def markdown(tests: pd.DataFrame, budget: float) -> str:
