@@ -2,7 +2,7 @@
 
     python benchmarks/long/selection.py --datasets toys --methods learnable random --seeds 5
 
-Methods are those of src/minirec/selection/methods and, at two of the budgets and with half of the seeds, the variants of
+Methods are those of src/minirec/selection/methods and, at two of the budgets and with half the seeds, the variants of
 config/evidence.yaml. Two seeds share a proxy with its rollouts and scores, made by the workflow. A training takes
 seconds; what is finished is not run again. Rows go to docs/results/selection.csv; selection_report.py makes tables and
 pictures of them. MovieLens is fetched; cds, toys and any data set of your own take part where data/NAME holds their two
