@@ -80,7 +80,7 @@ def project(tmp_path, monkeypatch, defaults):
         main = {"method": method, "budget": PICKED, "seeds": list(range(len(after)))}
         main |= {"control": "random"} if control else {}
         given = config.validate(config.overlay(json.loads(defaults.model_dump_json()), {"main": main}))
-        top, selector = Path("results/movielens"), "gemma" if method == "minirec" else "none"
+        top, selector = Path("results/movielens"), "none" if method in ("random", "full") else "gemma"
         rows = [
             {
                 "sample_id": i,
@@ -112,7 +112,7 @@ def project(tmp_path, monkeypatch, defaults):
             write_policy(top / "runs/gemma" / selector / run, rank)
             measured(top, top / "runs/gemma" / selector / run, given.measure, top / "base/gemma/ranks.parquet")
             write_history(top / "runs/gemma" / selector / run, forced=[1.0, 0.5 - seed / 10])
-            write_selection(top / "selections" / selector / run, ids, signals=method == "minirec")
+            write_selection(top / "selections" / selector / run, ids, signals=selector != "none")
         for seed, rank in enumerate(control):
             run = f"none/random-{PICKED}/seed{seed}"
             write_policy(top / "runs/gemma" / run, rank)
@@ -127,7 +127,10 @@ def project(tmp_path, monkeypatch, defaults):
             one["forced"] = [False] * TRAINED
             one["tokens"] = pa.array([[1]] * TRAINED, pa.list_(pa.int32()))
             tables.write("rollouts", pa.table(one), top / "signals/gemma/seed0/rollouts.parquet", Provenance("rollout"))
-            tables.write("scores", pa.table(scores), top / "signals/gemma/seed0/scores.parquet", Provenance("score"))
+            if method == "minirec":
+                tables.write(
+                    "scores", pa.table(scores), top / "signals/gemma/seed0/scores.parquet", Provenance("score")
+                )
         trained = f"gemma/{selector}/{method}-{budget}"
         spent = {
             "signals/gemma/seed0/rollout": 12.5,
@@ -150,12 +153,12 @@ def project(tmp_path, monkeypatch, defaults):
 
 def summarise_it(given) -> None:
     top = Path("results/movielens")
-    scores = Rules(given).summary_scores({"results": "results", "dataset": "movielens"}).get("scores")
+    signals = Rules(given).summary_signals({"results": "results", "dataset": "movielens"})
     summarise.run(
         measure=given.measure,
         runs=[str(run) for run in paths.experiment_runs(given)],
         folders=paths.folders(given, paths.main_runs(given)),
-        scores=Path(scores) if scores else None,
+        **{name: Path(file) for name, file in signals.items()},
         metrics=top / "metrics.json",
         summary=top / "summary.txt",
     )

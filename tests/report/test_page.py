@@ -107,6 +107,13 @@ def test_points_of_the_map_have_the_names_of_their_targets(project):
     assert re.findall(r"<title>(.*?)</title>", points) == ["0"] * PICKED
 
 
+def test_a_method_that_reads_rewards_alone_shows_them_and_no_scores(project):
+    text = page.html(project([BASE], method="learnable"), TOP)
+    assert "Rewards of 12 samples" in text
+    assert ">mean reward</th>" in text
+    assert ">learnability</th>" not in text
+
+
 @pytest.mark.parametrize("method", ["random", "full"])
 def test_a_method_without_signals_has_a_page_without_them(project, method):
     text = page.html(project([BASE], method=method), TOP)

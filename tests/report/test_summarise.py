@@ -201,7 +201,7 @@ def test_the_pictures_are_made_as_png_and_svg(project):
     given = project([BASE])
     figures = Path("results/movielens/figures")
     declared = {Path(file).name for kind in ("png", "svg") for file in Rules(given).pictures(kind)}
-    names = ("result", "rewards", "scores", "curriculum")
+    names = ("result", "rewards", "curriculum", "scores")
     assert declared == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert {file.name for file in figures.iterdir()} == declared
     for file in figures.iterdir():
@@ -224,6 +224,14 @@ def test_the_same_artefacts_give_the_same_bytes(project):
     before = [file.read_bytes() for file in files]
     summarise_it(given)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_a_method_that_reads_rewards_alone_has_their_picture_and_share_without_a_hit(project):
+    given = project([BASE], method="learnable")
+    drawn = {"result", "rewards", "curriculum"}
+    assert {file.stem for file in Path("results/movielens/figures").iterdir()} == drawn
+    assert {Path(file).stem for file in Rules(given).pictures("svg")} == drawn
+    assert written()[0]["zero_hit_share"] == 0
 
 
 @pytest.mark.parametrize("method", ["random", "full"])

@@ -28,7 +28,7 @@ def _pretend(stage, given):
         files.append(given["frozen_states"])
     pictures = []
     if stage == "summarise":
-        pictures = paths.PICTURES if given["scores"] else paths.PICTURES[:1]
+        pictures = paths.PICTURES[: 4 if given["scores"] else 3 if given["rollouts"] else 1]
     elif stage == "compare":
         pictures = ("comparison",)
     files += [files[0].parent / "figures" / f"{name}.{kind}" for name in pictures for kind in ("png", "svg")]

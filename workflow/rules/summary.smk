@@ -4,7 +4,7 @@
 use rule stage as summarise with:
     """Gather metrics, costs and pictures of the main experiment."""
     input:
-        unpack(ask.summary_scores),
+        unpack(ask.summary_signals),
         ask.summary_files,
     output:
         report(ask.pictures("png")),

@@ -15,7 +15,7 @@ FOLDERS = {  # folders of the results, as patterns; the workflow refers to them 
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
-PICTURES = ("result", "rewards", "scores", "curriculum")  # file names below figures/, main experiment
+PICTURES = ("result", "rewards", "curriculum", "scores")  # below figures/: of all methods, of rewards (2), of gradients
 SIGNAL_SECTIONS = {  # the settings that a file below signals/ depends on, besides those of the files before it
     "proxy/adapter": ("sampling", "reward", "proxy"),
     "items.safetensors": (),

@@ -256,17 +256,20 @@ class Rules:
         changed = declared.model_dump_json(include=set(config.Format.model_fields), exclude_defaults=True)
         return None if changed == "{}" else changed
 
-    def summary_scores(self, wildcards: Wildcards) -> dict[str, str]:
-        """The scores of the main experiment, if its method reads scores."""
+    def summary_signals(self, wildcards: Wildcards) -> dict[str, str]:
+        """The scores or rollouts of the main experiment, as far as its method reads them."""
         main = self.main_runs[0]
-        if "gradients" not in self.config.method(main.method).reads:
-            return {}
-        return {"scores": self.signal("scores.parquet")({**wildcards, **asdict(main)})}
+        reads = self.config.method(main.method).reads
+        files = (
+            {"scores": "scores.parquet"} if "gradients" in reads else {"rollouts": "rollouts.parquet"} if reads else {}
+        )
+        return {name: self.signal(file)({**wildcards, **asdict(main)}) for name, file in files.items()}
 
     def pictures(self, kind: str) -> list[str]:
-        """The pictures of the main experiment as files of this kind; only the result if its method reads no scores."""
-        scored = "gradients" in self.config.method(self.main_runs[0].method).reads
-        return [f"<top>/figures/{name}.{kind}" for name in (paths.PICTURES if scored else paths.PICTURES[:1])]
+        """The pictures of the main experiment as files of this kind, as far as its method reads signals."""
+        reads = self.config.method(self.main_runs[0].method).reads
+        drawn = paths.PICTURES if "gradients" in reads else paths.PICTURES[:3] if reads else paths.PICTURES[:1]
+        return [f"<top>/figures/{name}.{kind}" for name in drawn]
 
     def summary_files(self, wildcards: Wildcards) -> list[str]:
         """The files that results/DATASET/metrics.json is made from, besides the scores."""

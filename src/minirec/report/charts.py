@@ -151,8 +151,10 @@ def quality_and_cost(cells: pd.DataFrame) -> Figure:
             line["total_seconds"], line["mean"], spread, color=colour, marker=marker, markersize=5, label=str(method)
         )
         for row in line.to_dict("records"):
-            axes.annotate(f" {row['budget']}", (row["total_seconds"], row["mean"]), fontsize=8)
-    axes.set(xlabel="seconds of selection and training", ylabel="NDCG@10 on test", xscale="log")
+            place = (row["total_seconds"], row["mean"])
+            axes.annotate(row["budget"], place, (6, -10), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="seconds of selection and training", ylabel="NDCG@10 on test", xlim=(0, None))
+    axes.margins(x=0.15, y=0.15)
     axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -36,17 +36,18 @@ KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": 
 
 
 def draw(
-    folder: Path, summary: Mapping[str, Any], scores: pa.Table | None, selection: pa.Table, curriculum: pa.Table
+    folder: Path, summary: Mapping[str, Any], scored: pa.Table | None, selection: pa.Table, curriculum: pa.Table
 ) -> list[Path]:
     """Write the pictures of the main experiment; returns the PNG files.
 
-    summary: the content of metrics.json. scores is None if the method needs no signals: then only the result is drawn,
-    and the other pictures of an earlier run are removed.
+    summary: the content of metrics.json. scored: the samples' rewards, and their scores if the method reads gradients;
+    None if it reads neither. Pictures of an earlier run that do not fit are removed.
     """
     drawn = [result(summary)]
-    if scores is not None:
-        picked = np.isin(numpy(scores, "sample_id"), numpy(selection, "sample_id"))
-        drawn += [mean_rewards(scores, picked), signals(scores, picked), training_order(curriculum)]
+    if scored is not None:
+        picked = np.isin(numpy(scored, "sample_id"), numpy(selection, "sample_id"))
+        drawn += [mean_rewards(scored, picked), training_order(curriculum)]
+        drawn += [signals(scored, picked)] if "learnability" in scored.column_names else []
     for name in PICTURES[len(drawn) :]:
         for kind in KINDS:
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
@@ -85,16 +86,18 @@ def save(folder: Path, name: str, figure: Figure) -> Path:
 
 
 def mean_rewards(scores: pa.Table, picked: np.ndarray) -> Figure:
-    """Histogram of the samples' mean rewards; picked [n] says which samples the selection holds."""
+    """How many samples have which mean reward, and below which share of them was picked; picked [n] says which were."""
     values = numpy(scores, "mean_reward")
-    figure, axes = plt.subplots()
-    bins = np.linspace(0, max(values.max(), 1e-3), 41)
-    axes.hist(values, bins.tolist(), color=ALL, label=f"all {len(values)} training samples")
-    axes.hist(values[picked], bins.tolist(), color=PICKED, label=f"{picked.sum()} picked")
-    axes.set(xlabel="mean reward of the proxy's completions", ylabel="samples", yscale="log")
+    figure, (counts, shares) = plt.subplots(2, sharex=True, height_ratios=[3, 2])
+    edges = np.linspace(0, max(values.max(), 1e-3), 31)
+    every, kept = np.histogram(values, edges)[0], np.histogram(values[picked], edges)[0]
+    middle, width = (edges[1:] + edges[:-1]) / 2, 0.9 * (edges[1] - edges[0])
+    counts.bar(middle, every, width, color=ALL)
+    counts.set(ylabel="samples", yscale="log", ylim=(0.7, None))
+    shares.bar(middle, np.divide(kept, every, out=np.zeros(len(every)), where=every > 0), width, color=PICKED)
+    shares.set(xlabel="mean reward of the proxy's completions", ylabel="share picked", ylim=(0, 1))
     without_hit = float((numpy(scores, "hits") == 0).mean())
-    axes.set_title(f"Rewards of the proxy: {without_hit:.0%} of the samples never get a hit", loc="left", fontsize=10)
-    axes.legend(frameon=False)
+    counts.set_title(f"{len(values)} samples, {without_hit:.0%} never get a hit", loc="left", fontsize=10)
     return figure
 
 

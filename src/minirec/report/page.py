@@ -61,6 +61,7 @@ def html(config: Config, top: Path) -> str:
         rows=json_rows(shown),
         has_rewards="rewards" in shown,
         has_signals="learnability" in shown,
+        has_diversity=bool(shown["diversity"].notna().any()),
         charts=list(_charts(top, run, signals, shown)),
         curves=_curves(config, top),
         costs=_costs(summary),
@@ -129,11 +130,11 @@ def _comparison(top: Path) -> dict[str, Any] | None:
 def _charts(top: Path, run: Any, signals: picks.Signals, shown: pd.DataFrame) -> Iterator[Chart]:
     """Charts of the selection, as far as its method reads signals."""
     selection = tables.read("selection", run.selection(top) / "selection.parquet").to_pandas().sort_values("position")
-    if signals.scores:
-        scores = tables.read("scores", signals.scores).to_pandas()
+    if (scores := picks.rewards_of(signals)) is not None:
         picked = scores["sample_id"].isin(selection["sample_id"]).to_numpy()
         label = f"Rewards of {len(scores)} samples: {(scores['hits'] == 0).mean():.0%} never get a hit"
         yield Chart(charts.svg(charts.rewards(scores["mean_reward"].to_numpy(), picked), label), label)
+    if signals.scores:
         figure, names = charts.two_signals(shown)
         label = "Learnability against representativeness of picks and of as many other samples"
         yield Chart(charts.svg(figure, label, names), label)

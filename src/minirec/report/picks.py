@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from minirec.data import splits
+from minirec.data.stored_signals import rewards
 from minirec.experiment import paths
 from minirec.experiment.config import Config
 from minirec.experiment.paths import Run
@@ -39,6 +40,13 @@ def signals_of(config: Config, run: Run, top: Path) -> Signals:
     return Signals(*map(there, ("scores.parquet", "rollouts.parquet", "embeddings.safetensors")))
 
 
+def rewards_of(signals: Signals) -> pd.DataFrame | None:
+    """sample_id, mean_reward and hits of every training sample, with its scores where there are any."""
+    if signals.scores:
+        return tables.read("scores", signals.scores).to_pandas()
+    return rewards(signals.rollouts).to_pandas() if signals.rollouts else None
+
+
 def samples(top: Path, run: Run, signals: Signals, limit: int) -> pd.DataFrame:
     """The first `limit` picks of a run and, drawn with its seed, as many samples that were not picked.
 
@@ -59,17 +67,14 @@ def samples(top: Path, run: Run, signals: Signals, limit: int) -> pd.DataFrame:
     rows = train.loc[shown["sample_id"]]
     shown["target"] = [titles[row] for row in rows["target_row"]]
     shown["history"] = [[titles[row] for row in history[-HISTORY:]] for history in rows["history_rows"]]
-    if signals.scores:
-        scores = tables.read("scores", signals.scores).to_pandas()
-        shown = shown.merge(scores[["sample_id", "mean_reward", "hits", "learnability", "representativeness"]])
+    if (rewarded := rewards_of(signals)) is not None:
+        shown = shown.merge(rewarded.drop(columns=["reward_std", "gradient_norm"], errors="ignore"), on="sample_id")
     if signals.rollouts:
         columns = ["sample_id", "completion", "reward", "text"]
         written = tables.read("rollouts", signals.rollouts, columns).to_pandas()
         written = written[written["sample_id"].isin(shown["sample_id"])].sort_values(["sample_id", "completion"])
         lists = written.groupby("sample_id")[["reward", "text"]].agg(list).reset_index()
         shown = shown.merge(lists.rename(columns={"reward": "rewards", "text": "texts"}), on="sample_id")
-        if "mean_reward" not in shown:
-            shown["mean_reward"] = shown["rewards"].map(np.mean)
     return shown
 
 

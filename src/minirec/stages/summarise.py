@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minirec.data.stored_signals import rewards
 from minirec.evaluation import significance
 from minirec.evaluation.breakdown import EvaluationSet, mean_breakdown
 from minirec.evaluation.rank_tables import read_baselines, read_ranks
@@ -30,11 +31,13 @@ def run(
     folders: list[str],
     shared_signals: bool = False,
     scores: Path | None = None,
+    rollouts: Path | None = None,
     metrics: Output,
     summary: Output,
 ) -> None:
     """Write metrics.json, summary.txt and figures/.
 
+    scores, rollouts: the signals of the first run, if its method reads any; scores have those of rollouts and more.
     runs: of several seeds, then those of the control, if there is one. folders: whose jobs are the cost.
     shared_signals: one proxy made the signals of all seeds, so that the choice of the proxy is not covered.
     """
@@ -43,7 +46,7 @@ def run(
     top, every = metrics.parent, [Run.parse(name) for name in runs]
     seeds = [one for one in every if one.configuration == every[0].configuration]
     control = every[len(seeds) :]
-    scored = None if scores is None else tables.read("scores", scores)
+    signals = tables.read("scores", scores) if scores else rewards(rollouts) if rollouts else None
     selection = tables.read("selection", seeds[0].selection(top) / "selection.parquet")
     gathered = {
         "main": {
@@ -59,10 +62,10 @@ def run(
         "cost": costs(top, logs(top, folders)),
         "prepare": artefact.read_json(top / "prepare.json"),
     }
-    if scored is not None:
-        gathered["zero_hit_share"] = float((tables.numpy(scored, "hits") == 0).mean())
+    if signals is not None:
+        gathered["zero_hit_share"] = float((tables.numpy(signals, "hits") == 0).mean())
     curriculum = tables.read("curriculum", seeds[0].selection(top) / "curriculum.parquet").sort_by("position")
-    pictures = figures.draw(top / "figures", gathered, scored, selection, curriculum)
+    pictures = figures.draw(top / "figures", gathered, signals, selection, curriculum)
     with atomic_write(summary) as partial:
         partial.write_text(summary_text(gathered, top, pictures), encoding="utf-8")
     inputs = {str(one): one.folder(top) / "metrics.json" for one in every}
