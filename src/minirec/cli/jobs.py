@@ -174,7 +174,7 @@ def _count(budget: str, samples: int) -> int:
 
 
 def work_done(stage: str, given: Mapping[str, Any]) -> Work:
-    """The work of a stage that has ended, from what its `run` was given; without operations as in `PlannedWork.work`."""
+    """The work of a stage that has ended, by what its `run` was given; without operations where they are not known."""
     policy: Policy = given.get("policy") or Policy()
     if stage in STAGES.values() or given.get("model"):
         if not (given.get("samples") and given.get("catalogue") and given.get("model")):
