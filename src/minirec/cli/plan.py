@@ -125,7 +125,7 @@ def table(rows: list[Need], spent: dict[tuple[str, str], float]) -> str:
 
 
 def _flop_and_disk(work: Work) -> tuple[str, str]:
-    flop = f"{work.flop / 1e12:,.{0 if work.flop >= 1e13 else 3}f}" if work.flop else "-"
+    flop = f"{work.flop / 1e12:,.{0 if work.flop >= 1e14 else 2}f}" if work.flop >= 1e10 else "-"
     return flop, f"{work.disk / 1e6:,.0f}" if work.disk else "-"
 
 
