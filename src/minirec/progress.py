@@ -21,6 +21,7 @@ log = logging.getLogger("minirec")
 LINE_SECONDS = 15.0  # between two lines of progress where there is no terminal
 BEAT_SECONDS = 30.0  # between two touches of a running job's log
 _counted: dict[str, tuple[int, float]] = {}  # (units, seconds) of each loop of this job, by e.g. "rollout samples"
+_noted: dict[str, Any] = {}  # what else the last line of this job's log says
 
 
 def start_log(stage: str, file: Path | None) -> None:
@@ -37,6 +38,16 @@ def start_log(stage: str, file: Path | None) -> None:
     log.propagate = False
 
 
+def note(**values: Any) -> None:
+    """Add values to the last line of this job's log."""
+    _noted.update(values)
+
+
+def loaded() -> None:
+    """Note that the job has loaded its libraries, or its model; what comes before the last such call is its startup."""
+    note(loaded_at=time.monotonic())
+
+
 class Job:
     """Writes a JSON line to a job's log file when the job starts, and one with its time and memory when it ends.
 
@@ -48,6 +59,7 @@ class Job:
         self.file, self.started = file, time.monotonic()
         self.name = {"stage": stage, "wildcards": dict(wildcards), **notes}
         _counted.clear()
+        _noted.clear()
         self._append(event="start", **self.name, host=socket.gethostname(), pid=os.getpid())
         self._ended = threading.Event()
         if file is not None:
@@ -56,6 +68,7 @@ class Job:
     def end(self, reason: str) -> None:
         """Write the line of the end; `reason` is "done", or says why the job failed."""
         self._ended.set()
+        loaded_at = _noted.pop("loaded_at", self.started)
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         peak = max(who.ru_maxrss for who in used)
         self._append(
@@ -63,9 +76,11 @@ class Job:
             **self.name,
             reason=reason,
             seconds=round(time.monotonic() - self.started, 3),
+            startup_seconds=round(loaded_at - self.started, 3),
             cpu_seconds=round(sum(who.ru_utime + who.ru_stime for who in used), 3),
             peak_mib=round(peak / (1024 if sys.platform != "darwin" else 2**20), 1),
             per_second={what: float(f"{n / max(s, 1e-9):.4g}") for what, (n, s) in _counted.items()},
+            **_noted,
         )
 
     def _beat(self, file: Path) -> None:
@@ -86,6 +101,8 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self.first, self.started, self.last = done, time.monotonic(), time.monotonic()
+        if done:
+            note(resumed=True)
         live = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", disable=not live, leave=False)
 
@@ -102,6 +119,7 @@ class Progress:
 
     def skip(self, count: int) -> None:
         """Count `count` units that an earlier job finished; they do not enter the rate."""
+        note(resumed=True)
         self.first += count
         self.done += count
         self.bar.update(count)

@@ -7,152 +7,12 @@ import pytest
 import yaml
 
 from minirec.cli import plan
-from minirec.cli.plan import Sizes
+from minirec.cli.estimates import REACHED
+from minirec.cli.jobs import Job, PlannedWork
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.experiment.paths import compared_runs, main_runs
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
-
-SIZE = Sizes(train=100, valid=10, test=30, items=20, user_tokens=10, item_tokens=5)
-SMALL = {
-    "main": {"budget": 8, "seeds": [0]},
-    "policy": {"whiten_dim": None},
-    "sampling": {"completions": 2, "max_new_tokens": 3},
-    "train": {
-        "batch_prompts": 4,
-        "extra_negatives": 0,
-        "epochs": 1,
-        "evaluation_steps": 0,
-        "item_refresh_steps": 1000,
-    },
-}
-SMALL["proxy"] = SMALL["train"] | {"size": 4}
-
-
-@pytest.fixture
-def given(defaults):
-    """A function: the small settings with some changed."""
-    raw = config.overlay(json.loads(defaults.model_dump_json()), SMALL)
-    return lambda **changes: config.validate(config.overlay(raw, changes))
-
-
-def needs(given, size=SIZE, runs=main_runs):
-    """What each rule needs for the one model of the runs, whose states are 16 wide."""
-    return {need.rule: need for need in plan.needs(given, size, runs(given), {"gemma": 16})}
-
-
-def test_a_rollout_reads_each_prompt_once_and_writes_g_completions(given):
-    need = needs(given())["rollout"]
-    assert need.passes == 100 * (10 + 2 * 3)
-    assert need.written == 100 * 2 * 3
-    assert need.disk == 4 * 100 * 2 * (16 + 3)  # a state of 16 and 3 tokens, 4 bytes each
-
-
-def test_a_step_of_training_reads_twice_and_goes_back(given):
-    need = needs(given())["train"]
-    steps, batch_items = 2, 4
-    assert need.passes == 4 * 8 * (10 + 2 * 3) + 3 * steps * batch_items * 5
-    assert need.written == 8 * 2 * 3
-    again = needs(given(train={"updates_per_rollout": 2}))["train"]
-    assert again.passes == 7 * 8 * (10 + 2 * 3) + 3 * 2 * steps * batch_items * 5
-    assert again.written == need.written
-
-
-def test_an_evaluation_embeds_the_catalogue_and_reads_every_test_sample(given):
-    found = needs(given())
-    assert found["evaluate"].passes == 20 * 5 + 30 * (10 + 3)
-    assert found["evaluate_base"].passes == 30 * (10 + 3)  # embed_base has embedded the catalogue
-    assert found["evaluate"].written == found["evaluate_base"].written == 30 * 3
-
-
-def test_valid_evaluations_and_refreshes_of_the_table_are_counted(given):
-    plain = needs(given())["train"].passes
-    every_step = {"evaluation_steps": 1, "warmup_steps": 0}  # of 2
-    for changes, times, valid in (
-        (every_step, 2, 10),
-        (every_step | {"max_valid": 4}, 2, 4),
-        ({"warmup_steps": 2}, 1, 10),
-    ):
-        evaluated = needs(given(train={"evaluation_steps": None} | changes))["train"].passes
-        assert evaluated - plain == times * (valid * (10 + 3) + 20 * 5)
-    refreshed = needs(given(train={"item_refresh_steps": 1}))["train"].passes
-    assert refreshed - plain == 2 * 20 * 5
-
-
-def test_the_whitening_reads_its_prompts(given):
-    plain = needs(given())["embed_base"].passes
-    assert plain == 20 * 5
-    for prompts, read in ((None, 100), (40, 40), (400, 100)):
-        found = needs(given(policy={"whiten_dim": 4}, embed={"whiten_prompts": prompts}))["embed_base"].passes
-        assert found - plain == read * 10
-
-
-@pytest.mark.parametrize(
-    ("changes", "rule", "field", "factor"),
-    [
-        ({"sampling": {"completions": 4}}, "rollout", "written", 2),
-        ({"sampling": {"completions": 4}}, "train", "written", 2),
-        ({"sampling": {"completions": 4}}, "evaluate", "written", 1),
-        ({"sampling": {"max_new_tokens": 6}}, "evaluate", "written", 2),
-        ({"sampling": {"max_new_tokens": 6}}, "rollout", "written", 2),
-        ({"train": {"epochs": 3}}, "train", "passes", 3),
-        ({"train": {"epochs": 3}}, "train_proxy", "written", 1),
-        ({"proxy": {"epochs": 3}}, "train_proxy", "written", 3),
-        ({"proxy": {"size": 8}}, "train_proxy", "passes", 2),
-        ({"proxy": {"size": 8}}, "train", "passes", 1),
-        ({"main": {"seeds": [0, 1, 2]}}, "train", "passes", 3),
-        ({"main": {"seeds": [0, 1, 2]}}, "evaluate", "jobs", 3),
-        ({"main": {"seeds": [0, 1, 2]}}, "rollout", "passes", 3),
-        ({"main": {"seeds": [0, 1, 2]}}, "train_proxy", "jobs", 3),
-        ({"main": {"seeds": [0, 1, 2]}, "proxy": {"seeds": "shared"}}, "rollout", "passes", 1),
-        ({"rollout": {"shards": 5}}, "rollout", "jobs", 5),
-    ],
-)
-def test_needs_grow_with_the_setting_that_causes_them(given, changes, rule, field, factor):
-    before, after = (getattr(needs(g)[rule], field) for g in (given(), given(**changes)))
-    assert after == factor * before
-
-
-def test_needs_grow_with_the_data_and_the_budget(given):
-    twice = Sizes(200, 10, 30, 20, 10, 5)
-    assert needs(given(), twice)["rollout"].written == 2 * needs(given())["rollout"].written
-    assert needs(given(), twice)["gradient"].disk == 2 * needs(given())["gradient"].disk
-    assert needs(given(), twice)["train"] == needs(given())["train"]
-    larger = given(main={"budget": 16})
-    assert needs(larger)["train"].passes == 2 * needs(given())["train"].passes
-    assert needs(larger)["rollout"] == needs(given())["rollout"]
-
-
-@pytest.mark.parametrize("method", ["random", "full"])
-def test_a_method_without_signals_needs_neither_proxy_nor_rollout(given, method):
-    assert set(needs(given(main={"method": method}))) == {"embed_base", "evaluate_base", "train", "evaluate"}
-
-
-def test_the_parameters_of_a_model_are_counted_from_its_configuration(tiny_model, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, trust_remote_code=False)
-    found = plan.shape(tiny_model, "float32")
-    assert found.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
-    assert found.width == 32
-    cache = model(**model.dummy_inputs, use_cache=True).past_key_values
-    tokens = model.dummy_inputs["input_ids"].numel()
-    stored = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
-    assert found.key_value_bytes == 4 * stored / tokens
-    nested = tmp_path / "config.json"
-    nested.write_text(json.dumps({"text_config": json.loads((tiny_model / "config.json").read_text())}))
-    assert plan.shape(tmp_path, "float32") == found
-    assert plan.shape(tiny_model, "bfloat16").key_value_bytes == 2 * stored / tokens
-
-
-def test_the_grid_of_a_comparison_is_counted_run_by_run_and_what_its_runs_share_once(given):
-    grid = {"models": ["gemma"], "methods": ["minirec", "random", "full"], "budgets": [8, 16], "seeds": [0, 1]}
-    shared = {"proxy": {"seeds": "shared"}}
-    one, grid = needs(given(**shared)), needs(given(compare=grid, **shared), runs=compared_runs)
-    assert grid["train"].jobs == grid["evaluate"].jobs == 2 * (2 + 2 + 1)  # full has one budget
-    assert grid["train"].written == 2 * (8 + 16 + 8 + 16 + 100) * 2 * 3
-    assert {rule for rule in grid if grid[rule] != one[rule]} == {"train", "evaluate"}
 
 
 @pytest.fixture
@@ -193,40 +53,72 @@ def prepared(folder) -> None:
     tables.write("samples", table, folder / "samples.parquet", Provenance("prepare"))
 
 
-def test_sizes_come_from_the_tables(tmp_path):
-    assert plan.sizes(tmp_path / "results", 5, 256) is None
-    prepared(tmp_path / "results")
-    found = plan.sizes(tmp_path / "results", prompt_history=5, max_item_tokens=256)
-    assert (found.train, found.valid, found.test, found.items) == (12, 2, 2, 4)
-    assert found.user_tokens == plan.TEMPLATE_TOKENS + 5 * (plan.LINE_TOKENS + 2)
-    assert found.item_tokens == plan.TEMPLATE_TOKENS / 2 + 10
-    assert plan.sizes(tmp_path / "results", 5, max_item_tokens=8).item_tokens == plan.TEMPLATE_TOKENS / 2 + 8
-
-
 def test_what_is_not_known_yet_is_said_and_not_guessed(project, capsys):
     assert "unknown until prepare has run" in planned(capsys)
     prepared(project / "results" / "movielens")
     text = planned(capsys)
     assert "12 train, 2 valid, 2 test samples; 4 items" in text
     assert "memory of gemma: unknown until the model is fetched" in text
+    assert (
+        "unknown until the model is fetched: embed_base of gemma, evaluate_base of gemma, train_proxy of gemma" in text
+    )
 
 
-def test_a_plan_has_a_line_for_every_rule_and_seconds_where_they_were_measured(project, capsys, tiny_model):
+def cells(text: str, rule: str, model: str = "gemma") -> list[str]:
+    """The cells of the one line of a rule and model, without units."""
+    (found,) = [line for line in text.splitlines() if line.split()[:2] == [rule, model]]
+    return found.split()
+
+
+def write_log(project, rule, wildcards, dataset="movielens", folder="x", **end) -> None:
+    log = project / "results" / dataset / folder / "logs" / f"{rule}.log"
+    log.parent.mkdir(parents=True)
+    known = {"event": "end", "reason": "done", "cpu_seconds": 1.0, "peak_mib": 1.0, "startup_seconds": 0.0}
+    log.write_text(json.dumps(known | {"wildcards": wildcards} | end) + "\n")
+
+
+@pytest.fixture
+def gemma(project, tiny_model):
+    """The tiny model under the name gemma, and prepared samples; the folder of the project."""
     prepared(project / "results" / "movielens")
     (project / "data" / "models").mkdir(parents=True)
     (project / "data" / "models" / "gemma").symlink_to(tiny_model)
+    (project / "mine.yaml").write_text("{main: {budget: 8, seeds: [0, 1]}, proxy: {size: 4}}")
+    return project
+
+
+def test_a_plan_has_a_line_for_every_rule_and_what_finished_jobs_took(gemma, capsys):
     for selector, seconds in (("gemma", 321.0), ("qwen", 5.0)):
-        log = project / f"results/movielens/signals/{selector}/seed0/logs/rollout.log"
-        log.parent.mkdir(parents=True)
-        end = {"event": "end", "reason": "done", "seconds": seconds, "cpu_seconds": 1.0, "peak_mib": 1.0}
-        log.write_text(json.dumps(end) + "\n")
-    text = planned(capsys)
-    rules = ("embed_base", "evaluate_base", "train_proxy", "embed_proxy", "rollout", "gradient", "train", "evaluate")
+        folder = f"signals/{selector}/seed0"
+        write_log(gemma, "rollout", {"signal_set": selector}, folder=folder, seconds=seconds)
+    text = planned(capsys, configfile=[gemma / "mine.yaml"])
+    rules = ("embed_base", "evaluate_base", "train_proxy", "embed_proxy", "rollout", "train", "evaluate")
     for rule in rules:
-        assert f"\n  {rule} " in text
-    (rollout,) = [line for line in text.splitlines() if line.split()[:1] == ["rollout"]]
-    assert rollout.split()[-1] == "321"
+        assert cells(text, rule)[2] == ("1" if "base" in rule else "2")
+    for rule in ("baselines", "gradient", "score", "select", "curriculum", "measure", "summarise"):
+        cells(text, rule, "-")
+    assert "  5 min " in "".join(line for line in text.splitlines() if " rollout " in line)  # 321 s
     assert "memory of gemma: about" in text
+
+
+def test_hours_come_from_the_jobs_of_another_data_set_scaled_by_the_work(gemma, capsys):
+    settings = config.load("config/config.yaml", "mine.yaml")
+    flop = PlannedWork(settings, gemma / "results" / "movielens").work(Job("rollout", signal_set="gemma")).flop
+    write_log(gemma, "rollout", {"signal_set": "gemma"}, dataset="toys", seconds=450.0, flop=flop / 16)
+    text = planned(capsys, configfile=[gemma / "mine.yaml"])
+    assert cells(text, "rollout")[-3:] == ["4.0", "h", "measured"]  # two seeds, each 16 times the work
+    assert cells(text, "train")[-1] == "similar"  # the same model
+    assert cells(text, "summarise", "-")[-1] == "guess"
+    assert "4.0 h measured: what earlier jobs of the same rule and model took here" in text
+    assert "guess: no such job has run here yet" in text
+
+
+def test_without_any_job_the_hours_are_guesses_and_say_at_which_speed(gemma, capsys, monkeypatch):
+    monkeypatch.setattr("minirec.cli.estimates.matrix_rate", lambda dtype: 50e9)
+    text = planned(capsys, configfile=[gemma / "mine.yaml"])
+    assert cells(text, "rollout")[-1] == cells(text, "summarise", "-")[-1] == "guess"
+    assert f"{50 * REACHED:.0f} GFLOP a second, {REACHED:.0%} of what this machine does" in text
+    assert "measured:" not in text
 
 
 def test_a_comparison_can_be_planned_and_lists_the_runs_of_the_grid(project, capsys):

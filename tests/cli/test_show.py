@@ -152,6 +152,35 @@ def test_an_adapter_is_shown_with_its_settings_and_weights(tmp_path):
     assert line(text, "lora_A").startswith("lora_A F64 4 x 32")
 
 
+@pytest.fixture
+def adapter(tmp_path):
+    """An adapter as `train` writes it."""
+    from safetensors.numpy import save_file
+
+    with artefact.atomic_folder(tmp_path / "adapter", Provenance("train", {"learning_rate": 0.125})) as folder:
+        save_file({"lora_A": np.zeros((4, 32))}, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"r": 4}))
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("name", ["", "provenance.json", "adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_of_train_says_what_made_it_and_so_does_each_of_its_files(adapter, name):
+    text = show.describe(adapter / name, 5)
+    assert text.count(f"made by minirec {__version__}, stage train") == 1
+    assert "learning_rate: 0.125" in text
+    assert "made elsewhere" not in text
+
+
+def test_a_file_beside_a_record_that_does_not_list_it_is_made_elsewhere(adapter):
+    (adapter / "mine.json").write_text('{"mine": 1}')
+    assert "made elsewhere" in show.describe(adapter / "mine.json", 5)
+
+
+def test_a_file_that_differs_from_the_record_of_its_folder_is_named(adapter):
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 5}))
+    assert "is damaged" in refusal(adapter / "adapter_config.json")
+
+
 def refusal(path) -> str:
     with pytest.raises(InputError) as caught:
         show.describe(path, 5)

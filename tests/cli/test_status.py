@@ -15,6 +15,8 @@ from conftest import ROOT
 
 from minirec import progress
 from minirec.cli import main, planned_jobs, status
+from minirec.cli.estimates import GUESSED, MEASURED, Estimate
+from minirec.cli.jobs import Job, PlannedWork
 from minirec.errors import InputError
 
 SNAKEFILE = """
@@ -133,8 +135,8 @@ def test_a_dry_run_gives_the_rule_the_log_and_the_reason_of_every_job(tmp_path, 
 def job(tmp_path):
     """A function that makes a job with the lines of its log."""
 
-    def make(rule, number, reason="Missing output files: x", log=(), dataset="shop"):
-        file = tmp_path / dataset / str(number) / "logs" / f"{rule}.log"
+    def make(rule, number, reason="Missing output files: x", log=()):
+        file = tmp_path / "shop" / str(number) / "logs" / f"{rule}.log"
         if log:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
@@ -164,9 +166,9 @@ def test_every_state_is_told_apart(tmp_path, job):
     ]
     old = time.time() - 10 * status.SILENCE
     try:
-        found = status.states([done, *others], others, tmp_path)
+        found = status.states([done, *others], others, lambda job: Estimate(15, MEASURED))
         os.utime(others[5].log, (old, old))
-        later = status.states([done, *others], others, tmp_path)
+        later = status.states([done, *others], others, lambda job: None)
     finally:
         running.kill()
         running.wait()
@@ -177,13 +179,40 @@ def test_every_state_is_told_apart(tmp_path, job):
     assert [state.seconds for state in found[:7]] == [10, 15, 15, 15, 15, 15, 15]
 
 
-def test_the_rest_costs_what_the_same_rule_took_elsewhere_and_unknown_is_said(tmp_path, job):
-    job("score", 0, log=[END | {"reason": "done", "seconds": 7.5}], dataset="other")
-    rest = [job("score", 0), job("train", 0)]
-    found = status.states(rest, rest, tmp_path)
-    assert [state.seconds for state in found] == [7.5, None]
+def test_the_sum_of_what_is_left_says_what_is_guessed_and_what_is_unknown(job):
+    known = {"score": Estimate(7.5, MEASURED), "select": Estimate(6, GUESSED), "train": None}
+    rest = [job(rule, 0) for rule in known]
+    found = status.states(rest, rest, lambda one: known[one.rule])
+    assert [state.seconds for state in found] == [7.5, 6, None]
     said = status.text(Path("results/shop"), found)
-    assert "left: 2 jobs, about 8 s one after the other, besides what no job has shown yet: train" in said
+    assert "left: 3 jobs, about 14 s one after the other\n" in said
+    assert "guessed, as no such job has run yet: select\n" in said
+    assert "unknown yet: train\n" in said
+
+
+def test_a_job_of_another_data_set_is_scaled_by_the_work(judged, tmp_path, monkeypatch, defaults):
+    monkeypatch.chdir(tmp_path)
+    top, log = Path("results/shop"), Path("results/toys/signals/gemma/seed0/logs/rollout.log")
+    for folder in (top, log.parent, Path("data/models")):
+        folder.mkdir(parents=True)
+    Path("data/models/gemma").symlink_to(judged["model"])
+    for name in ("samples", "catalogue"):
+        (top / f"{name}.parquet").symlink_to(judged[name])
+    wildcards = {"results": "results", "dataset": "shop", "signal_set": "gemma", "seed": "0"}
+    one = planned_jobs.Planned("rollout", top / "signals/gemma/seed0/logs/rollout.log", "", wildcards)
+    flop = PlannedWork(defaults, top).work(Job.of("rollout", wildcards)).flop
+    end = END | {"reason": "done", "seconds": 44.5, "startup_seconds": 1.0, "flop": flop / 16, "wildcards": wildcards}
+    log.write_text(json.dumps(end) + "\n")
+    assert status.expected_by(defaults, top)(one) == Estimate(1 + 16 * 43.5, MEASURED)
+
+
+def test_a_shard_of_a_selection_is_estimated_as_a_selection(tmp_path, defaults):
+    log = tmp_path / "toys" / "logs" / "select.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps(END | {"reason": "done", "seconds": 3.0}) + "\n")
+    one = planned_jobs.Planned("select_shard", tmp_path / "shop/shards/0/logs/select.log", "", {"method": "minirec"})
+    settings = defaults.model_copy(update={"results": str(tmp_path)})
+    assert status.expected_by(settings, tmp_path / "shop")(one) == Estimate(3.0, MEASURED)
 
 
 def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys, monkeypatch):

@@ -95,15 +95,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def runner(name: str) -> Callable[..., None]:
     """The function behind a sub-command: `run` of the module of that name, in `cli` or in `stages`."""
+    from minirec.progress import loaded
+
     room = "cli" if name in TYPED else "stages"
     run: Callable[..., None] = importlib.import_module(f"minirec.{room}.{name}").run
+    loaded()
     return run
 
 
 def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
     """Run a sub-command; returns the exit status, and "done" or why it failed."""
     from minirec.cli.parser import with_sections
-    from minirec.progress import log
+    from minirec.progress import log, note
 
     given: dict[str, Any] = {}
     try:
@@ -128,7 +131,19 @@ def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
         what = os.strerror(number) + (f" ({file})" if file else "")
         log.error("error: %s; %s", what, MACHINE[number])
         return 1, f"error: {what}"
+    if stage not in TYPED:
+        note(flop=_operations(stage, given))
     return 0, "done"
+
+
+def _operations(stage: str, given: dict[str, Any]) -> float:
+    """Operations of the work of a stage that has ended; 0 if they are not known."""
+    from minirec.cli.jobs import work_done
+
+    try:
+        return work_done(stage, given).flop
+    except Exception:  # they serve estimates only, and the stage has succeeded
+        return 0.0
 
 
 def _outputs(stage: str, flags: dict[str, Any], log: Path | None) -> list[str]:

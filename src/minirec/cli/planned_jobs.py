@@ -6,7 +6,8 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minirec.errors import InputError
@@ -19,6 +20,7 @@ class Planned:
     rule: str
     log: Path
     reason: str
+    wildcards: Mapping[str, str] = field(default_factory=dict)
 
 
 def planned_jobs(*arguments: str) -> list[Planned]:
@@ -37,7 +39,7 @@ def planned_jobs(*arguments: str) -> list[Planned]:
         problems = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise InputError(f"the workflow cannot be planned ({' '.join(problems[-3:])[:300]})")
     jobs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"rule"')]
-    return [Planned(job["rule"], Path(job["log"]), job["reason"]) for job in jobs if job["log"]]
+    return [Planned(job["rule"], Path(job["log"]), job["reason"], job["wildcards"]) for job in jobs if job["log"]]
 
 
 class _Jobs(logging.Filter):
@@ -48,6 +50,7 @@ class _Jobs(logging.Filter):
         if getattr(record, "event", None) == LogEvent.JOB_INFO:
             log = str(record.log[0]) if record.log else None  # type: ignore[attr-defined]
             job = {"rule": record.rule_name, "log": log, "reason": record.reason}  # type: ignore[attr-defined]
+            job["wildcards"] = dict(record.wildcards or {})  # type: ignore[attr-defined]
             sys.stdout.write(json.dumps(job) + "\n")
         return True
 

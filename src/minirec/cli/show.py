@@ -67,6 +67,22 @@ def _origin(provenance: dict[str, Any]) -> str:
     return f"made by minirec {provenance.get('version', '?')}, stage {provenance['stage']}\n{align(lines)}"
 
 
+def _folder_record(path: Path) -> dict[str, Any]:
+    """The record of the folder that holds a file; empty if the folder has none or it does not list the file.
+
+    Raises InputError if the file is not the one that was listed.
+    """
+    record = path.parent / artefact.FOLDER_RECORD
+    found = artefact.load_json(record) if record.is_file() else {}
+    listed = found.get("files", {}).get(path.name)
+    if listed is None:
+        return {}
+    artefact.verify(record, found)
+    if artefact.digest(path) != listed:
+        raise InputError(f"{path} is damaged: its bytes do not match its digest; run the stage that makes it again")
+    return found
+
+
 def _parquet(path: Path, rows: int) -> str:
     with tables.opened(path, foreign=True) as (file, provenance):
         schema = file.schema_arrow
@@ -145,7 +161,7 @@ def _safetensors(path: Path, in_folder: bool = False) -> str:
             "-" if array is None or not array.size else f"{_short(array.min().item())} to {_short(array.max().item())}"
         )
         lines.append([name, str(kind), " x ".join(map(str, shape)) or "scalar", span])
-    origin = "" if in_folder and not provenance else f"\n{_origin(provenance)}"  # the folder's record is its own
+    origin = "" if in_folder and not provenance else f"\n{_origin(provenance or _folder_record(path))}"
     return f"{path}: {len(shapes)} tensors, {count:,} numbers\n{align(lines)}{origin}"
 
 
@@ -156,9 +172,11 @@ def _folder(path: Path) -> str:
     artefact.verify_folder(path, foreign=True)
     lines = [[str(file.relative_to(path)), f"{file.stat().st_size:,} bytes"] for file in files]
     text = f"{path}: {'adapter' if (path / ADAPTER_FILE).is_file() else 'model'}, {len(files)} files\n{align(lines)}"
+    record = path / artefact.FOLDER_RECORD
+    text += f"\n{_origin(artefact.load_json(record) if record.is_file() else {})}"
     for file in files:
-        if file.name in (artefact.FOLDER_RECORD, "adapter_config.json"):
-            text += f"\n{_json(file)}"
+        if file.name == "adapter_config.json":
+            text += f"\n{file}\n{align(_leaves(artefact.load_json(file), ''))}"
     for file in files:
         if file.suffix == ".safetensors":
             text += f"\n{_safetensors(file, in_folder=True)}"
@@ -185,7 +203,7 @@ def _json(path: Path) -> str:
         provenance = content.pop("provenance") if isinstance(content.get("provenance"), dict) else {}
     if provenance:
         artefact.verify(path, provenance)
-    return f"{path}\n{align(_leaves(content, ''))}\n{_origin(provenance)}"
+    return f"{path}\n{align(_leaves(content, ''))}\n{_origin(provenance or _folder_record(path))}"
 
 
 def _leaves(value: Any, key: str) -> list[list[str]]:

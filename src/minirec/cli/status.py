@@ -1,7 +1,7 @@
 """status: which jobs of a data set's results are done, running, failed or stale, and how long the rest will take.
 
 Snakemake plans the workflow twice, once for all jobs and once for those still to run; states and times come from the
-job logs.
+job logs. The times of jobs to come are estimated as by `plan`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from minirec.cli import jobs
+from minirec.cli.estimates import GUESSED, Estimate, Estimates, duration
 from minirec.cli.planned_jobs import Planned, planned_jobs
 from minirec.errors import InputError
-from minirec.experiment.config import DEFAULTS, load, remembered
+from minirec.experiment.config import DEFAULTS, Config, load, remembered
 from minirec.experiment.job_logs import cost, events
 
 STATES = ("done", "running", "failed", "stale", "planned")
@@ -33,6 +35,7 @@ class State:
     state: str
     why: str
     seconds: float | None
+    guessed: bool = False  # no earlier job tells the seconds
 
 
 def alive(start: dict[str, Any], log: Path) -> bool:
@@ -47,38 +50,47 @@ def alive(start: dict[str, Any], log: Path) -> bool:
         return True
 
 
-def states(everything: list[Planned], planned: Iterable[Planned], results: Path) -> list[State]:
-    """The state of every job; planned: those that the next run would start; logs below `results` give the times."""
+def states(
+    everything: list[Planned], planned: Iterable[Planned], expected: Callable[[Planned], Estimate | None]
+) -> list[State]:
+    """The state of every job; planned: those that the next run would start; expected: how long a job will take."""
     open_jobs = {job.log: job for job in planned}
-    elsewhere = _seconds(results.rglob("logs/*.log"))
-    here = elsewhere | _seconds(job.log for job in everything)
     rows = []
     for job in everything:
         start, end = events(job.log)
-        expected = here.get(job.log.stem)
         if start is not None and end is None and alive(start, job.log):
-            rows.append(State(job, "running", "", expected))
+            rows.append(_to_come(job, "running", "", expected))
         elif job.log not in open_jobs:
             spent = cost(job.log)
             rows.append(State(job, "done", "", spent["seconds"] if spent else None))
         elif start is not None and end is None:
-            rows.append(State(job, "failed", "killed", expected))
+            rows.append(_to_come(job, "failed", "killed", expected))
         elif end is not None and end["reason"] != "done":
-            rows.append(State(job, "failed", str(end["reason"]), expected))
+            rows.append(_to_come(job, "failed", str(end["reason"]), expected))
         elif open_jobs[job.log].reason.startswith("Missing output"):
-            rows.append(State(job, "planned", "", expected))
+            rows.append(_to_come(job, "planned", "", expected))
         else:
-            rows.append(State(job, "stale", open_jobs[job.log].reason, expected))
+            rows.append(_to_come(job, "stale", open_jobs[job.log].reason, expected))
     return rows
 
 
-def _seconds(logs: Iterable[Path]) -> dict[str, float]:
-    """Mean seconds of a job, by rule."""
-    known: dict[str, list[float]] = {}
-    for log in logs:
-        if (spent := cost(log)) is not None:
-            known.setdefault(log.stem, []).append(spent["seconds"])
-    return {rule: sum(seconds) / len(seconds) for rule, seconds in known.items()}
+def _to_come(job: Planned, state: str, why: str, expected: Callable[[Planned], Estimate | None]) -> State:
+    estimate = expected(job)
+    if estimate is None:
+        return State(job, state, why, None)
+    return State(job, state, why, estimate.seconds, estimate.basis == GUESSED)
+
+
+def expected_by(settings: Config, folder: Path) -> Callable[[Planned], Estimate | None]:
+    """A function that estimates how long a job of a data set's results will take; folder: these results."""
+    known = Estimates.from_logs(Path(settings.results), settings.policy.dtype)
+    planned = jobs.PlannedWork(settings, folder)
+
+    def expected(one: Planned) -> Estimate | None:
+        job = jobs.Job.of(one.log.stem, one.wildcards)
+        return known.of(job, planned.work(job).flop)
+
+    return expected
 
 
 def text(folder: Path, rows: list[State]) -> str:
@@ -99,11 +111,14 @@ def text(folder: Path, rows: list[State]) -> str:
             lines.append(f"    log: {state.job.log}")
     left = [state for state in rows if state.state != "done"]
     if left:
-        known = [state.seconds for state in left if state.seconds is not None]
-        unknown = sorted({state.job.rule for state in left if state.seconds is None})
-        lines.append(f"\n  left: {len(left)} jobs, about {sum(known):,.0f} s one after the other")
-        if unknown:
-            lines[-1] += f", besides what no job has shown yet: {', '.join(unknown)}"
+        seconds = sum(state.seconds for state in left if state.seconds is not None)
+        lines.append(f"\n  left: {len(left)} jobs, about {duration(seconds)} one after the other")
+        for what, some in (
+            ("guessed, as no such job has run yet", [state for state in left if state.guessed]),
+            ("unknown yet", [state for state in left if state.seconds is None]),
+        ):
+            if some:
+                lines.append(f"    {what}: {', '.join(sorted({state.job.rule for state in some}))}")
     else:
         lines.append("\n  nothing is left to do")
     return "\n".join(lines) + "\n"
@@ -119,4 +134,4 @@ def run(*, folder: Path, configfile: list[Path] | None) -> None:
     flags = ["--configfile", *map(str, files)] if files else []
     everything = planned_jobs("--forceall", *flags, "--", f"{folder}/metrics.json")
     planned = planned_jobs(*flags, "--", f"{folder}/metrics.json")
-    sys.stdout.write(text(folder, states(everything, planned, Path(settings.results))))
+    sys.stdout.write(text(folder, states(everything, planned, expected_by(settings, folder))))

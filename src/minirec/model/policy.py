@@ -23,6 +23,7 @@ from minirec.experiment import sections
 from minirec.experiment.sections import Passes
 from minirec.model import prompts
 from minirec.model.distributed import ShardedLayers
+from minirec.progress import loaded
 from minirec.storage import artefact
 
 FUSED = {  # layers that hold several projections of other models
@@ -74,6 +75,7 @@ class Policy:
             ShardedLayers(model.get_decoder().layers, device)
         policy = cls(model.to(device).eval(), tokenizer, settings, batch_tokens)
         compatibility.require_supported(policy, str(folder))
+        loaded()
         return policy
 
     def add_adapter(self, seed: int) -> None:
