@@ -12,6 +12,8 @@ from minirec.errors import InputError
 from minirec.evaluation import baselines
 from minirec.evaluation.breakdown import EvaluationSet
 from minirec.evaluation.rank_tables import read_baselines
+from minirec.evaluation.sequences import training_sequences
+from minirec.experiment.sections import SASRec
 from minirec.stages import baselines as stage
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
@@ -50,6 +52,7 @@ TRAIN = [
     sample(0, "train", "u", 1, [0]),
     sample(1, "train", "v", 4, [0, 2]),
     sample(2, "train", "w", 2, [4, 0]),
+    sample(3, "valid", "x", 5, [3]),
 ]
 
 
@@ -72,7 +75,10 @@ def ranks(tmp_path):
         )
         tables.write("samples", table(rows), tmp_path / "s.parquet", Provenance("prepare"))
         stage.run(
-            samples=tmp_path / "s.parquet", catalogue=tmp_path / "c.parquet", baselines=tmp_path / "baselines.parquet"
+            sasrec=SASRec(width=8, epochs=3),
+            samples=tmp_path / "s.parquet",
+            catalogue=tmp_path / "c.parquet",
+            baselines=tmp_path / "baselines.parquet",
         )
         rows = tables.read("baselines", tmp_path / "baselines.parquet").to_pylist()
         return {(row["baseline"], row["sample_id"]): row["rank"] for row in rows}
@@ -139,6 +145,10 @@ def transition_counts(rows) -> Counter:
     return Counter((a, b) for _, _, a, b in events)
 
 
+def transitions(rows, items) -> np.ndarray:
+    return baselines.transitions(training_sequences(table(rows)), items).toarray()
+
+
 def test_transitions_rank_by_how_often_an_item_followed_then_by_popularity(ranks):
     found, counts = ranks(), transition_counts(TRAIN)
     assert counts == {(0, 1): 1, (0, 2): 2, (2, 4): 1, (4, 0): 1}
@@ -164,7 +174,7 @@ def test_transitions_equal_plain_loops_on_random_overlapping_histories():
             split = "train" if i < 9 else "test"
             rows.append(sample(len(rows), split, f"u{user}", items[i], items[start:i], 10**6 + times[i], ages))
     counts = transition_counts(rows)
-    found = baselines.transitions(table(rows), items=6).toarray()
+    found = transitions(rows, 6)
     assert found.tolist() == [[counts[a, b] for b in range(6)] for a in range(6)]
     assert found.sum() > 30
 
@@ -175,7 +185,7 @@ def test_without_times_a_step_counts_once_at_each_place_of_a_sequence():
         sample(number, "train", user, target, history, place, [None] * len(history))
         for number, (user, history, target, place) in enumerate(places)
     ]
-    found = baselines.transitions(table(rows), 3).toarray()  # u: 0 1 2 0 1, v: 0 1
+    found = transitions(rows, 3)  # u: 0 1 2 0 1, v: 0 1
     assert found.tolist() == [[0, 3, 0], [0, 0, 1], [1, 0, 0]]
 
 
@@ -184,15 +194,24 @@ def test_the_same_step_of_another_user_or_time_counts_again_but_a_repeated_sampl
         3, "train", "u", 2, [0, 1], time=10**12 + HOUR, ages=[2 * HOUR, HOUR]
     )  # 0 -> 1 at the time of TRAIN[0]
     rows = [TRAIN[0], again]
-    assert baselines.transitions(table(rows), 6).toarray()[0, 1] == 1
+    assert transitions(rows, 6)[0, 1] == 1
     other = [TRAIN[0], again | {"user_id": "another"}]
-    assert baselines.transitions(table(other), 6).toarray()[0, 1] == 2
+    assert transitions(other, 6)[0, 1] == 2
 
 
 def test_valid_and_test_samples_teach_nothing(ranks):
     more = [*TRAIN, *TEST, sample(4, "valid", "y", 4, [2, 0]), sample(14, "test", "z", 4, [2, 0])]
     before, after = ranks(), ranks(more)
-    assert {key: after[key] for key in before} == before
+    assert {key: after[key] for key in before if key[0] != "sasrec"} == {
+        key: rank for key, rank in before.items() if key[0] != "sasrec"
+    }
+    tested = ranks([*TRAIN, *TEST, sample(14, "test", "z", 4, [2, 0, 1, 3])])  # valid says when SASRec stops
+    assert {key: tested[key] for key in before} == before
+
+
+def test_every_baseline_ranks_every_test_sample(ranks):
+    names = ["popularity", "tfidf_last", "tfidf_history", "transitions", "sasrec"]
+    assert list(ranks()) == [(name, row["sample_id"]) for name in names for row in TEST]
 
 
 def test_the_order_of_rows_in_the_files_does_not_matter(ranks):

@@ -14,7 +14,8 @@ from minirec.cli import parser
 from minirec.errors import InputError
 from minirec.experiment import commands, config
 from minirec.experiment.rules import Rules
-from minirec.experiment.sections import Processes, Resources, Section
+from minirec.experiment.section import Section
+from minirec.experiment.sections import Processes, Resources
 
 PAPER, QUICKSTART = ROOT / "config" / "config.yaml", ROOT / "config" / "quickstart.yaml"
 

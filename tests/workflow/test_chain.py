@@ -116,7 +116,7 @@ def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
     assert set(metrics["cost"]) >= logs
     for file in (f"runs/{RUN}/metrics.json", "metrics.json"):
         found = json.loads((top / file).read_text(encoding="utf-8"))
-        assert set(found["baselines"]) == {"popularity", "tfidf_last", "tfidf_history", "transitions"}, file
+        assert set(found["baselines"]) == {"popularity", "tfidf_last", "tfidf_history", "transitions", "sasrec"}, file
         assert set(found) >= {"before", "metrics_without_reasoning", "improvement", "breakdown"}, file
         assert set(found["paired_tests"]) == set(found["baselines"]), file
     assert sorted(path.name for path in (top / "figures").glob("*.png")) == [

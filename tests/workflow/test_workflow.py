@@ -119,6 +119,7 @@ EVERYTHING = {"prepare", "baselines", *WITH_POLICY}  # but fetch_model, whose co
 SETTINGS = {  # laid over the finished experiment: the rules that a dry run then plans
     "datasets: {toy: {filter: {core: 2}}}": EVERYTHING,
     "prepare: {history: 3}": EVERYTHING,
+    "sasrec: {seed: 1}": {"baselines", *MEASURED},
     "policy: {tau: 0.5}": WITH_POLICY,
     "embed: {keep_frozen_states: true}": WITH_POLICY,
     "reward: {beta: 0.5}": PROXY,
@@ -165,7 +166,8 @@ EDITS = {  # a line of code more in a file of the package
     "stages/score.py": SCORED,
     "stages/select.py": PROXY,
     "evaluation/baselines.py": {"baselines", *MEASURED},
-    "evaluation/metrics.py": PROXY | MEASURED,  # NDCG on valid decides which step of a training is kept
+    "evaluation/sasrec.py": {"baselines", *MEASURED},
+    "evaluation/metrics.py": {"baselines", *PROXY, *MEASURED},  # NDCG on valid decides when a training stops
     "evaluation/significance.py": MEASURED,
     "evaluation/comparison.py": set(),
     "report/figures.py": {"summarise"},
@@ -173,7 +175,9 @@ EDITS = {  # a line of code more in a file of the package
     "experiment/job_logs.py": {"summarise"},
 }
 NO_EDITS = ["errors", "progress", "storage/files", "storage/memory", "storage/code_digest", "storage/columns"]
-NO_EDITS += [f"experiment/{name}" for name in ("commands", "config", "limits", "rules", "sections", "validation")]
+NO_EDITS += [
+    f"experiment/{name}" for name in ("commands", "config", "limits", "rules", "section", "sections", "validation")
+]
 NO_EDITS += [f"cli/{name}" for name in ("main", "parser", "launch", "gpus", "status", "plan", "show", "planned_jobs")]
 REWORDED = {  # (file, text, another): rules
     ("model/policy.py", '"""', '"""Another docstring. '): set(),

@@ -53,7 +53,7 @@ use rule stage as evaluate_base with:
 
 
 use rule stage as baselines with:
-    """Rank the test samples with recommenders that have no language model: popularity, TF-IDF, item transitions."""
+    """Rank the test samples with recommenders that have no language model: popularity, TF-IDF, item transitions, SASRec."""
     input:
         samples="<top>/samples.parquet",
         catalogue="<top>/catalogue.parquet",

@@ -1,6 +1,6 @@
-"""Recommenders without a language model: popularity, TF-IDF and item transitions (METHOD 5).
+"""Recommenders without a language model: popularity, TF-IDF, item transitions and SASRec (METHOD 5).
 
-Like the policy, they learn from the training samples alone.
+Like the policy, they learn from the training samples alone; SASRec stops by valid.
 """
 
 from __future__ import annotations
@@ -10,41 +10,51 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from minirec.data.splits import Split, padded
+from minirec.data import splits
+from minirec.data.splits import Split
 from minirec.evaluation.rank_tables import TOP, Ranks
+from minirec.evaluation.sequences import Sequences, training_sequences
+from minirec.experiment.sections import SASRec
 from minirec.storage import tables
 
 SCORES = 2**24  # scores in memory at a time, whatever the size of the catalogue
 Scores = Callable[[slice], np.ndarray]  # from k samples, as a slice of the split, to the scores [k, m] of all items
 
 
-def rank_split(samples: Path, catalogue: Path, split: Split) -> Iterator[tuple[str, Ranks]]:
+def rank_split(samples: Path, catalogue: Path, split: Split, sasrec: SASRec) -> Iterator[tuple[str, Ranks]]:
     """Yield the name of every baseline and its ranks of a split's samples, in their order."""
     items = tables.read("catalogue", catalogue).sort_by("row")
+    valid = splits.load(samples, catalogue, "valid", 1)
     at_once = max(1, SCORES // items.num_rows)  # samples
     chunks = [slice(start, start + at_once) for start in range(0, len(split), at_once)]
-    for name, scores in recommenders(tables.read("samples", samples), items, split.history).items():
+    sequences = training_sequences(tables.read("samples", samples))
+    for name, scores in recommenders(sequences, items, split.history, valid, sasrec).items():
         parts = [rank(scores(chunk), split.target[chunk], split.history[chunk]) for chunk in chunks]
         ranks, top = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         yield name, Ranks(split.sample_id, ranks, top)
 
 
-def recommenders(samples: pa.Table, items: pa.Table, history: np.ndarray) -> dict[str, Scores]:
+def recommenders(
+    sequences: Sequences, items: pa.Table, history: np.ndarray, valid: Split, settings: SASRec
+) -> dict[str, Scores]:
     """The baselines by name, as functions from samples to scores; history [n, w]: of the samples to rank for."""
+    from minirec.evaluation import sasrec  # here, as it loads torch, which takes seconds
+
     popularity = tables.numpy(items, "popularity").astype(np.float64)
     text_vectors = tfidf(items["text"].to_pylist())
-    transition_counts = transitions(samples, items.num_rows)
+    transition_counts = transitions(sequences, items.num_rows)
     tie = popularity / (popularity.max() + 1)  # below 1: decides among items that followed equally often
     last = history[np.arange(len(history)), (history >= 0).sum(1) - 1]
+    trained = sasrec.fit(sequences, valid, items.num_rows, settings)
     return {
         "popularity": lambda rows: np.tile(popularity, (len(last[rows]), 1)),
         "tfidf_last": lambda rows: (text_vectors[last[rows]] @ text_vectors.T).toarray(),
         "tfidf_history": lambda rows: (_mean_rows(text_vectors, history[rows]) @ text_vectors.T).toarray(),
         "transitions": lambda rows: transition_counts[last[rows]].toarray() + tie,
+        "sasrec": lambda rows: trained.scores(history[rows]),
     }
 
 
@@ -66,23 +76,10 @@ def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[n
     return ranks.astype(np.int32), np.where(np.take_along_axis(scores, top, 1) == -np.inf, -1, top)
 
 
-def transitions(samples: pa.Table, items: int) -> csr_array:
+def transitions(sequences: Sequences, items: int) -> csr_array:
     """How often item b directly follows item a in the training samples [m, m]; overlapping samples count it once."""
-    train = samples.filter(pc.equal(samples["split"], "train"))
-    user = pc.dictionary_encode(train["user_id"].combine_chunks()).indices.to_numpy()
-    history, ages = padded(train["history_rows"].combine_chunks()), train["history_age_ms"].combine_chunks()
-    length = (history >= 0).sum(1)
-    places_before = np.maximum(length[:, None] - np.arange(history.shape[1]), 0)  # where only the order is known
-    age = places_before if ages.flatten().null_count else padded(ages)
-    time = tables.numpy(train, "timestamp")[:, None] - age
-    chain = np.concatenate([history, np.full((len(history), 1), -1)], 1)  # the history, then the target
-    times = np.concatenate([time, np.zeros((len(history), 1), dtype=np.int64)], 1)
-    chain[np.arange(len(chain)), length] = tables.numpy(train, "target_row")
-    times[np.arange(len(chain)), length] = tables.numpy(train, "timestamp")
-    row, slot = np.nonzero(chain[:, 1:] >= 0)
-    steps = np.stack([user[row], times[row, slot + 1], chain[row, slot], chain[row, slot + 1]], 1)
-    steps = np.unique(steps, axis=0)
-    return csr_array((np.ones(len(steps)), (steps[:, 2], steps[:, 3])), shape=(items, items))
+    before, after = sequences.steps
+    return csr_array((np.ones(len(before)), (before, after)), shape=(items, items))
 
 
 def tfidf(texts: list[str]) -> csr_array:

@@ -22,7 +22,8 @@ from pydantic_core import to_jsonable_python
 from minirec.errors import InputError
 from minirec.experiment import sections, validation
 from minirec.experiment.config import NOT_YAML, Config
-from minirec.experiment.sections import Processes, Resources, Section
+from minirec.experiment.section import Section
+from minirec.experiment.sections import Processes, Resources
 
 STAGES_FOLDER = Path(__file__).parents[1] / "stages"
 STAGES = (  # in the order of the workflow

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 
 from minirec.errors import InputError
 from minirec.experiment import sections, validation
-from minirec.experiment.sections import Section, Seed, teaches_nothing
+from minirec.experiment.section import Section
+from minirec.experiment.sections import Seed, teaches_nothing
 from minirec.selection.methods.registry import Method, methods
 
 NAME = "a name of at most 64 characters, each a-z, 0-9, _ or ., that does not start with _ or ."
@@ -168,6 +169,7 @@ class Config(Section):
     sampling: sections.Sampling = sections.Sampling()
     reward: sections.Reward = sections.Reward()
     prepare: sections.Prepare = sections.Prepare()
+    sasrec: sections.SASRec = sections.SASRec()
     embed: sections.Embed = sections.Embed()
     proxy: sections.Proxy = sections.Proxy()
     rollout: sections.Rollout = sections.Rollout()

@@ -20,7 +20,8 @@ from minirec.errors import InputError
 from minirec.experiment import config, copied, hooks, limits, paths
 from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
 from minirec.experiment.config import Config
-from minirec.experiment.sections import Resources, Section
+from minirec.experiment.section import Section
+from minirec.experiment.sections import Resources
 from minirec.storage import user_files
 from minirec.storage.code_digest import code_digest
 

@@ -10,17 +10,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, create_model, field_validator, model_validator
 
+from minirec.experiment.section import Section
 from minirec.experiment.validation import spelled
 from minirec.selection.methods import registry
 
@@ -28,24 +20,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each pr
 HeadKind = Literal["none", "shared", "separate"]
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ITEM_FIELDS: list[Any] = ["title", "average_rating", "rating_number", "description"]
-
-
-class Section(BaseModel):
-    """A part of the configuration; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where they would count as 1 and 0, and text with surrogate code points."""
-        parts = value if isinstance(value, list) else [value]
-        if any("\ud800" <= character <= "\udfff" for part in parts if isinstance(part, str) for character in part):
-            raise PydanticCustomError("text", "input should be text without surrogate code points")
-        switch = cls.model_fields[info.field_name or ""].annotation is bool
-        if not switch and any(isinstance(part, bool) for part in parts):
-            raise PydanticCustomError("switch", "input should not be true or false")
-        return value
 
 
 class Resources(Section):
@@ -152,6 +126,21 @@ class Prepare(Section):
         if self.train_share + self.valid_share >= 1:
             raise ValueError("train_share + valid_share must leave a share for test")
         return self
+
+
+class SASRec(Section):
+    """The sequential recommender among the baselines (METHOD 5)."""
+
+    width: int = Field(64, ge=1, description="size of an item's vector")
+    layers: int = Field(2, ge=1, description="layers of the transformer")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the activations set to 0 in training")
+    learning_rate: float = Field(3e-3, gt=0, description="learning rate of AdamW")
+    batch_samples: int = Field(128, ge=1, description="samples per optimiser step")
+    epochs: int = Field(100, ge=1, description="most passes over the training samples")
+    patience: int = Field(
+        5, ge=1, description="epochs in a row without a better NDCG@10 on valid before training stops"
+    )
+    seed: Seed = Field(0, description="seed of the weights, the order and the dropout")
 
 
 class Embed(Section):

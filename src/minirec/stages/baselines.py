@@ -7,12 +7,14 @@ from pathlib import Path
 from minirec.data import splits
 from minirec.evaluation.baselines import rank_split
 from minirec.evaluation.rank_tables import write_baselines
+from minirec.experiment.sections import SASRec
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output
 
 
-def run(*, samples: Path, catalogue: Path, baselines: Output) -> None:
-    """Write baselines.parquet: the ranks and recommended items of popularity, TF-IDF and item transitions."""
+def run(*, sasrec: SASRec, samples: Path, catalogue: Path, baselines: Output) -> None:
+    """Write baselines.parquet: the ranks and recommended items of popularity, TF-IDF, item transitions and SASRec."""
     test = splits.load(samples, catalogue, "test", 1)
-    ranks = dict(rank_split(samples, catalogue, test))
-    write_baselines(ranks, baselines, Provenance("baselines", inputs={"samples": samples, "catalogue": catalogue}))
+    ranks = dict(rank_split(samples, catalogue, test, sasrec))
+    inputs = {"samples": samples, "catalogue": catalogue}
+    write_baselines(ranks, baselines, Provenance("baselines", sasrec.model_dump(), inputs))

@@ -17,6 +17,7 @@ NO_BYTES = {  # modules that check, report and start; an edit cannot change what
     "experiment.commands",
     "experiment.config",
     "experiment.limits",
+    "experiment.section",
     "experiment.sections",  # the values of settings count elsewhere
     "experiment.validation",
     "progress",
