@@ -100,6 +100,11 @@ def settings() -> config.Config:
     return config.load(ROOT / "config" / "config.yaml", *FILES)
 
 
+def judged() -> list[str]:
+    """The methods, and the variants that change no training: there is only one training here."""
+    return [*registry.methods(), *(name for name, one in settings().variants.items() if "train" not in one.changes)]
+
+
 def used(method: str) -> config.Config:
     """The settings of selection that a method or variant reads, and of the curriculum."""
     return settings().used_by(method).select
@@ -203,12 +208,11 @@ def keep(rows: pd.DataFrame, path: Path, key: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [*registry.methods(), *settings().variants]
     parser.add_argument(
         "--datasets", nargs="+", default=list(DATASETS), help="of the configuration; toys cds movielens"
     )
     parser.add_argument(
-        "--methods", nargs="+", default=known, choices=known, metavar="METHOD", help="methods, variants"
+        "--methods", nargs="+", default=judged(), choices=judged(), metavar="METHOD", help="methods, variants"
     )
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares; 1/8 1/4 1/16 1/2")
     parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS), help="1 2 4 8")

@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from selection import ABLATED, BUDGETS, DATASETS, EPOCHS, PROXIES, ROOT, SEEDS, grid, settings, states_of
+from selection import ABLATED, BUDGETS, DATASETS, EPOCHS, PROXIES, ROOT, SEEDS, grid, judged, settings, states_of
 
 from minirec.data import splits
 from minirec.evaluation import metrics
 from minirec.evaluation.significance import holm, interval, paired_tests
 from minirec.report import figures
-from minirec.selection.methods import registry
 from minirec.storage.files import atomic_write
 
 TESTS = ROOT / "docs" / "results" / "selection_tests.csv"
@@ -35,8 +34,7 @@ CELL = ["method", "budget", "epochs"]
 
 def runs(dataset: str) -> pd.DataFrame:
     """All finished trainings of a data set."""
-    known = [*registry.methods(), *settings().variants]
-    files = [cell.file() for cell in grid([dataset], known, SEEDS, list(BUDGETS), list(EPOCHS))]
+    files = [cell.file() for cell in grid([dataset], judged(), SEEDS, list(BUDGETS), list(EPOCHS))]
     found = [pd.read_parquet(file) for file in files if file.is_file()]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 

@@ -47,7 +47,9 @@ def test_a_difference_is_ours_minus_theirs_on_the_seeds_of_both():
 
 def test_a_new_method_is_judged_at_every_budget_and_a_variant_at_two_with_half_of_the_seeds(monkeypatch):
     monkeypatch.setattr(selection, "available", lambda datasets: datasets)
-    known = [*registry.methods(), *selection.settings().variants]
+    known = selection.judged()
+    assert {*registry.methods(), "minirec_centred"} <= set(known)
+    assert not {"item_loss", "full_twice"} & set(known)  # of another training
     cells = selection.grid(["toys"], known, 10, list(selection.BUDGETS), [1])
     of = {name: [(c.budget, c.seed, c.proxy) for c in cells if c.method == name] for name in known}
     assert of["hardest"] == [(b, seed, seed % 5) for b in selection.BUDGETS for seed in range(10)]
