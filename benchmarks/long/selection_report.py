@@ -33,10 +33,14 @@ CELL = ["method", "budget", "epochs"]
 
 
 def runs(dataset: str) -> pd.DataFrame:
-    """All finished trainings of a data set."""
+    """All finished trainings of a data set; a method and budget count when all proxies have been tried."""
     files = [cell.file() for cell in grid([dataset], judged(), SEEDS, list(BUDGETS), list(EPOCHS))]
     found = [pd.read_parquet(file) for file in files if file.is_file()]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    if not found:
+        return pd.DataFrame()
+    rows = pd.concat(found, ignore_index=True)
+    seeds = rows.groupby(["method", "budget"])["seed"].transform("nunique")
+    return rows[seeds % PROXIES == 0]
 
 
 def chosen(rows: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +62,7 @@ def tested(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     users = splits.users(ROOT / settings().results / dataset / "samples.parquet", test)
     of = dict(list(chosen(rows).groupby(["method", "budget"])))
     out = [line(dataset, of["full", 1.0], users)]
-    for budget in sorted({budget for _, budget in of} - {1.0}):
+    for budget in sorted({budget for method, budget in of if method == "random"}):
         names = [method for method, share in of if share == budget]
         found = pd.DataFrame([line(dataset, of[name, budget], users) for name in names]).set_index("method")
         for against, others in (("random", of["random", budget]), ("full", of["full", 1.0])):
@@ -108,6 +112,9 @@ def markdown(tests: pd.DataFrame, budget: float) -> str:
     for method in order:
         cells = []
         for name in sets:
+            if (method, name) not in table.index:
+                cells.append("-")
+                continue
             row = table.loc[(method, name)]
             mark = ""
             if method != "random" and row["random_p_holm"] < 0.05:
@@ -125,6 +132,8 @@ def picture(dataset: str, rows: pd.DataFrame) -> Figure:
         part = points.loc[method]
         axes.plot(part["steps", "first"], part["test", "mean"], color=figures.ALL, linewidth=0.8, zorder=1)
     for method, colour in zip(SHOWN, COLOURS, strict=True):
+        if method not in points.index.levels[0]:
+            continue
         part = points.loc[method].sort_values(("steps", "first"))
         x, mean, spread = part["steps", "first"], part["test", "mean"], part["test", "std"]
         axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
