@@ -11,6 +11,7 @@ and the tables of docs/evidence.md.
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,7 @@ def main() -> None:
     tests = pd.concat(found)
     with atomic_write(TESTS) as partial:
         tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
-    made = "".join(f"\n**{budget:.4g} of the samples**\n\n{markdown(tests, budget)}" for budget in ABLATED)
+    made = "".join(f"\n**{Fraction(budget)} of the samples**\n\n{markdown(tests, budget)}" for budget in ABLATED)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     with atomic_write(PAGE) as partial:
         partial.write_text(f"{before}{BEGIN}{made}{END}{rest.partition(END)[2]}", encoding="utf-8")
