@@ -119,6 +119,43 @@ def test_without_a_single_hit_the_interval_is_wilson_s_for_none_of_the_users():
     assert tests["other"]["p"] == 1
 
 
+def test_the_p_value_counts_the_ways_to_swap_the_users_pairs():
+    def p(ours, theirs):
+        return significance._paired_test(ours, theirs, np.arange(ours.shape[-1]), ALONE)[1]
+
+    assert p(np.array([0.3, 0.5]), np.zeros(2)) == 0.5  # 2 of the 4 ways are as far from 0
+    assert p(np.array([0.3, 0.5, 0.4]), np.zeros(3)) == 0.25
+    better = np.linspace(0.1, 0.2, 40)  # none of the 9,999 ways that are tried is as good
+    assert p(better, np.zeros(40)) == pytest.approx(2 / 10_000)  # two-sided
+    seeds = better + np.array([[0.0], [1e-9]])  # two runs that hardly differ
+    assert p(seeds, np.zeros(40)) == pytest.approx(1 / 10_000)
+
+
+def test_one_user_says_nothing_of_others():
+    values, user = np.array([0.2, 0.6]), np.zeros(2, int)
+    assert significance.interval(values, user, ALONE) == {"mean": pytest.approx(0.4), "low": 0.0, "high": 1.0}
+    found, p = significance._paired_test(values, np.zeros(2), user, ALONE)
+    assert found == {"mean": pytest.approx(0.4), "low": -1.0, "high": 1.0}
+    assert p == 1
+
+
+def test_equal_values_between_nothing_and_all_have_an_interval_without_width():
+    assert significance.interval(np.full(6, 0.5), np.arange(6), ALONE) == {"mean": 0.5, "low": 0.5, "high": 0.5}
+
+
+def test_differences_that_cancel_are_not_taken_for_none():
+    found, p = significance._paired_test(np.array([0.5, 0.0]), np.array([0.0, 0.5]), np.arange(2), ALONE)
+    assert found == {"mean": 0.0, "low": -0.5, "high": 0.5}  # of the resamples a quarter each are the ends
+    assert p == 1
+
+
+def test_a_p_value_as_large_as_the_limit_is_not_significant():
+    rank, others = np.ones(2, int), {"other": np.full(2, 2)}
+    halves = significance.paired_tests(others, rank, np.arange(2), ALONE.model_copy(update={"confidence": 0.5}))
+    assert halves["other"]["p_holm"] == 0.5
+    assert not halves["other"]["significant"]
+
+
 def test_holm_gives_the_values_of_pencil_and_paper():
     assert significance.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # 3 x .01, 2 x .03, 1 x .04
     assert significance.holm([0.6, 0.7]) == [1.0, 1.0]
