@@ -107,7 +107,7 @@ def markdown(tests: pd.DataFrame, budget: float) -> str:
     full = tests[tests["method"] == "full"].set_index("dataset")["test"]
     table = tests[tests["budget"] == budget].set_index(["method", "dataset"])
     shares = table["test"] / table.index.get_level_values("dataset").map(full)
-    order = shares.groupby("method").mean().sort_values(ascending=False).index
+    order = shares.groupby("method").agg(["count", "mean"]).sort_values(["count", "mean"], ascending=False).index
     lines = [f"| method | {' | '.join(sets)} |\n", "|---" * (len(sets) + 1) + "|\n"]
     lines.append(f"| *full* | {' | '.join(f'{full[name]:.4f}' for name in sets)} |\n")
     for method in order:
