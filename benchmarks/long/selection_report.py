@@ -143,7 +143,8 @@ def picture(dataset: str, rows: pd.DataFrame) -> Figure:
     axes.plot(full["steps"], full["test"], color="#555555", linestyle="--", marker="s", markersize=4, label="full")
     axes.set_xscale("log")
     axes.set(xlabel="optimiser steps", ylabel="NDCG@10 on test")
-    axes.set_title(f"{dataset}: budgets 1/16, 1/8, 1/4, 1/2; grey: all other methods", loc="left", fontsize=10)
+    budgets = ", ".join(str(Fraction(budget)) for budget in sorted(set(points.index.levels[1]) - {1.0}))
+    axes.set_title(f"{dataset}: budgets {budgets}; grey: all other methods", loc="left", fontsize=10)
     axes.legend(frameon=False, ncols=2, fontsize=9)
     return figure
 
