@@ -61,7 +61,7 @@ bench-evidence: $(installed) ## judge the methods that matter in the whole chain
 
 report: $(installed) ## one HTML page about a finished run: pictures, tables, settings, times
 	@test -f $(target) || { echo "$(target) is not there; run the workflow first, e.g. with: make quickstart" >&2; exit 1; }
-	@minirec report $(dir $(target))
+	@minirec report $(patsubst %/,%,$(dir $(target)))$(if $(wildcard $(dir $(target))config.yaml),, --configfile $(CONFIG))
 
 clean: ## remove results and caches; data and models stay
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

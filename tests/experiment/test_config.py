@@ -227,9 +227,9 @@ def test_a_method_without_signals_needs_no_selector(raw):
     assert given.method("random").reads == ()
 
 
-@pytest.mark.parametrize("files", [(PAPER,), (PAPER, QUICKSTART)], ids=["paper", "quickstart"])
-def test_our_own_configurations_load(files):
-    assert config.load(*files).main.method == "minirec"
+@pytest.mark.parametrize(("files", "method"), [((PAPER,), "minirec"), ((PAPER, QUICKSTART), "learnable")])
+def test_our_own_configurations_load(files, method):
+    assert config.load(*files).main.method == method
 
 
 def test_the_quickstart_lies_over_the_paper_and_leaves_the_rest():

@@ -210,10 +210,10 @@ def test_the_report_has_the_configuration_that_the_results_were_made_with(tmp_pa
     config = tmp_path / "config.yaml"
     config.write_text(f"results: {tmp_path}\n", encoding="utf-8")
     words = ("--dry-run", f"CONFIG={config}", "DATASET=toy")
-    assert f"--configfile {config} --report" in report(*words).stdout
+    assert f"minirec report {tmp_path}/toy --configfile {config}" in report(*words).stdout
     (tmp_path / "toy").mkdir()
-    (tmp_path / "toy" / "config.yaml").touch()
-    assert f"--configfile {tmp_path}/toy/config.yaml --report" in report(*words).stdout
+    (tmp_path / "toy" / "config.yaml").touch()  # which `minirec report` finds itself
+    assert f"minirec report {tmp_path}/toy\n" in report(*words).stdout
 
 
 def test_clean_never_names_data_or_models():

@@ -393,7 +393,7 @@ def test_a_hostile_shop_goes_through_every_stage(tmp_path, monkeypatch, users, t
     planned = snakemake(tmp_path, "-n", "-p", *words)
     assert planned.returncode == 0, planned.stdout
     jobs = commands(planned.stdout)
-    assert len(jobs) == 21
+    assert len(jobs) == 24
     for words in jobs:
         assert main.main(shlex.split(words)) == 0, words
     summary = artefact.read_json(tmp_path / "results" / "shop" / "metrics.json")
@@ -462,7 +462,7 @@ def test_plan_says_when_a_catalogue_does_not_fit(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     shutil.copytree(tmp_path / "out", tmp_path / "results" / "cds")
     (tmp_path / "data" / "models" / "gemma").mkdir(parents=True)
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    shape = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
     (tmp_path / "data" / "models" / "gemma" / "config.json").write_text(json.dumps(shape | {"vocab_size": 99}))
     for free, told in ((10**15, False), (10, True)):
         monkeypatch.setattr(memory, "free", lambda free=free: free)
