@@ -462,7 +462,13 @@ def test_plan_says_when_a_catalogue_does_not_fit(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     shutil.copytree(tmp_path / "out", tmp_path / "results" / "cds")
     (tmp_path / "data" / "models" / "gemma").mkdir(parents=True)
-    shape = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    shape = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     (tmp_path / "data" / "models" / "gemma" / "config.json").write_text(json.dumps(shape | {"vocab_size": 99}))
     for free, told in ((10**15, False), (10, True)):
         monkeypatch.setattr(memory, "free", lambda free=free: free)
