@@ -122,8 +122,8 @@ def matrix_rate(dtype: str) -> float:
 def duration(seconds: float) -> str:
     """Seconds as text in the unit that suits them.
 
-    >>> duration(45.2), duration(600), duration(5400), duration(400_000)
-    ('45 s', '10 min', '1.5 h', '4.6 days')
+    >>> duration(45.2), duration(600), duration(9000), duration(400_000)
+    ('45 s', '10 min', '2.5 h', '4.6 days')
     """
     for unit, size, most in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 72 * 3600)):
         if seconds < most:
