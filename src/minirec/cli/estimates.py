@@ -15,7 +15,7 @@ from minirec.cli.jobs import STAGES, Job
 from minirec.experiment.job_logs import events
 
 GUESSED_STARTUP = 6.0  # seconds: libraries and a small model
-REACHED = 0.3  # share of the speed of a large product of matrices that a language model reaches
+REACHED = 0.5  # of the speed of a product of matrices; measured with the quickstart, float32, two CPU cores
 SHORT = ("gather", "score", "select", "curriculum", "measure", "measure_base", "summarise", "compare")  # seconds
 MEASURED, SIMILAR, GUESSED = "measured", "similar", "guess"
 BASES = {
