@@ -259,7 +259,7 @@ class HiddenStateDerivatives:
                     padded(target),
                     temperature=self.temperature,
                     advantage=padded(chunk.advantage[:, completion]),
-                    exclude=padded(history, fill=-1),
+                    exclude=padded(history),
                     candidates=None if candidates is None else padded(candidates),
                     metric=metric,
                 )
@@ -289,8 +289,8 @@ class HiddenStateDerivatives:
             yield slice(before, before + rows.stop - rows.start), padded, states
 
 
-def _padded(values: Tensor, rows: slice, before: int, length: int, device: torch.device, fill: float = 0) -> Tensor:
-    """Put rows of `values` into a block [length, ...] after `before` others; everything else in it is `fill`."""
-    block = torch.full((length, *values.shape[1:]), fill, dtype=values.dtype, device=device)
+def _padded(values: Tensor, rows: slice, before: int, length: int, device: torch.device) -> Tensor:
+    """Put rows of `values` into a block [length, ...] after `before` others; everything else in it is 0."""
+    block = torch.zeros(length, *values.shape[1:], dtype=values.dtype, device=device)
     block[before : before + rows.stop - rows.start] = values[rows].to(device)
     return block
