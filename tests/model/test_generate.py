@@ -7,7 +7,7 @@ from transformers import AddedToken, AutoTokenizer
 from minirec.errors import InputError
 from minirec.model import generate
 from minirec.model import prompts as prompts_of
-from minirec.model.cache import BranchingCache
+from minirec.model.cache import BranchingCache, LayerSlice
 from minirec.model.items import FrozenItemStates, ItemEncoder
 from minirec.model.policy import Policy
 from minirec.storage.artefact import Provenance
@@ -106,6 +106,20 @@ def test_layers_that_a_mask_cannot_limit_are_refused(policy):
     policy.decoder.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(InputError, match="layers of linear_attention"):
         BranchingCache(policy.decoder, [], 1)
+
+
+def test_windows_of_unknown_length_are_refused(policy):
+    policy.decoder.config.layer_types, policy.decoder.config.sliding_window = ["sliding_attention"], None
+    with pytest.raises(InputError, match="do not say how far their layers attend"):
+        BranchingCache(policy.decoder, [], 1)
+
+
+@torch.no_grad()
+def test_a_slice_of_all_layers_is_the_decoder_and_leaves_it_as_it_was(policy, prompts):
+    ids, layers = torch.tensor([prompts[0]]), policy.decoder.layers
+    whole = LayerSlice(policy.decoder, slice(0, len(layers)))(input_ids=ids).last_hidden_state
+    assert policy.decoder.layers is layers
+    assert torch.equal(whole[0], plain(policy, prompts[0]))  # the final norm included
 
 
 def test_completions_do_not_depend_on_the_batch_they_are_written_in(policy, prompts):

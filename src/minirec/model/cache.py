@@ -228,14 +228,14 @@ def _windows(config: Any) -> dict[str, int | None]:
 
 
 def pad(rows: Sequence[Sequence[int] | Tensor], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Pad rows of token ids [t], or of states [t, d], on the right with 0; also returns which entries are real.
+    """Pad rows (one or more) of token ids [t], or of states [t, d], with 0 on the right; also returns what is real.
 
     >>> tokens, valid = pad([[7, 8], [9]])
     >>> tokens.tolist(), valid.tolist()
     ([[7, 8], [9, 0]], [[True, True], [True, False]])
     """
-    width = max((len(row) for row in rows), default=0)
-    if rows and isinstance(rows[0], Tensor):
+    width = max(map(len, rows))
+    if isinstance(rows[0], Tensor):
         length = torch.tensor([len(row) for row in rows])
         states = pad_sequence([row.to(device) for row in rows if isinstance(row, Tensor)], batch_first=True)
         return states, (torch.arange(width) < length[:, None]).to(device)
