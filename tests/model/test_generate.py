@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from transformers import AddedToken, AutoTokenizer
@@ -7,7 +8,7 @@ from transformers import AddedToken, AutoTokenizer
 from minirec.errors import InputError
 from minirec.model import generate
 from minirec.model import prompts as prompts_of
-from minirec.model.cache import BranchingCache, LayerSlice
+from minirec.model.cache import BranchingCache, BranchReader, LayerSlice
 from minirec.model.items import FrozenItemStates, ItemEncoder
 from minirec.model.policy import Policy
 from minirec.storage.artefact import Provenance
@@ -120,6 +121,19 @@ def test_a_slice_of_all_layers_is_the_decoder_and_leaves_it_as_it_was(policy, pr
     whole = LayerSlice(policy.decoder, slice(0, len(layers)))(input_ids=ids).last_hidden_state
     assert policy.decoder.layers is layers
     assert torch.equal(whole[0], plain(policy, prompts[0]))  # the final norm included
+
+
+@torch.no_grad()
+def test_a_branch_that_gets_no_more_tokens_keeps_its_state_while_others_go_on(policy, prompts):
+    cache = BranchingCache(policy.decoder, policy.user_prompts.prefix, 2)
+    cache.read(prompts[:2])
+    reader = BranchReader(cache, 2, policy.width, policy.settings.pooling)
+    reads = [[[5, 6], [7]], [[8], [9, 10, 11]]], [[[], [12]], [[13], []]], [[[], []], [[14, 15], []]]
+    for chunk in reads:
+        reader.read(chunk)
+    for i, g in np.ndindex(2, 2):
+        text = [token for chunk in reads for token in chunk[i][g]]
+        assert torch.allclose(reader.pooled()[i, g], pooled(policy, prompts[i], text), atol=1e-5)
 
 
 def test_completions_do_not_depend_on_the_batch_they_are_written_in(policy, prompts):
