@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minirec.model.whitening import Whitening
-from minirec.training.derivatives import gradient_and_hvp, whitening_jacobian
+from minirec.training.derivatives import gradient_and_hvp, sampled_candidates, whitening_jacobian
 
 
 def loss(x, items, target, tau, advantage, allowed):
@@ -138,3 +138,13 @@ def test_chunks_do_not_change_the_derivatives(case, monkeypatch):
     monkeypatch.setattr("minirec.training.derivatives.CHUNK_SCORES", 1)
     parts = gradient_and_hvp(h, items, target, temperature=0.3, exclude=exclude)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(whole, parts, strict=True))
+
+
+def test_the_candidates_of_a_sample_are_distinct_items_that_its_id_and_the_seed_determine():
+    drawn = sampled_candidates(np.array([8, 3, 5]), 20, 7, seed=1)
+    assert drawn.shape == (3, 7)
+    assert all(len(set(row)) == 7 and set(row) <= set(range(20)) for row in drawn.tolist())
+    assert torch.equal(sampled_candidates(np.array([5, 8]), 20, 7, seed=1), drawn[[2, 0]])
+    assert not torch.equal(sampled_candidates(np.array([8, 3, 5]), 20, 7, seed=2), drawn)
+    assert sampled_candidates(np.array([8]), 20, 19, seed=1).shape == (1, 19)
+    assert [sampled_candidates(np.array([8]), 20, count, seed=1) for count in (None, 20, 21)] == [None] * 3

@@ -98,6 +98,28 @@ def test_the_size_of_the_chunks_does_not_change_a_byte(case, defaults, monkeypat
     assert all(one == found[0] for one in found[1:])
 
 
+@pytest.mark.parametrize(
+    ("samples", "candidates", "block", "chunk"),  # of 30 items of 5 numbers, and 3 x 8 numbers a sample
+    [
+        (1000, None, 20, 40),  # 600 scores of all items; 1,000 numbers are those of 41 samples
+        (1000, 6, 17, 34),  # 7 items of 5 numbers each
+        (1000, 3, 25, 25),  # the states, 24 numbers, are more than 4 items of 5
+        (7, None, 7, 35),
+    ],
+)
+def test_blocks_and_chunks_are_as_large_as_the_numbers_in_memory_allow(
+    defaults, monkeypatch, samples, candidates, block, chunk
+):
+    monkeypatch.setattr(derivatives, "CHUNK_SCORES", 600)
+    monkeypatch.setattr(derivatives, "CHUNK_STATES", 1000)
+    settings = defaults.gradient.model_copy(update={"candidates": candidates})
+    sizes = derivatives.HiddenStateDerivatives(torch.ones(M, K), Whitening({}), 1.0, settings, (samples, G, D))
+    assert (sizes.block, sizes.chunk) == (block, chunk)
+    monkeypatch.setattr(derivatives, "CHUNK_SCORES", 1)
+    monkeypatch.setattr(derivatives, "CHUNK_STATES", 1)
+    assert (sizes.block, sizes.chunk) == (1, 1)
+
+
 def test_rollouts_and_states_of_different_samples_are_refused(case, defaults):
     folder, _, table, states, *_, ids = case
     for kept in (table.slice(0, (N - 1) * G), table.slice(G)):
