@@ -20,7 +20,11 @@ MADE = Provenance("score", {"mu": 0.5, "sigma": None}, {"rollouts": "0123456789a
 @pytest.fixture
 def scores(tmp_path):
     columns = {name: [0.0, 0.25, 0.5] for name in ("mean_reward", "reward_std", "learnability")}
-    columns |= {"representativeness": [0.125, 0.5, 1.0], "gradient_norm": [1.0, 1234.5, 2.0]}
+    columns |= {
+        "representativeness": [0.125, 0.5, 1.0],
+        "gradient_norm": [1.0, 1234.5, 2.0],
+        "error_norm": [1.0, 0.5, 0.0],
+    }
     table = pa.table({"sample_id": [30, 4, 7], **columns, "hits": pa.array([0, 4, 4], pa.int32())})
     tables.write("scores", table, tmp_path / "scores.parquet", MADE)
     return tmp_path / "scores.parquet"

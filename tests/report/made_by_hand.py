@@ -120,7 +120,8 @@ def project(tmp_path, monkeypatch, defaults):
         if selector != "none":
             scores = {n: np.linspace(0, 1, TRAINED) for n in ("mean_reward", "learnability", "representativeness")}
             scores |= {"sample_id": np.arange(TRAINED), "reward_std": np.zeros(TRAINED)}
-            scores |= {"gradient_norm": np.ones(TRAINED), "hits": np.array([0] * 3 + [4] * 9, np.int32)}
+            scores |= {"gradient_norm": np.ones(TRAINED), "error_norm": np.ones(TRAINED)}
+            scores |= {"hits": np.array([0] * 3 + [4] * 9, np.int32)}
             one = {"completion": pa.array([0] * TRAINED, pa.int32()), "rank": pa.array([1] * TRAINED, pa.int32())}
             one |= {name: pa.array([1.0] * TRAINED, pa.float32()) for name in ("reward", "ndcg", "pi", "advantage")}
             one |= {"sample_id": np.arange(TRAINED), "hit": [True] * TRAINED, "text": [""] * TRAINED}

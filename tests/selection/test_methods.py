@@ -265,6 +265,7 @@ def test_product_wants_both_signals_where_the_sum_of_minirec_takes_one():
 def test_methods_of_one_signal_follow_it():
     assert picked("representative", 2, representativeness=[0.1, 0.9, 0.5]) == [1, 2]
     assert picked("grand", 2, gradient_norm=[3.0, 1.0, 2.0]) == [0, 2]
+    assert picked("el2n", 2, error_norm=[0.1, 1.4, 0.9]) == [1, 2]
     assert picked("learnalign", 2, mean_reward=[0.5, 0.1, 1.0], representativeness=[0.5, 1.0, 1.0]) == [
         0,
         1,
@@ -314,7 +315,7 @@ def test_every_method_returns_as_many_different_rows_as_asked_for():
     generator = np.random.default_rng(1)
     columns = {
         name: generator.random(30)
-        for name in ("mean_reward", "reward_std", "learnability", "representativeness", "gradient_norm")
+        for name in ("mean_reward", "reward_std", "learnability", "representativeness", "gradient_norm", "error_norm")
     }
     columns |= {"target": generator.integers(0, 9, 30)}
     columns |= {"hits": generator.integers(0, 3, 30), "embeddings": generator.normal(size=(30, 4))}

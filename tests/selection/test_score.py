@@ -29,6 +29,7 @@ def files(tmp_path):
     turned = generator.permutation(np.concatenate([ids, [1, 400]]))
     arrays = {name: generator.normal(size=(N + 2, D)).astype(np.float32) for name in ("gradient", "hvp")}
     arrays["hvp"][3] = 0
+    arrays["error_norm"] = generator.random(N + 2).astype(np.float32)
     tensors.write({"sample_id": turned, **arrays}, tmp_path / "gradients.safetensors", Provenance("gradient"))
     rows_of = [int(np.flatnonzero(turned == i)[0]) for i in ids]
     return tmp_path, ids, {name: array[rows_of].astype(np.float64) for name, array in arrays.items()}
@@ -58,6 +59,7 @@ def test_scores_are_those_of_all_samples_together_whatever_the_block(files, defa
     assert found["sample_id"].to_pylist() == ids.tolist()
     assert np.allclose(tables.numpy(found, "representativeness"), expected, atol=1e-6)
     assert np.allclose(tables.numpy(found, "gradient_norm"), np.linalg.norm(g, axis=1), rtol=1e-6)
+    assert tables.numpy(found, "error_norm").tolist() == exact["error_norm"].tolist()
 
 
 def test_damaged_derivatives_and_missing_samples_are_refused(files, defaults):

@@ -47,7 +47,9 @@ def run(tmp_path, defaults):
     tables.write("samples", table, tmp_path / "samples.parquet", Provenance("prepare"))
     value = np.array([0.1, 0.2, 0.9, 0.3, 0.4, 0.5])
     turned = ids[::-1]
-    scores = dict.fromkeys(("mean_reward", "reward_std", "representativeness", "gradient_norm"), np.zeros(N))
+    scores = dict.fromkeys(
+        ("mean_reward", "reward_std", "representativeness", "gradient_norm", "error_norm"), np.zeros(N)
+    )
     scores |= {"sample_id": turned, "learnability": value[::-1], "hits": np.zeros(N, dtype=np.int32)}
     tables.write("scores", pa.table(scores), tmp_path / "scores.parquet", Provenance("score"))
     stored = {"sample_id": turned, "embedding": np.eye(N, dtype=np.float32)[::-1].copy()}

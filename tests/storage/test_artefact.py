@@ -23,7 +23,7 @@ ROWS = 40
 def table(folder: Path) -> Path:
     generator = np.random.default_rng(0)
     columns = {name: generator.random(ROWS) for name in ("mean_reward", "reward_std", "learnability")}
-    columns |= {name: generator.random(ROWS) for name in ("representativeness", "gradient_norm")}
+    columns |= {name: generator.random(ROWS) for name in ("representativeness", "gradient_norm", "error_norm")}
     whole = pa.table({"sample_id": np.arange(ROWS), **columns, "hits": np.zeros(ROWS, np.int32)})
     tables.write("scores", whole, folder / "scores.parquet", PROVENANCE)
     return folder / "scores.parquet"

@@ -30,6 +30,7 @@ def scores(**changes) -> pa.Table:
         "learnability": [0.2, 1.0, 0.0],
         "representativeness": [0.0, 0.3, 1.0],
         "gradient_norm": [0.1, 2.0, 3.0],
+        "error_norm": [0.0, 0.5, 1.4],
         "hits": pa.array([0, 4, 4], pa.int32()),
     }
     return pa.table({name: column for name, column in (columns | changes).items() if column is not None})
@@ -196,7 +197,7 @@ def noisy(tmp_path):
     """A table of some pages of random numbers, so that most of the file is data."""
     generator, n = np.random.default_rng(0), 400
     columns = {name: generator.random(n) for name in ("mean_reward", "reward_std", "learnability")}
-    columns |= {name: generator.random(n) for name in ("representativeness", "gradient_norm")}
+    columns |= {name: generator.random(n) for name in ("representativeness", "gradient_norm", "error_norm")}
     table = pa.table({"sample_id": np.arange(n), **columns, "hits": np.zeros(n, np.int32)})
     tables.write("scores", table, tmp_path / "scores.parquet", PROVENANCE)
     return tmp_path / "scores.parquet"

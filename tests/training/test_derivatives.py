@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from minirec.model.whitening import Whitening
-from minirec.training.derivatives import gradient_and_hvp, sampled_candidates, whitening_jacobian
+from minirec.training.derivatives import (
+    derivatives_and_error,
+    gradient_and_hvp,
+    sampled_candidates,
+    whitening_jacobian,
+)
 
 
 def loss(x, items, target, tau, advantage, allowed):
@@ -58,6 +63,28 @@ def test_g_and_hv_equal_autograd_and_its_hessian(case, with_candidates):
         gradient, product = by_autograd(h[i], items, target[i], 0.3, advantage[i], mask)
         assert torch.allclose(g[i], gradient, atol=1e-12)
         assert torch.allclose(hv[i], product, atol=1e-11)
+
+
+@pytest.mark.parametrize("with_candidates", [False, True])
+def test_the_error_is_the_length_of_the_probabilities_minus_the_one_hot_target(case, with_candidates):
+    h, items, target, exclude = case
+    candidates = torch.randint(0, len(items), (len(h), 8)) if with_candidates else None
+    *_, error = derivatives_and_error(h, items, target, 0.3, exclude=exclude, candidates=candidates)
+    for i in range(len(h)):
+        mask = allowed(items, target[i], exclude[i], None if candidates is None else candidates[i]).tolist()
+        weights = []
+        for item, inside in zip(items, mask, strict=True):
+            cosine = (h[i] @ item / h[i].norm() / item.norm()).item()
+            weights.append(np.exp(cosine / 0.3) if inside else 0.0)
+        squares = [(w / sum(weights) - float(j == target[i])) ** 2 for j, w in enumerate(weights)]
+        assert error[i].item() == pytest.approx(sum(squares) ** 0.5, rel=1e-9)
+
+
+def test_the_error_of_two_items_is_the_closed_form_on_paper():
+    # pi of the target is 1 / (1 + e), so both entries of p - onehot are 1 - pi long
+    h, items = torch.tensor([[1.0, 0.0]]).double(), torch.eye(2).double()
+    *_, error = derivatives_and_error(h, items, torch.tensor([1]), 1.0)
+    assert error.item() == pytest.approx(2**0.5 * np.e / (1 + np.e))
 
 
 def test_g_and_hv_equal_finite_differences(case):

@@ -85,6 +85,15 @@ def test_g_hv_and_z_are_the_means_over_the_completions_of_each_sample(case, defa
         for name, expected in (("gradient", g @ components.T), ("hvp", hv @ components.T)):
             assert np.allclose(found[name][i], expected.mean(0).numpy(), rtol=1e-4, atol=1e-5)
         assert np.allclose(embedded["embedding"][i], x.mean(0).numpy(), atol=1e-6)
+        *_, error = derivatives.derivatives_and_error(
+            x,
+            torch.from_numpy(items),
+            torch.tensor([row["target_row"]] * G),
+            defaults.policy.tau,
+            exclude=torch.tensor([row["history_rows"]] * G),
+            candidates=None if drawn is None else drawn[[i] * G],
+        )
+        assert found["error_norm"][i] == pytest.approx(error.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("candidates", [None, 6])

@@ -183,7 +183,11 @@ def test_the_stage_writes_projected_derivatives_of_every_sample(judged, tried, t
             out[drawn[i]] = False
         out[split.history[i][split.history[i] >= 0]] = True
         out[split.target[i]] = False
-        log_pi = (scores / given.policy.tau).masked_fill(out, -torch.inf).log_softmax(1)[:, split.target[i]]
+        log_p = (scores / given.policy.tau).masked_fill(out, -torch.inf).log_softmax(1)
+        log_pi = log_p[:, split.target[i]]
+        error = log_p.detach().exp()
+        error[:, split.target[i]] -= 1
+        assert found["error_norm"][i] == pytest.approx(error.norm(dim=1).mean().item(), rel=1e-3)
         loss = -(torch.tensor([row["advantage"] for row in rows]) * (log_pi - log_pi.detach()).exp()).mean()
         expected = project(dict(enumerate(torch.autograd.grad(loss, trained))))
         assert np.allclose(found["gradient"][i], expected.numpy(), rtol=1e-3, atol=1e-5)

@@ -109,7 +109,7 @@ def damage(draw, content: bytes) -> bytes:
 
 def a_table(folder: Path) -> Path:
     columns = {name: np.linspace(0, 1, 20) for name in ("mean_reward", "reward_std", "learnability")}
-    columns |= {name: np.linspace(0, 1, 20) for name in ("representativeness", "gradient_norm")}
+    columns |= {name: np.linspace(0, 1, 20) for name in ("representativeness", "gradient_norm", "error_norm")}
     table = pa.table({"sample_id": np.arange(20), **columns, "hits": np.zeros(20, np.int32)})
     tables.write("scores", table, folder / "scores.parquet", MADE)
     return folder / "scores.parquet"

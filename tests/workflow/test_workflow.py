@@ -158,6 +158,7 @@ EDITS = {  # a line of code more in a file of the package
     "model/policy.py": WITH_POLICY,
     "training/losses.py": PROXY,
     "training/lora_derivatives.py": {"gradient", *SCORED},
+    "training/chunks.py": {"gradient", *SCORED},
     "selection/signals.py": PROXY,  # select draws the proxy's samples, too
     "selection/methods/random.py": PROXY,
     "selection/methods/hardest.py": set(),

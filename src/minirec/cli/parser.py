@@ -27,7 +27,7 @@ FILES = {  # help for flags that name a file or folder
     "dropped": "prepare.json: how much was dropped, and why",
     "embeddings": "embeddings.safetensors: vectors in which the picks shall differ",
     "frozen_states": "frozen_states.safetensors: the items' states after the frozen layers of the base model",
-    "gradients": "gradients.safetensors: gradient and Hessian-vector product of every training sample",
+    "gradients": "gradients.safetensors: gradient, Hessian-vector product and error of every training sample",
     "hidden": "hidden.safetensors: the hidden state of every completion",
     "history": "history.parquet: losses, rewards and times of every training step",
     "interactions": "interactions.parquet: user, item, time and rating",

@@ -12,7 +12,7 @@ from minirec.selection.signals import Signals
 from minirec.storage import tables, tensors
 
 REWARDS = ("mean_reward", "reward_std", "hits")
-SCORES = (*REWARDS, "learnability", "representativeness", "gradient_norm")
+SCORES = (*REWARDS, "learnability", "representativeness", "gradient_norm", "error_norm")
 
 
 def rewards(rollouts: Path) -> pa.Table:

@@ -26,6 +26,7 @@ class Signals:
     learnability: np.ndarray = NOT_THERE  # [n] in 0..1. Need: gradients
     representativeness: np.ndarray = NOT_THERE  # [n] in 0..1. Need: gradients
     gradient_norm: np.ndarray = NOT_THERE  # [n] length of the mean gradient. Need: gradients
+    error_norm: np.ndarray = NOT_THERE  # [n] length of predicted probabilities minus one-hot target. Need: gradients
     embeddings: np.ndarray = NOT_THERE  # [n, d]. Need: embeddings
 
     def __len__(self) -> int:

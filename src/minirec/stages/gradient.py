@@ -1,4 +1,4 @@
-"""gradient: compute each sample's gradient, Hessian-vector product and embedding (METHOD 4.4, 4.5)."""
+"""gradient: compute each sample's gradient, Hessian-vector product, error and embedding (METHOD 4.4 to 4.6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from minirec.progress import progress
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output
-from minirec.training.derivatives import HiddenStateDerivatives, chunks
+from minirec.training.chunks import chunks
+from minirec.training.derivatives import HiddenStateDerivatives
 
 if TYPE_CHECKING:
     from minirec.training.lora_derivatives import LoraDerivatives
@@ -36,7 +37,7 @@ def run(
     gradients: Output,
     embeddings: Output,
 ) -> None:
-    """Write g and Hg, by the hidden state or by the adapter's weights, and the embedding z of every sample."""
+    """Write g and Hg, by the hidden state or by the adapter's weights, error norm and embedding z of every sample."""
     shape = tensors.shapes(hidden, "sample_id", "hidden")["hidden"]
     table = torch.from_numpy(tensors.read(item_table, "items")["items"])
     table = table.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,11 +55,13 @@ def run(
         inputs |= {"catalogue": catalogue, "model": model, "adapter": adapter}
         loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
         derivatives = LoraDerivatives(loaded, derivatives, samples, catalogue)
-    n, size = shape[0], {"gradient": derivatives.width, "embedding": table.shape[1]}
+    n = shape[0]
+    of_sample: dict[str, tuple[int, ...]]
+    of_sample = {"gradient": (n, derivatives.width), "hvp": (n, derivatives.width), "error_norm": (n,)}
     provenance = Provenance("gradient", {"tau": policy.tau} | gradient.model_dump(), inputs)
     with (
-        tensors.writer({name: (n, size["gradient"]) for name in ("gradient", "hvp")}, gradients, provenance) as append,
-        tensors.writer({"embedding": (n, size["embedding"])}, embeddings, provenance) as append_embedding,
+        tensors.writer(of_sample, gradients, provenance) as append,
+        tensors.writer({"embedding": (n, table.shape[1])}, embeddings, provenance) as append_embedding,
         progress("gradient", n, "samples") as bar,
     ):
         texts = gradient.space == "lora"
@@ -67,7 +70,7 @@ def run(
                 raise InputError(
                     f"{samples} refers to row {last}, beyond the {len(table)} of {item_table}; run embed again"
                 )
-            g, hv, z = derivatives(chunk)
-            append(sample_id=chunk.sample_id, gradient=g.numpy(), hvp=hv.numpy())
+            g, hv, error, z = derivatives(chunk)
+            append(sample_id=chunk.sample_id, gradient=g.numpy(), hvp=hv.numpy(), error_norm=error.numpy())
             append_embedding(sample_id=chunk.sample_id, embedding=z.numpy())
             bar.add(len(chunk))

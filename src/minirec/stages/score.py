@@ -21,7 +21,7 @@ BLOCK = 2_048  # samples whose derivatives are in memory at a time
 def run(*, score: Score, rollouts: Path, gradients: Path, scores: Output) -> None:
     """Write scores.parquet, one row per sample, in the order of sample_id."""
     table = rewards(rollouts)
-    tensors.shapes(gradients, "sample_id", "gradient", "hvp")
+    tensors.shapes(gradients, "sample_id", "gradient", "hvp", "error_norm")
     stored = tensors.read_rows(gradients, "sample_id")
     rows = tables.rows_of(stored, tables.numpy(table, "sample_id"), gradients)
 
@@ -37,6 +37,7 @@ def run(*, score: Score, rollouts: Path, gradients: Path, scores: Output) -> Non
             lambda: (direction(g, hv, score.direction, score.eta) for g, hv in blocks())
         ),
         "gradient_norm": np.concatenate([np.linalg.norm(g.astype(np.float64), axis=1) for g, _ in blocks()]),
+        "error_norm": tensors.take(gradients, "error_norm", rows).astype(np.float64),
     }
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values))

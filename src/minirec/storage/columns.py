@@ -130,6 +130,9 @@ TABLES: dict[str, Table] = {
             "learnability": _column("f64", "Gaussian of the mean reward, min-max normalised", 0, 1),
             "representativeness": _column("f64", "cosine to the mean direction, min-max normalised", 0, 1),
             "gradient_norm": _column("f64", "length of the sample's gradient, by the variables of gradient.space", 0),
+            "error_norm": _column(
+                "f64", "length of predicted probabilities minus the target's one-hot vector", 0, 1.415
+            ),
             "hits": _column("i32", "completions whose rank is within the cutoff", 0),
         },
         key=("sample_id",),

@@ -1,4 +1,4 @@
-"""Gradient g and Hessian-vector product Hg of each sample's item loss by the hidden state (METHOD 4.4).
+"""Gradient g and Hessian-vector product Hg of each sample's item loss by the hidden state, and its error (METHOD 4.4).
 
 A closed form in the hidden states that the rollout kept: a few matrix products, no pass through the language model.
 """
@@ -8,21 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from minirec.data import splits
-from minirec.errors import InputError
 from minirec.experiment import sections
 from minirec.model import scoring
 from minirec.model.whitening import Whitening
-from minirec.storage import tables, tensors
-from minirec.storage.stream import Stream
+from minirec.training.chunks import Chunk
 
 CHUNK_SCORES = 4_000_000  # item scores in memory at a time, for any number of samples
 CHUNK_STATES = 8_000_000  # numbers of hidden states read at a time
@@ -57,12 +52,26 @@ def gradient_and_hvp(
     >>> g  # (0, pi - 1), where pi of the target is 1 / (1 + e)
     tensor([[-0.0000, -0.7311]])
     """
+    return derivatives_and_error(hidden, items, target, temperature, advantage, exclude, candidates, metric)[:2]
+
+
+def derivatives_and_error(
+    hidden: Tensor,
+    items: Tensor,
+    target: Tensor,
+    temperature: float,
+    advantage: float | Tensor = 1.0,
+    exclude: Tensor | None = None,
+    candidates: Tensor | None = None,
+    metric: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `gradient_and_hvp`, and the error norm [n], 0 to sqrt(2): |p - e_y|, e_y one-hot (METHOD 4.6, `el2n`)."""
     n, m = len(hidden), len(items)
     unit = normalize(items, dim=-1)
     if exclude is None:
         exclude = torch.full((n, 1), -1, dtype=torch.long, device=hidden.device)
     advantage = torch.as_tensor(advantage, dtype=hidden.dtype, device=hidden.device).expand(n)
-    g, hv = torch.empty_like(hidden), torch.empty_like(hidden)
+    g, hv, error = torch.empty_like(hidden), torch.empty_like(hidden), hidden.new_empty(n)
     width = m if candidates is None else (candidates.shape[1] + 1) * hidden.shape[1]
     for rows in torch.arange(n).split(max(1, CHUNK_SCORES // width)):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -73,14 +82,16 @@ def gradient_and_hvp(
             e, y = unit[chosen], torch.zeros(len(chosen), dtype=torch.long, device=hidden.device)
             out = (chosen[:, :, None] == exclude[part][:, None, :]).any(-1) | _repeated(chosen)
             masked = torch.where(out, torch.arange(chosen.shape[1], device=hidden.device), -1)
-        g[part], hv[part] = _derivatives(hidden[part], e, y, masked, temperature, advantage[part, None], metric)
-    return g, hv
+        g[part], hv[part], error[part] = _derivatives(
+            hidden[part], e, y, masked, temperature, advantage[part, None], metric
+        )
+    return g, hv, error
 
 
 def _derivatives(
     h: Tensor, e: Tensor, y: Tensor, masked: Tensor, tau: float, advantage: Tensor, metric: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The formulas of `gradient_and_hvp`; unit items e [m, d], or [n, m, d] if every state has its own; y [n] < m."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formulas of `gradient_and_hvp`, and the error. Unit items e [m, d], or [n, m, d] for each state; y [n] < m."""
     length = h.norm(dim=-1, keepdim=True)
     h_unit = h / length.clamp(min=torch.finfo(h.dtype).tiny)
     c = _dot(e, h_unit)
@@ -103,7 +114,8 @@ def _derivatives(
     covariance = scale * (_mean(q, e) - q.sum(1, keepdim=True) * e_y - q_c * h_unit)
     hv = -advantage * (hess_fixed_p - covariance + grad_log_pi * (grad_log_pi * w).sum(-1, keepdim=True))
     zero = length == 0
-    return g.masked_fill(zero, 0), hv.masked_fill(zero, 0)
+    error = (p.square().sum(1) + p.sum(1).square()).sqrt()
+    return g.masked_fill(zero, 0), hv.masked_fill(zero, 0), error
 
 
 def _minus_target(values: Tensor, y: Tensor) -> Tensor:
@@ -150,69 +162,6 @@ def sampled_candidates(sample_id: np.ndarray, items: int, count: int | None, see
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """k consecutive samples of a rollout; `begin` is the position of the first among all samples."""
-
-    begin: int
-    hidden: Tensor  # [k, G, d], before whitening
-    samples: pa.Table  # k rows
-    rollouts: pa.Table  # k G rows
-    advantage: Tensor  # [k, G]
-
-    def __len__(self) -> int:
-        return len(self.hidden)
-
-    @property
-    def sample_id(self) -> np.ndarray:
-        """Sample ids [k], int64."""
-        return tables.numpy(self.samples, "sample_id")
-
-    @property
-    def target(self) -> Tensor:
-        """Catalogue rows of the targets [k]."""
-        return torch.from_numpy(tables.numpy(self.samples, "target_row").astype(np.int64))
-
-    @property
-    def history(self) -> Tensor:
-        """Catalogue rows of the histories [k, w], padded with -1."""
-        return torch.from_numpy(splits.padded(self.samples["history_rows"].combine_chunks()))
-
-
-SAMPLES = ["sample_id", "target_row", "history_rows"]  # columns of a chunk
-ROLLOUTS = ["sample_id", "completion", "advantage"]
-PROMPTS, COMPLETIONS = ["history_rating", "history_age_ms"], ["tokens"]  # more columns, where the texts are read
-
-
-def chunks(
-    samples: Path, rollouts: Path, hidden: Path, count: int, size: int, advantage: str, texts: bool = False
-) -> Iterator[Chunk]:
-    """Read the `count` samples of a rollout, `size` at a time.
-
-    advantage: "one" sets all to 1, "group" reads the rollout's. texts: also read what prompts and completions are made
-    of. Raises InputError if the files hold different samples.
-    """
-    mismatch = InputError(f"{rollouts} and {hidden} hold different samples; run rollout again")
-    sample_rows = Stream("samples", samples, SAMPLES + (PROMPTS if texts else []))
-    rollout_rows = Stream("rollouts", rollouts, ROLLOUTS + (COMPLETIONS if texts else []))
-    for begin in range(0, count, size):
-        end = min(begin + size, count)
-        sample_id = tensors.read_rows(hidden, "sample_id", begin, end)
-        states = torch.from_numpy(tensors.read_rows(hidden, "hidden", begin, end))
-        groups = states.shape[1]
-        table = sample_rows.until(int(sample_id[-1]))
-        table = table.take(tables.rows_of(tables.numpy(table, "sample_id"), sample_id, samples))
-        completions = rollout_rows.take(groups * len(sample_id))
-        if not np.array_equal(tables.numpy(completions, "sample_id"), np.repeat(sample_id, groups)):
-            raise mismatch
-        shaped = torch.ones(len(sample_id), groups)
-        if advantage == "group":
-            shaped = torch.from_numpy(tables.numpy(completions, "advantage").copy()).view(-1, groups)
-        yield Chunk(begin, states, table, completions, shaped)
-    if rollout_rows.take(1).num_rows:
-        raise mismatch
-
-
-@dataclass(frozen=True)
 class HiddenStateDerivatives:
     """Gradient and Hessian-vector product by the hidden state before whitening, averaged over the G completions.
 
@@ -245,36 +194,52 @@ class HiddenStateDerivatives:
         size = max(1, CHUNK_STATES // (self.shape[1] * self.shape[2]))
         return size - size % min(self.block, size)
 
-    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient g [k, d], product Hg [k, d] and embedding z [k, d'], each averaged over the completions."""
+    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradient g [k, d], product Hg [k, d], error norm [k], and embedding z [k, d'] (METHOD 4.5, diversity)."""
         components, metric = whitening_jacobian(self.whitening, self.items.device)
-        candidates = sampled_candidates(chunk.sample_id, len(self.items), self.settings.candidates, self.settings.seed)
-        target, history = chunk.target, chunk.history
+        candidates = self._candidates(chunk)
         results = []
         for of_chunk, padded, states in self._blocks(chunk):
-            by_completion = [
-                gradient_and_hvp(
-                    h,
-                    self.items,
-                    padded(target),
-                    temperature=self.temperature,
-                    advantage=padded(chunk.advantage[:, completion]),
-                    exclude=padded(history),
-                    candidates=None if candidates is None else padded(candidates),
-                    metric=metric,
-                )
-                for completion, h in enumerate(states)
-            ]
-            g, hv = (torch.stack(part).mean(0) for part in zip(*by_completion, strict=True))
+            g, hv, error = self._means(
+                states,
+                padded(chunk.target),
+                padded(chunk.advantage),
+                padded(chunk.history),
+                None if candidates is None else padded(candidates),
+                metric,
+            )
             if components is not None:
                 g, hv = g @ components.T, hv @ components.T
-            results.append([value[of_chunk].cpu() for value in (g, hv, states.mean(0))])
-        g, hv, z = (torch.cat(part) for part in zip(*results, strict=True))
-        return g, hv, z
+            results.append([value[of_chunk].cpu() for value in (g, hv, error, states.mean(0))])
+        g, hv, error, z = (torch.cat(part) for part in zip(*results, strict=True))
+        return g, hv, error, z
 
-    def embedding(self, chunk: Chunk) -> Tensor:
-        """Embedding z [k, d'] alone: mean of the whitened states over the completions (METHOD 4.5, diversity)."""
-        return torch.cat([states.mean(0)[of_chunk].cpu() for of_chunk, _, states in self._blocks(chunk)])
+    def error_and_embedding(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Error norm [k] and embedding z [k, d'] alone, each averaged over the completions."""
+        device, candidates = self.items.device, self._candidates(chunk)
+        states = torch.stack([self.whitening.user(h.to(device)) for h in chunk.hidden.unbind(1)])
+        given = (chunk.target.to(device), chunk.advantage.to(device), chunk.history.to(device))
+        error = self._means(states, *given, None if candidates is None else candidates.to(device), None)[2]
+        return error.cpu(), states.mean(0).cpu()
+
+    def _candidates(self, chunk: Chunk) -> Tensor | None:
+        return sampled_candidates(chunk.sample_id, len(self.items), self.settings.candidates, self.settings.seed)
+
+    def _means(
+        self,
+        states: Tensor,
+        target: Tensor,
+        advantage: Tensor,
+        history: Tensor,
+        candidates: Tensor | None,
+        metric: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """`derivatives_and_error` averaged over the completions; states [G, k, d'] whitened, advantage [k, G]."""
+        by_completion = [
+            derivatives_and_error(h, self.items, target, self.temperature, a, history, candidates, metric)
+            for h, a in zip(states, advantage.unbind(1), strict=True)
+        ]
+        return tuple(torch.stack(part).mean(0) for part in zip(*by_completion, strict=True))
 
     def _blocks(self, chunk: Chunk) -> Iterator[tuple[slice, Callable[..., Tensor], Tensor]]:
         """The blocks that a chunk is part of, each with the block's rows that belong to the chunk, a function that

@@ -21,7 +21,8 @@ from minirec.model import generate, scoring
 from minirec.model.cache import PROMPT, BranchingCache, LayerSlice
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
-from minirec.training.derivatives import Chunk, HiddenStateDerivatives, sampled_candidates
+from minirec.training.chunks import Chunk
+from minirec.training.derivatives import HiddenStateDerivatives, sampled_candidates
 
 Weights = dict[str, Tensor]
 
@@ -138,8 +139,8 @@ class LoraDerivatives:
         self.project = Projection(count, self.width, self.settings.seed, policy.device)
         self.titles = splits.titles(catalogue)
 
-    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient g and product Hg [k, dimensions], and embedding z [k, d']; the chunk must hold the texts."""
+    def __call__(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradient g and product Hg [k, dimensions], error norm [k], embedding z [k, d']; the chunk holds the texts."""
         history = self.policy.settings.prompt_history
         split = splits.of_table(chunk.samples, self.titles, history, self.samples, self.catalogue)
         tokens = chunk.rollouts["tokens"].to_pylist()
@@ -158,7 +159,7 @@ class LoraDerivatives:
             g_and_hv = gradient_and_hvp(self.loss, self.weights, *inputs)
             projected.append([self.project(by_weights).cpu() for by_weights in g_and_hv])
         g, hv = (torch.stack(part).float() for part in zip(*projected, strict=True))
-        return g, hv, self.by_state.embedding(chunk)
+        return g, hv, *self.by_state.error_and_embedding(chunk)
 
 
 def _softmax_rows(
