@@ -33,6 +33,10 @@ def test_random_and_full_wait_for_nothing_and_hardest_for_rewards_alone():
     assert [methods()[name].reads for name in ("random", "full", "hardest")] == [(), (), ("rewards",)]
 
 
+def test_dealrec_alone_waits_for_the_influence():
+    assert [name for name, one in methods().items() if "influence" in one.reads] == ["dealrec"]
+
+
 def test_a_new_method_is_a_function_and_its_settings_are_read_from_its_signature(monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
 
@@ -315,7 +319,15 @@ def test_every_method_returns_as_many_different_rows_as_asked_for():
     generator = np.random.default_rng(1)
     columns = {
         name: generator.random(30)
-        for name in ("mean_reward", "reward_std", "learnability", "representativeness", "gradient_norm", "error_norm")
+        for name in (
+            "mean_reward",
+            "reward_std",
+            "learnability",
+            "representativeness",
+            "gradient_norm",
+            "error_norm",
+            "influence",
+        )
     }
     columns |= {"target": generator.integers(0, 9, 30)}
     columns |= {"hits": generator.integers(0, 3, 30), "embeddings": generator.normal(size=(30, 4))}

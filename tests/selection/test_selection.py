@@ -115,6 +115,21 @@ def test_a_method_without_what_it_needs_says_which_file(run, tmp_path, defaults)
         )
 
 
+def test_dealrec_reads_the_influence_of_its_own_table(run, tmp_path, defaults):
+    def pick(**files):
+        given = {"select": defaults.select, "samples": tmp_path / "samples.parquet", "method": "dealrec", "budget": "2"}
+        select.run(**given, scores=tmp_path / "scores.parquet", selection=tmp_path / "s.parquet", **files)
+        return tables.read("selection", tmp_path / "s.parquet")
+
+    with pytest.raises(InputError, match="select --method dealrec needs --influences"):
+        pick()
+    influences = pa.table({"sample_id": np.arange(15, 9, -1), "influence": [0.0, 0.0, 0.0, 0.0, 0.0, 4.0]})
+    tables.write("influences", influences, tmp_path / "i.parquet", Provenance("influence"))
+    picked = pick(influences=tmp_path / "i.parquet")
+    assert 10 in picked["sample_id"].to_pylist()  # alone in its range
+    assert sorted(picked["value"].to_pylist()) == [1.0, 2.0]  # the efforts are equal: 1 for all
+
+
 def test_an_unknown_method_is_refused_with_those_there_are(run):
     with pytest.raises(InputError, match="the method best is not among band, coverage"):
         run("2", "best")

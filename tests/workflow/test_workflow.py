@@ -132,6 +132,7 @@ SETTINGS = {  # laid over the finished experiment: the rules that a dry run then
     "rollout: {engine: vllm}": ROLLED_OUT,
     "gradient: {seed: 1}": {"gradient", *SCORED},
     "score: {mu: 0.4}": SCORED,
+    "influence: {damping: 0.5}": set(),  # what another method reads
     "select: {alpha: 0.5}": SELECTED,
     "select: {mu: 0.4}": set(),  # a setting of another method
     "train: {patience: 1}": TRAINED,
@@ -159,6 +160,7 @@ EDITS = {  # a line of code more in a file of the package
     "training/losses.py": PROXY,
     "training/lora_derivatives.py": {"gradient", *SCORED},
     "training/chunks.py": {"gradient", *SCORED},
+    "training/influence.py": set(),
     "selection/signals.py": PROXY,  # select draws the proxy's samples, too
     "selection/methods/random.py": PROXY,
     "selection/methods/hardest.py": set(),
@@ -230,6 +232,17 @@ def test_an_edit_of_words_plans_nothing_and_that_of_a_column_those_who_write_or_
 def test_a_method_waits_for_the_signals_that_it_needs_alone(finished, method, left_out):
     jobs = plan(finished, "fresh/toy/metrics.json", configs=("results: fresh", f"main: {{method: {method}}}"))
     assert set(jobs) == EVERYTHING - left_out
+
+
+def test_the_influence_is_computed_for_the_methods_that_read_it_and_once_for_all_models_and_seeds(finished):
+    selection = "results/toy/selections/{}/dealrec-8/seed{}/selection.parquet"
+    assert plan(finished, selection.format("tiny", 0)) == once("influence", "select")
+    several = [selection.format(selector, seed) for selector in ("tiny", "other") for seed in (0, 1)]
+    assert plan(finished, *several)["influence"] == 1
+    said = spawn(finished, "-n", "-p", "--config", "x=1", "--", selection.format("tiny", 0)).stdout
+    (line,) = commands(said, "select")
+    assert "--influences results/toy/surrogate/influences.parquet" in line
+    assert "--scores results/toy/signals/tiny/seed0/scores.parquet" in line
 
 
 def test_a_second_run_has_nothing_to_do(finished):

@@ -106,6 +106,19 @@ use rule stage as gradient with:
         **job("gradient"),
 
 
+use rule stage as influence with:
+    """How much a small recommender, SASRec, needs every training sample; for methods that ask for it."""
+    input:
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+    output:
+        influences="<surrogate>/influences.parquet",
+    log:
+        "<surrogate>/logs/influence.log",
+    params:
+        **job("influence"),
+
+
 use rule stage as score with:
     """How learnable and how representative every training sample is."""
     input:

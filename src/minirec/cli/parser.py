@@ -30,6 +30,7 @@ FILES = {  # help for flags that name a file or folder
     "gradients": "gradients.safetensors: gradient, Hessian-vector product and error of every training sample",
     "hidden": "hidden.safetensors: the hidden state of every completion",
     "history": "history.parquet: losses, rewards and times of every training step",
+    "influences": "influences.parquet: how much a small recommender needs every training sample",
     "interactions": "interactions.parquet: user, item, time and rating",
     "item_metadata": "items.parquet: title and other data of every item",
     "item_table": "items.safetensors: the vector of every item",

@@ -1,4 +1,4 @@
-"""Load the signals of training samples from the files that rollout, gradient and score have written."""
+"""Load the signals of training samples from the files that rollout, gradient, score and influence have written."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def load(
     scores: Path | None = None,
     rollouts: Path | None = None,
     embeddings: Path | None = None,
+    influences: Path | None = None,
 ) -> Signals:
     """The signals of these samples [n], in this order, from the given files.
 
@@ -51,6 +52,8 @@ def load(
         stored = tensors.read_rows(embeddings, "sample_id")
         rows = tables.rows_of(stored, sample_id, embeddings)
         columns["embeddings"] = tensors.take(embeddings, "embedding", rows)
+    if influences is not None:
+        columns |= _rows(tables.read("influences", influences), ("influence",), sample_id, influences)
     return Signals(sample_id, **columns)
 
 

@@ -16,6 +16,7 @@ from minirec.experiment.sections import SASRec as Settings
 from minirec.model import scoring
 from minirec.progress import log, progress
 
+HISTORIES = 1024  # read at a time
 SCORES = 2**24  # scores of a forward pass in memory at a time, whatever the size of the catalogue
 
 
@@ -45,17 +46,26 @@ class SASRec(nn.Module):
         return states
 
     def forward(self, history: Tensor) -> Tensor:
-        """Score [n, m] of every item after each history [n, w]."""
+        """State [n, d] at the end of each history [n, w]; its inner products with the item vectors are the scores."""
         last = (history >= 0).sum(1) - 1
-        return self.states(history)[torch.arange(len(history)), last] @ self.item.weight.T
+        return self.states(history)[torch.arange(len(history)), last]
 
     @torch.no_grad()
-    def scores(self, history: np.ndarray) -> np.ndarray:
-        """As `forward`, of arrays and without dropout."""
+    def last_states(self, history: np.ndarray) -> np.ndarray:
+        """As `forward`, of arrays and without dropout; of a history longer than in training, the latest items count."""
         self.eval()
-        read = latest(history, self.position.num_embeddings)
-        found: np.ndarray = self(torch.from_numpy(read)).numpy()
+        parts = torch.from_numpy(latest(history, self.position.num_embeddings)).split(HISTORIES)
+        found: np.ndarray = torch.cat([self(part) for part in parts]).numpy()
         return found
+
+    def item_vectors(self) -> np.ndarray:
+        """Vectors of the items [m, d]."""
+        vectors: np.ndarray = self.item.weight.detach().numpy()
+        return vectors
+
+    def scores(self, history: np.ndarray) -> np.ndarray:
+        """Score [n, m] of every item after each history [n, w]."""
+        return self.last_states(history) @ self.item_vectors().T
 
 
 def latest(history: np.ndarray, count: int) -> np.ndarray:

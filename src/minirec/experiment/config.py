@@ -175,6 +175,7 @@ class Config(Section):
     rollout: sections.Rollout = sections.Rollout()
     gradient: sections.Gradient = sections.Gradient()
     score: sections.Score = sections.Score()
+    influence: sections.Influence = sections.Influence()
     select: sections.Select = sections.Select()
     curriculum: sections.Curriculum = sections.Curriculum()
     train: sections.Train = sections.Train()

@@ -12,6 +12,7 @@ FOLDERS = {  # folders of the results, as patterns; the workflow refers to them 
     "top": "{results}/{dataset}",
     "base": "{results}/{dataset}/base/{model}",
     "signals": "{results}/{dataset}/signals/{signal_set}/seed{seed}",  # {signal_set}: a selector, or selector@variant
+    "surrogate": "{results}/{dataset}/surrogate",  # what a small recommender says of the training samples
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
@@ -170,6 +171,8 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
     names = []
     for run in runs:
         names.append(f"base/{run.model}")
+        if "influence" in config.method(run.method).reads:
+            names.append("surrogate")
         if run.selector != "none":
             names.append(f"base/{run.selector}")
             seed = signal_seed(config, run.method, run.seed)

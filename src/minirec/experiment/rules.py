@@ -139,6 +139,8 @@ class Rules:
             inputs["rollouts"] = self.signal("rollouts.parquet")(wildcards)
         if "embeddings" in reads:
             inputs["embeddings"] = self.signal("embeddings.safetensors")(wildcards)
+        if "influence" in reads:
+            inputs["influences"] = paths.FOLDERS["surrogate"].format(**wildcards) + "/influences.parquet"
         if folder := self.shard_selections(wildcards):
             shards = self.config.used_by(wildcards["method"]).select.shards
             inputs["shard_selections"] = [f"{folder}/{shard}/selection.parquet" for shard in range(shards)]

@@ -197,6 +197,12 @@ _METHOD_SETTINGS: dict[str, Any] = {
 Select: type[_Select] = create_model("Select", __base__=_Select, __doc__=_Select.__doc__, **_METHOD_SETTINGS)
 
 
+class Influence(Section):
+    """How much a training sample lowers the loss of SASRec (METHOD 4.6, dealrec)."""
+
+    damping: float = Field(0.01, gt=0, description="added to the diagonal of the Hessian before it is inverted")
+
+
 class Curriculum(Section):
     """The order of training: easy to hard within random groups (METHOD 4.7)."""
 

@@ -31,6 +31,7 @@ def run(
     scores: Path | None = None,
     rollouts: Path | None = None,
     embeddings: Path | None = None,
+    influences: Path | None = None,
     shards_folder: Path | None = None,
     method: str = "minirec",
     budget: str,
@@ -39,7 +40,7 @@ def run(
     selection: Output,
 ) -> None:
     """Write selection.parquet, picked from all training samples, from one shard, or from the shards' picks."""
-    chosen = _method(method, scores, rollouts, embeddings)
+    chosen = _method(method, scores, rollouts, embeddings, influences)
     require_shard("select", shard, select.shards)
     if embeddings is not None and shard is None:
         tensors.shapes(embeddings, "sample_id", "embedding")  # reads all of it for damage; a shard leaves that out
@@ -47,7 +48,7 @@ def run(
         [shards_folder / str(n) / "selection.parquet" for n in range(select.shards)] if shards_folder else []
     )
     pool = stored.pool(samples, shard, select.shards, picked_before)
-    signals = stored.load(pool, samples, scores, rollouts, embeddings)
+    signals = stored.load(pool, samples, scores, rollouts, embeddings, influences)
     count = _count("all" if chosen.takes_all else budget, len(pool), shard is not None)
     log.info("%s: %d of %d samples", method, count, len(pool))
     settings = {name: getattr(select, name) for name in chosen.settings}
@@ -60,6 +61,7 @@ def run(
         **{name: pa.nulls(count, pa.float64()) if c is None else c for name, c in columns.items()},
     }
     inputs = {"samples": samples, "scores": scores, "rollouts": rollouts, "embeddings": embeddings}
+    inputs["influences"] = influences
     inputs |= {f"shard{number}": file for number, file in enumerate(picked_before)}
     provenance = Provenance(
         "select",
@@ -69,13 +71,16 @@ def run(
     tables.write("selection", pa.table(table), selection, provenance)
 
 
-def _method(name: str, scores: Path | None, rollouts: Path | None, embeddings: Path | None) -> Method:
+def _method(
+    name: str, scores: Path | None, rollouts: Path | None, embeddings: Path | None, influences: Path | None
+) -> Method:
     """The method of a name; raises InputError if it is unknown, or a file that it needs is missing."""
     method = find(name)
     flags = {
         "rewards": ("--scores" if "gradients" in method.needs else "--rollouts or --scores", rollouts or scores),
         "gradients": ("--scores", scores),
         "embeddings": ("--embeddings", embeddings),
+        "influence": ("--influences", influences),
     }
     missing = [flags[need][0] for need in method.needs if need in flags and flags[need][1] is None]
     if missing:

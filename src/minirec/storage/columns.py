@@ -137,6 +137,13 @@ TABLES: dict[str, Table] = {
         },
         key=("sample_id",),
     ),
+    "influences": Table(
+        {
+            "sample_id": _column("i64", "training sample", 0),
+            "influence": _column("f64", "rise of SASRec's mean training loss, times n, were the sample left out"),
+        },
+        key=("sample_id",),
+    ),
     "selection": Table(
         {
             "position": _column("i32", "order in which it was picked, 0 is first", 0),

@@ -91,7 +91,7 @@ def derivatives_and_error(
 def _derivatives(
     h: Tensor, e: Tensor, y: Tensor, masked: Tensor, tau: float, advantage: Tensor, metric: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The formulas of `gradient_and_hvp`, and the error. Unit items e [m, d], or [n, m, d] for each state; y [n] < m."""
+    """Formulas of `gradient_and_hvp`, and the error; y [n] < m; unit items e [m, d], or [n, m, d] of each state."""
     length = h.norm(dim=-1, keepdim=True)
     h_unit = h / length.clamp(min=torch.finfo(h.dtype).tiny)
     c = _dot(e, h_unit)
