@@ -239,7 +239,7 @@ def test_the_influence_is_computed_for_the_methods_that_read_it_and_once_for_all
     assert plan(finished, selection.format("tiny", 0)) == once("influence", "select")
     several = [selection.format(selector, seed) for selector in ("tiny", "other") for seed in (0, 1)]
     assert plan(finished, *several)["influence"] == 1
-    said = spawn(finished, "-n", "-p", "--config", "x=1", "--", selection.format("tiny", 0)).stdout
+    said = spawn(finished, "-n", "-p", selection.format("tiny", 0)).stdout
     (line,) = commands(said, "select")
     assert "--influences results/toy/surrogate/influences.parquet" in line
     assert "--scores results/toy/signals/tiny/seed0/scores.parquet" in line
