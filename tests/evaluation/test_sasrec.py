@@ -85,7 +85,7 @@ def test_a_step_follows_the_mean_loss_of_the_own_steps_whatever_fits_into_memory
     for row, own in zip(sequences.items, sequences.own, strict=True):
         for end in np.flatnonzero(own):
             history = torch.from_numpy(row[None, : end + 1])
-            losses.append(cross_entropy(model(history), torch.tensor(row[end + 1 : end + 2])))
+            losses.append(cross_entropy(model(history) @ model.item.weight.T, torch.tensor(row[end + 1 : end + 2])))
     expected = torch.autograd.grad(torch.stack(losses).mean(), list(model.parameters()), allow_unused=True)
     seen = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
