@@ -28,7 +28,8 @@ def _pretend(stage, given):
         files.append(given["frozen_states"])
     pictures = []
     if stage == "summarise":
-        pictures = paths.PICTURES[: 4 if given["scores"] else 3 if given["rollouts"] else 1]
+        reads = ("rewards", "gradients") if given["scores"] else ("rewards",) if given["rollouts"] else ()
+        pictures = paths.pictures(reads)
     elif stage == "compare":
         pictures = ("comparison",)
     files += [files[0].parent / "figures" / f"{name}.{kind}" for name in pictures for kind in ("png", "svg")]

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from minirec.data import splits
+from minirec.evaluation.metrics import K, ndcg
 from minirec.evaluation.rank_tables import read_ranks
-from minirec.evaluation.significance import paired_tests
+from minirec.evaluation.significance import interval, paired_tests
 from minirec.experiment.job_logs import cost
 from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure
@@ -58,6 +59,22 @@ def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
         )
         .reset_index()
     )
+
+
+def with_intervals(
+    configurations: pd.DataFrame, top: Path, runs: Sequence[Run], samples: Path, settings: Measure
+) -> pd.DataFrame:
+    """Add the ends of the intervals of NDCG@10 over users and seeds, low and high, to rows from `over_seeds`."""
+    ends = []
+    for row in configurations[CONFIGURATION].to_dict("records"):
+        ranks = [
+            read_ranks(run.folder(top) / "ranks.parquet")
+            for run in runs
+            if {name: str(value) for name, value in run.shared.items()} == row
+        ]
+        users = splits.users(samples, ranks[0].sample_id)
+        ends.append(interval(ndcg(np.stack([of_seed.rank for of_seed in ranks]), K), users, settings))
+    return configurations.assign(low=[end["low"] for end in ends], high=[end["high"] for end in ends])
 
 
 def main_against_others(top: Path, runs: Sequence[Run], samples: Path, settings: Measure) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ FOLDERS = {  # folders of the results, as patterns; the workflow refers to them 
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
     "run": "{results}/{dataset}/runs/{model}/{selector}/{method}-{budget}/seed{seed}",
 }
-PICTURES = ("result", "rewards", "curriculum", "scores")  # below figures/: of all methods, of rewards (2), of gradients
+PICTURES = {  # file names below figures/, main experiment: which of its method's signals each shows
+    "result": None,
+    "learning": None,
+    "rewards": "rewards",
+    "curriculum": "rewards",
+    "scores": "gradients",
+}
 SIGNAL_SECTIONS = {  # the settings that a file below signals/ depends on, besides those of the files before it
     "proxy/adapter": ("sampling", "reward", "proxy"),
     "items.safetensors": (),
@@ -34,6 +41,11 @@ SIGNAL_LOGS = {  # below signals/, the logs of the jobs that make these files
     "gradients.safetensors": "logs/gradient.log",  # and the embeddings
     "scores.parquet": "logs/score.log",
 }
+
+
+def pictures(reads: Sequence[str]) -> list[str]:
+    """The PICTURES of a main experiment whose method reads these signals."""
+    return [name for name, shown in PICTURES.items() if shown is None or shown in reads]
 
 
 def signal_set(config: Config, file: str, selector: str, method: str) -> str:

@@ -271,8 +271,7 @@ class Rules:
     def pictures(self, kind: str) -> list[str]:
         """The pictures of the main experiment as files of this kind, as far as its method reads signals."""
         reads = self.config.method(self.main_runs[0].method).reads
-        drawn = paths.PICTURES if "gradients" in reads else paths.PICTURES[:3] if reads else paths.PICTURES[:1]
-        return [f"<top>/figures/{name}.{kind}" for name in drawn]
+        return [f"<top>/figures/{name}.{kind}" for name in paths.pictures(reads)]
 
     def summary_files(self, wildcards: Wildcards) -> list[str]:
         """The files that results/DATASET/metrics.json is made from, besides the scores."""

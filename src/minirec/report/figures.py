@@ -1,150 +1,218 @@
-"""Pictures of an experiment, each written as PNG and SVG."""
+"""The pictures of an experiment: its result, its training, its samples and its costs, for files and for the report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
-from minirec.experiment.paths import PICTURES
-from minirec.storage.files import atomic_write
+from minirec.experiment.paths import PICTURES, pictures
+from minirec.report.style import ALL, INK, KINDS, LINES, MARKERS, PICKED, POINTS, Figure, plt, save
 from minirec.storage.tables import numpy
 
-mpl.use("Agg")
-mpl.rcParams |= {
-    "figure.figsize": (6.4, 4.0),
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "svg.hashsalt": "minirec",  # else ids are random, and so are the bytes
-    "font.size": 10,
-}
-from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
-from matplotlib.figure import Figure  # noqa: E402
-
-ALL, PICKED, POINTS = "#b8c4d0", "#d1495b", "#2b4c6f"  # colours
-# file types, with metadata left out so that the same picture has the same bytes
-KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
+WIDTH = 5.0  # of a picture, inches
+BINS = 30  # of a histogram of rewards
+PARTS = ["model", "selector", "method"]  # what a line through several budgets is of
 
 
 def draw(
-    folder: Path, summary: Mapping[str, Any], scored: pa.Table | None, selection: pa.Table, curriculum: pa.Table
+    folder: Path,
+    summary: Mapping[str, Any],
+    histories: Mapping[str, pa.Table],
+    scored: pa.Table | None,
+    selection: pa.Table,
+    curriculum: pa.Table,
 ) -> list[Path]:
     """Write the pictures of the main experiment; returns the PNG files.
 
-    summary: the content of metrics.json. scored: the samples' rewards, and their scores if the method reads gradients;
-    None if it reads neither. Pictures of an earlier run that do not fit are removed.
+    summary: the content of metrics.json. histories: of training, by seed. scored: the samples' rewards, and their
+    scores if the method reads gradients; None if it reads neither. Pictures of an earlier run that do not fit are
+    removed.
     """
-    drawn = [result(summary)]
+    drawn = {"result": result(summary), "learning": learning(histories)}
+    reads: tuple[str, ...] = ()
     if scored is not None:
-        picked = np.isin(numpy(scored, "sample_id"), numpy(selection, "sample_id"))
-        drawn += [mean_rewards(scored, picked), training_order(curriculum)]
-        drawn += [signals(scored, picked)] if "learnability" in scored.column_names else []
-    for name in PICTURES[len(drawn) :]:
+        values, picked = (
+            numpy(scored, "mean_reward"),
+            np.isin(numpy(scored, "sample_id"), numpy(selection, "sample_id")),
+        )
+        drawn |= {"rewards": mean_rewards(values, picked), "curriculum": training_order(curriculum)}
+        reads = ("rewards",)
+        if "learnability" in scored.column_names:
+            drawn["scores"] = signals(values, numpy(scored, "representativeness"), picked)
+            reads = ("rewards", "gradients")
+    for name in PICTURES.keys() - {*pictures(reads)}:
         for kind in KINDS:
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
-    return [save(folder, name, figure) for name, figure in zip(PICTURES, drawn, strict=False)]
+    return [save(folder, name, drawn[name]) for name in pictures(reads)]
 
 
 def result(summary: Mapping[str, Any]) -> Figure:
     """NDCG@10 on test, with intervals, of the policy, its control, the policy before RL and the baselines."""
+    rows = recommenders(summary)
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.36 * len(rows)))
+    for place, (name, found) in enumerate(rows.items()):
+        value, ours = found["ndcg@10"], place == 0
+        look: dict[str, Any] = {"color": PICKED if ours else INK, "label": name}
+        axes.plot([value["low"], value["high"]], [place, place], linewidth=2, **look)
+        axes.plot(value["mean"], place, "D" if ours else "o", **look)
+        axes.annotate(f"{value['mean']:.4f}", (value["mean"], place), (0, 6), textcoords="offset points", fontsize=8)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlabel="NDCG@10 on test, with 95 % intervals", ylim=(len(rows) - 0.5, -0.7))
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def recommenders(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The metrics of every recommender by its name, as people read it: the trained policy first."""
     main = summary["main"]
-    rows = {name.replace("_", " "): found for name, found in summary["baselines"].items()}
-    rows["before RL"] = summary["before"]
+    rows = {f"after RL, {main['method']}": summary["metrics"]}
     if "control" in summary:
         rows[f"after RL, {main['control']} picks"] = summary["control"]["metrics"]
-    rows[f"after RL, {main['method']}"] = summary["metrics"]
-    figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.42 * len(rows)))
-    for place, found in enumerate(rows.values()):
-        value = found["ndcg@10"]
-        colour = PICKED if place == len(rows) - 1 else POINTS
-        axes.hlines(place, value["low"], value["high"], color=colour, linewidth=2)
-        axes.plot(value["mean"], place, "o", color=colour)
-        axes.annotate(f"{value['mean']:.4f}", (value["mean"], place), (0, 5), textcoords="offset points", fontsize=8)
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.set(xlabel="NDCG@10 on test, with 95 % intervals", ylim=(-0.5, len(rows) - 0.3))
-    axes.grid(visible=False, axis="y")
-    axes.set_title(f"{summary['selected']} of {summary['samples']['train']} training samples", loc="left", fontsize=10)
+    rows["before RL"] = summary["before"]
+    return rows | {name.replace("_", " "): found for name, found in summary["baselines"].items()}
+
+
+def learning(histories: Mapping[str, pa.Table]) -> Figure:
+    """Mean reward of every training step, and NDCG@10 on valid where it was evaluated; one line per training."""
+    figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(WIDTH, 4.2))
+    for number, (name, history) in enumerate(histories.items()):
+        look = line_look(number)
+        steps = history.select(["step", "reward", "valid_ndcg"]).sort_by("step").to_pandas()
+        smooth = steps["reward"].rolling(max(1, len(steps) // 20), min_periods=1).mean()
+        upper.plot(steps["step"], smooth, color=look["color"], label=name)
+        valid = steps.dropna(subset=["valid_ndcg"])
+        lower.plot(valid["step"], valid["valid_ndcg"], markersize=4, label=name, **look)
+    upper.set(ylabel="mean reward")
+    lower.set(xlabel="training step", ylabel="NDCG@10 on valid")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(histories) > 1:
+        figure.legend(*lower.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
 
-def save(folder: Path, name: str, figure: Figure) -> Path:
-    """Write a picture as PNG and SVG; returns the PNG file."""
-    for kind, metadata in KINDS.items():
-        with atomic_write(folder / f"{name}.{kind}") as partial:
-            figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
-    plt.close(figure)
-    return folder / f"{name}.png"
-
-
-def mean_rewards(scores: pa.Table, picked: np.ndarray) -> Figure:
-    """How many samples have which mean reward, and below which share of them was picked; picked [n] says which were."""
-    values = numpy(scores, "mean_reward")
-    figure, (counts, shares) = plt.subplots(2, sharex=True, height_ratios=[3, 2])
-    edges = np.linspace(0, max(values.max(), 1e-3), 31)
+def mean_rewards(values: np.ndarray, picked: np.ndarray) -> Figure:
+    """How many samples have which mean reward [n], on a log scale, and below which share of them was picked [n]."""
+    figure, (counts, shares) = plt.subplots(2, sharex=True, figsize=(WIDTH, 4.2), height_ratios=(3, 2))
+    edges = np.linspace(0, max(values.max(), 1e-3), BINS + 1)
     every, kept = np.histogram(values, edges)[0], np.histogram(values[picked], edges)[0]
-    middle, width = (edges[1:] + edges[:-1]) / 2, 0.9 * (edges[1] - edges[0])
+    middle, width = (edges[1:] + edges[:-1]) / 2, 0.9 * edges[1]
     counts.bar(middle, every, width, color=ALL)
-    counts.set(ylabel="samples", yscale="log", ylim=(0.7, None))
-    shares.bar(middle, np.divide(kept, every, out=np.zeros(len(every)), where=every > 0), width, color=PICKED)
-    shares.set(xlabel="mean reward of the proxy's completions", ylabel="share picked", ylim=(0, 1))
-    without_hit = float((numpy(scores, "hits") == 0).mean())
-    counts.set_title(f"{len(values)} samples, {without_hit:.0%} never get a hit", loc="left", fontsize=10)
+    counts.set(ylabel="training samples", yscale="log", ylim=(0.7, None))
+    counts.yaxis.set_major_formatter(ScalarFormatter())
+    counts.yaxis.set_minor_formatter(NullFormatter())
+    shares.bar(middle, np.divide(kept, every, out=np.zeros(BINS), where=every > 0), width, color=PICKED)
+    shares.set(xlabel="mean reward of the proxy's completions", ylabel="share picked", ylim=(0, 1.02))
     return figure
 
 
-def signals(scores: pa.Table, picked: np.ndarray) -> Figure:
-    """Learnability against representativeness of every sample; picked [n] says which the selection holds."""
-    x, y = numpy(scores, "representativeness"), numpy(scores, "learnability")
-    figure, axes = plt.subplots()
-    axes.scatter(x[~picked], y[~picked], s=10, color=ALL, linewidths=0, label="not picked")
-    axes.scatter(x[picked], y[picked], s=14, color=PICKED, linewidths=0, label="picked")
-    axes.set(xlabel="representativeness", ylabel="learnability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set_title("Signals of the picked samples", loc="left", fontsize=10)
-    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+def signals(
+    mean_reward: np.ndarray, representativeness: np.ndarray, picked: np.ndarray, links: Sequence[str | None] = ()
+) -> Figure:
+    """Mean reward [n], which decides learnability, against representativeness [n]; picked [n]: the selected samples.
+
+    Learnability itself would be 0 for most samples, one above the other. links [n]: where a click on a sample leads.
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.0))
+    points(axes, np.column_stack([mean_reward, representativeness]), picked, links)
+    axes.set_xscale("function", functions=(lambda value: np.sqrt(np.maximum(value, 0)), np.square))
+    axes.set(xlabel="mean reward (square root scale)", ylabel="representativeness", ylim=(-0.03, 1.03))
+    axes.set_xlim(0, max(mean_reward.max(), 1e-3) * 1.05)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return figure
+
+
+def embedding_map(plane: np.ndarray, shares: np.ndarray, picked: np.ndarray, links: Sequence[str | None]) -> Figure:
+    """The samples' embeddings on a plane [n, 2]; shares [2]: of the variance, by axis. picked, links: see `signals`."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.4))
+    points(axes, plane, picked, links)
+    for axis, number, share in zip((axes.xaxis, axes.yaxis), ("first", "second"), shares, strict=True):
+        axis.set_label_text(f"{number} component, {share:.0%} of the variance")
+        axis.set_ticklabels([])
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return figure
+
+
+def points(axes: Axes, places: np.ndarray, picked: np.ndarray, links: Sequence[str | None]) -> None:
+    """Draw samples at places [n, 2], the picked ones as diamonds above the others; picked, links: as in `signals`."""
+    for chosen, colour, marker, size, name in (
+        (~picked, ALL, "o", 9, "not picked"),
+        (picked, PICKED, "D", 14, "picked"),
+    ):
+        drawn = axes.scatter(
+            places[chosen, 0], places[chosen, 1], size, color=colour, marker=marker, linewidths=0, label=name
+        )
+        if len(links):
+            drawn.set_urls([links[row] for row in np.flatnonzero(chosen).tolist()])
+
+
+def diversity(selection: pd.DataFrame) -> Figure:
+    """Diversity D~ of each pick when it was picked, by its place; 0: a copy of an earlier pick."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.8))
+    axes.plot(selection["position"] + 1, selection["diversity"], "D", color=PICKED, markersize=3)
+    axes.set(xlabel="order of picking", ylabel="diversity when picked", ylim=(-0.03, 1.05))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
 def training_order(curriculum: pa.Table) -> Figure:
-    """Mean reward of each sample by its position in training: easy to hard within each group of the curriculum."""
-    position, group = numpy(curriculum, "position"), numpy(curriculum, "group")
-    reward = numpy(curriculum, "mean_reward")
-    figure, axes = plt.subplots()
-    for edge in position[1:][np.diff(group) != 0]:
+    """Mean reward of each sample by its place in training: easy to hard within each group of the curriculum."""
+    order = curriculum.sort_by("position")
+    place, group = numpy(order, "position") + 1, numpy(order, "group")
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.8))
+    for edge in place[1:][np.diff(group) != 0]:
         axes.axvline(edge - 0.5, color=ALL, linewidth=1)
-    axes.scatter(position, reward, s=9, color=POINTS, linewidths=0)
-    axes.set(xlabel="position in training", ylabel="mean reward")
-    axes.set_title(f"The curriculum: {group.max() + 1} groups, each from easy to hard", loc="left", fontsize=10)
+    axes.plot(place, numpy(order, "mean_reward"), "D", color=PICKED, markersize=3)
+    axes.set(xlabel="place in training; lines end groups", ylabel="mean reward")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
 def quality_and_cost(configurations: pd.DataFrame, metric: str) -> Figure:
     """A metric against all seconds, selection and training, with one line per method through its budgets.
 
-    configurations: from `comparison.over_seeds`. The error bars are one standard deviation over the seeds; the tick to
-    the left of a point is the training alone.
+    configurations: from `comparison.over_seeds`, with the ends of intervals, low and high. The tick to the left of a
+    point is the training alone.
     """
-    figure, axes = plt.subplots()
-    parts = [part for part in ("model", "selector", "method") if configurations[part].nunique() > 1] or ["method"]
-    for name, line in configurations.groupby(["model", "selector", "method"], sort=False):
-        line = line.sort_values("total_seconds")
-        said = dict(zip(("model", "selector", "method"), map(str, name), strict=True))
-        label = " ".join(said[part] for part in parts if said[part] != "none")
-        drawn = axes.errorbar(line["total_seconds"], line["mean"], line["std"].fillna(0), marker="o", ms=4, label=label)
-        colour = drawn.lines[0].get_color()
-        axes.hlines(line["mean"], line["seconds"], line["total_seconds"], color=colour, linewidth=0.8, linestyle=":")
-        axes.plot(line["seconds"], line["mean"], "|", color=colour, markersize=8)
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.0))
+    named = [part for part in PARTS if configurations.loc[configurations[part] != "none", part].nunique() > 1]
+    for number, (name, line) in enumerate(configurations.groupby(PARTS, sort=False)):
+        line, look = line.sort_values("total_seconds"), line_look(number)
+        said = dict(zip(PARTS, map(str, name), strict=True))
+        label = " ".join(said[part] for part in named or ["method"] if said[part] != "none")
+        ends = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
+        axes.errorbar(line["total_seconds"], line["mean"], ends, ms=6, elinewidth=1, capsize=2, label=label, **look)
+        axes.hlines(line["mean"], line["seconds"], line["total_seconds"], color=look["color"], lw=0.8, linestyle=":")
+        axes.plot(line["seconds"], line["mean"], "|", color=look["color"], markersize=8)
         for row in line.to_dict("records"):
-            axes.annotate(f" {row['budget']}", (row["total_seconds"], row["mean"]), fontsize=8)
-    axes.set(xlabel="seconds of selection and training (tick: training alone)", ylabel=metric.upper(), xscale="log")
-    axes.set_title("Quality against cost, by budget", loc="left", fontsize=10)
-    axes.legend(frameon=False)
+            place = (row["total_seconds"], row["mean"])
+            axes.annotate(str(row["budget"]), place, (5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="seconds of selection and training (tick: training alone)", ylabel=f"{metric.upper()} on test")
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    return figure
+
+
+def line_look(number: int) -> dict[str, Any]:
+    """Colour and marker of the line of this number; together they repeat after 30 lines."""
+    return {"color": LINES[number % len(LINES)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def seconds_by_rule(seconds: Mapping[str, float]) -> Figure:
+    """Seconds of the jobs of each rule, the first at the top."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.7 + 0.26 * max(len(seconds), 1)))
+    bars = axes.barh(list(seconds), list(seconds.values()), color=POINTS)
+    axes.bar_label(bars, [f"{value:,.0f}" for value in seconds.values()], padding=3, fontsize=8)
+    axes.set(xlabel="seconds")
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
     return figure

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,21 @@ import yaml
 
 from minirec import __version__
 from minirec.errors import InputError
-from minirec.evaluation.comparison import over_seeds
+from minirec.evaluation.comparison import over_seeds, with_intervals
 from minirec.evaluation.metrics import K
 from minirec.experiment.config import Config
 from minirec.experiment.job_logs import by_rule
-from minirec.experiment.paths import main_runs
-from minirec.report import charts, picks
+from minirec.experiment.paths import Run, main_runs
+from minirec.experiment.sections import Measure
+from minirec.report import figures, picks
+from minirec.report.style import Figure, inline
+from minirec.report.summary import covered
 from minirec.storage import artefact, tables
 
 NDCG = f"ndcg@{K}"
 SHOWN = 300  # picks in the table, and as many other samples
+EXAMPLES = 5  # picks shown with prompt and completions, and as many other samples
+DRAWN = 2000  # most samples in a picture that were not picked, so that the page stays small
 TEMPLATES = Path(__file__).parent
 
 
@@ -42,33 +49,44 @@ def html(config: Config, top: Path) -> str:
     if not metrics.is_file():
         raise InputError(f"{metrics} is not there; run the workflow first, minirec status {top} says what is left")
     summary = artefact.read_json(metrics)
-    run, main = main_runs(config)[0], summary["main"]
-    if (main["method"], str(main["budget"])) != (run.method, str(run.budget)):
+    runs, main = main_runs(config), summary["main"]
+    if (main["method"], str(main["budget"])) != (runs[0].method, str(runs[0].budget)):
         raise InputError(
             f"{metrics} is of {main['method']}-{main['budget']}, but the configuration's main experiment is "
-            f"{run.method}-{run.budget}; run the workflow again, or name its --configfile"
+            f"{runs[0].method}-{runs[0].budget}; run the workflow again, or name its --configfile"
         )
-    signals = picks.signals_of(config, run, top)
-    shown = picks.samples(top, run, signals, SHOWN)
+    signals = picks.signals_of(config, runs[0], top)
+    shown = picks.samples(config, top, runs[0], signals, SHOWN)
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
         name=top.name,
         version=__version__,
+        style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         summary=summary,
+        ndcg=summary["metrics"][NDCG],
         verdicts=list(verdicts(summary)),
-        result=_result(summary),
-        comparison=_comparison(top),
-        rows=json_rows(shown),
+        covered=covered(main["seeds"], main["signals"]).strip(),
+        sentence=config.method(runs[0].method).sentence,
+        result=_chart("result", figures.result(summary), "NDCG@10 on test of every recommender, with intervals"),
+        recommenders=figures.recommenders(summary),
+        comparison=_comparison(top, Measure(**summary["provenance"]["settings"])),
+        rows=table_rows(shown),
+        examples=list(_examples(config, top, shown)),
         has_rewards="rewards" in shown,
         has_signals="learnability" in shown,
         has_diversity=bool(shown["diversity"].notna().any()),
-        charts=list(_charts(top, run, signals, shown)),
-        curves=_curves(config, top),
-        costs=_costs(summary),
-        stages=by_rule(summary["cost"]),
-        picked=summary["selected"],
+        charts=list(_charts(top, runs[0], signals, shown)),
+        curves=_curves(top, runs),
+        costs=_chart(
+            "cost", figures.seconds_by_rule(by_rule(summary["cost"])), "Seconds of each rule, all seeds together"
+        ),
+        stages=stages(summary["cost"]),
         without_hit=int(((shown["position"] >= 0) & (shown["hits"] == 0)).sum()) if "hits" in shown else None,
         config=yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
+        libraries=summary["provenance"].get("libraries", {}),
         command=f"snakemake --cores 8 --configfile {top / 'config.yaml'} -- {metrics}",
     )
 
@@ -93,7 +111,7 @@ def _verdict(what: str, test: dict[str, Any]) -> str:
     return f"{what[0].upper()}{what[1:]}: {word}, {change}, p = {test['p_holm']:.2g} by Holm."
 
 
-def json_rows(shown: pd.DataFrame) -> list[dict[str, Any]]:
+def table_rows(shown: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of the table of picks: numbers as text, missing signals empty."""
     rows = []
     for row in shown.to_dict("records"):
@@ -101,65 +119,97 @@ def json_rows(shown: pd.DataFrame) -> list[dict[str, Any]]:
             name: "" if pd.isna(row.get(name, np.nan)) else f"{row[name]:.3f}"
             for name in ("mean_reward", "learnability", "representativeness", "diversity")
         }
-        written = [(f"{r:.3f}", t) for r, t in zip(row.get("rewards", ()), row.get("texts", ()), strict=True)]
+        columns = (row.get(name, ()) for name in ("rewards", "ranks", "texts"))
+        written = [(f"{reward:.3f}", rank, text) for reward, rank, text in zip(*columns, strict=True)]
         rows.append({str(name): value for name, value in row.items()} | number | {"completions": written})
     return rows
 
 
-def _result(summary: dict[str, Any]) -> Chart:
-    main = summary["main"]
-    ours = f"after RL, {main['method']}"
-    rows: dict[str, dict[str, float]] = {ours: summary["metrics"][NDCG]}
-    if "control" in summary:
-        rows[f"after RL, {main['control']}"] = summary["control"]["metrics"][NDCG]
-    rows["before RL"] = summary["before"][NDCG]
-    rows.update((name.replace("_", " "), found[NDCG]) for name, found in summary["baselines"].items())
-    said = "; ".join(f"{name} {found['mean']:.4f}" for name, found in rows.items())
-    return Chart(charts.svg(charts.result(rows, ours), "NDCG@10 on test: " + said), "NDCG@10 on test with intervals")
+def stages(cost: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Jobs, seconds, CPU seconds and largest memory (MiB) by rule; cost: of metrics.json, by log."""
+    table = pd.DataFrame([{"rule": Path(log).stem, **spent} for log, spent in cost.items()])
+    if table.empty:
+        return []
+    kinds = {"seconds": "sum", "cpu_seconds": "sum", "max_rss_mib": "max"}
+    rules = table.assign(jobs=1).groupby("rule", sort=False).agg({"jobs": "sum", **kinds})
+    return [{str(name): value for name, value in row.items()} for row in rules.reset_index().to_dict("records")]
 
 
-def _comparison(top: Path) -> dict[str, Any] | None:
+def _examples(config: Config, top: Path, shown: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Some picks and some other samples, with their prompts; the last of these picks has no hit, if any has."""
+    picked, others = (shown[shown["position"] >= 0], shown[shown["position"] < 0].head(EXAMPLES))
+    few = picked.head(EXAMPLES)
+    if "hits" in picked and (few["hits"] > 0).all() and (picked["hits"] == 0).any():
+        few = pd.concat([few.head(EXAMPLES - 1), picked[picked["hits"] == 0].head(1)])
+    both = pd.concat([few, others])
+    prompts = picks.prompts(config, top, both["sample_id"].to_numpy())
+    for row, prompt in zip(table_rows(both), prompts, strict=True):
+        yield row | {"prompt": prompt}
+
+
+def _chart(name: str, figure: Figure, caption: str, tips: Mapping[str, str] | None = None) -> Chart:
+    return Chart(inline(name, figure, caption, tips), caption)
+
+
+def _comparison(top: Path, settings: Measure) -> dict[str, Any] | None:
     """Quality against cost of all configurations, if the grid was run."""
     if not (top / "comparison.parquet").is_file():
         return None
-    cells = over_seeds(tables.read("comparison", top / "comparison.parquet").to_pandas(), NDCG)
-    chart = charts.svg(charts.quality_and_cost(cells), "NDCG@10 against seconds of selection and training, by method")
-    return {"cells": cells.fillna({"std": 0.0}).to_dict("records"), "chart": chart}
+    table = tables.read("comparison", top / "comparison.parquet").to_pandas()
+    names = ["model", "selector", "method", "budget", "seed"]
+    runs = [Run(*run) for run in table[names].drop_duplicates().itertuples(index=False, name=None)]
+    cells = with_intervals(over_seeds(table, NDCG), top, runs, top / "samples.parquet", settings)
+    tests = artefact.read_json(top / "comparison.json")
+    places = [f"{row['model']}/{row['selector']}/{row['method']}-{row['budget']}" for row in cells.to_dict("records")]
+    cells["test"] = [tests["paired_tests"].get(place) for place in places]
+    caption = "NDCG@10 on test against seconds of selection and training, by method; a number is a budget"
+    chart = _chart("quality", figures.quality_and_cost(cells, NDCG), caption)
+    return {"cells": cells.to_dict("records"), "chart": chart, "main": tests["main"]}
 
 
-def _charts(top: Path, run: Any, signals: picks.Signals, shown: pd.DataFrame) -> Iterator[Chart]:
+def _charts(top: Path, run: Run, signals: picks.Signals, shown: pd.DataFrame) -> Iterator[Chart]:
     """Charts of the selection, as far as its method reads signals."""
     selection = tables.read("selection", run.selection(top) / "selection.parquet").to_pandas().sort_values("position")
     if (scores := picks.rewards_of(signals)) is not None:
         picked = scores["sample_id"].isin(selection["sample_id"]).to_numpy()
-        label = f"Rewards of {len(scores)} samples: {(scores['hits'] == 0).mean():.0%} never get a hit"
-        yield Chart(charts.svg(charts.rewards(scores["mean_reward"].to_numpy(), picked), label), label)
-    if signals.scores:
-        figure, names = charts.two_signals(shown)
-        label = "Learnability against representativeness of picks and of as many other samples"
-        yield Chart(charts.svg(figure, label, names), label)
-    if signals.embeddings:
-        figure, names = charts.embedding_map(shown, picks.plane(signals.embeddings, shown["sample_id"].to_numpy()))
-        label = "Map of the embeddings: samples close to each other are alike"
-        yield Chart(charts.svg(figure, label, names), label)
+        label = f"Rewards of {len(scores):,} samples: {(scores['hits'] == 0).mean():.0%} never get a hit"
+        yield _chart("rewards", figures.mean_rewards(scores["mean_reward"].to_numpy(), picked), label)
+        rows = _drawn(picked)
+        ids, drawn = scores["sample_id"].to_numpy()[rows], picked[rows]
+        tips = {f"#sample-{row['sample_id']}": _tip(row) for row in shown.to_dict("records")}
+        links = [link if (link := f"#sample-{sample}") in tips else None for sample in ids]
+        note = "" if len(rows) == len(scores) else f"; of those not picked, {DRAWN:,} drawn at random are shown"
+        if signals.scores:
+            reward, alike = (scores[name].to_numpy()[rows] for name in ("mean_reward", "representativeness"))
+            label = f"Mean reward, which decides learnability, and representativeness{note}"
+            yield _chart("signals", figures.signals(reward, alike, drawn, links), label, tips)
+        if signals.embeddings and len(rows) > 1:
+            places, shares = picks.plane(signals.embeddings, ids)
+            label = f"Map of the embeddings: samples close to each other are alike{note}"
+            yield _chart("map", figures.embedding_map(places, shares, drawn, links), label, tips)
     if selection["diversity"].notna().any():
         label = "Diversity: how far each pick was from the nearest earlier one"
-        yield Chart(charts.svg(charts.diversity(selection), label), label)
-    order = tables.read("curriculum", run.selection(top) / "curriculum.parquet").to_pandas().sort_values("position")
-    if order["mean_reward"].notna().any():
-        label = f"The curriculum: {order['group'].max() + 1} groups, each from easy to hard"
-        yield Chart(charts.svg(charts.curriculum(order), label), label)
+        yield _chart("diversity", figures.diversity(selection), label)
+    order = tables.read("curriculum", run.selection(top) / "curriculum.parquet")
+    if not order["mean_reward"].null_count:
+        label = f"The curriculum: {max(order['group'].to_pylist()) + 1} groups, each from easy to hard"
+        yield _chart("curriculum", figures.training_order(order), label)
 
 
-def _curves(config: Config, top: Path) -> Chart:
-    histories = {
-        f"seed {run.seed}": tables.read("history", run.folder(top) / "history.parquet").to_pandas()
-        for run in main_runs(config)
-    }
-    label = "Learning curves: reward of the policy's completions (smoothed), and NDCG@10 on valid"
-    return Chart(charts.svg(charts.learning_curves(histories), label), label)
+def _drawn(picked: np.ndarray) -> np.ndarray:
+    """Rows, ascending, of the picked samples [n] and of at most DRAWN others, always the same."""
+    others = np.flatnonzero(~picked)
+    if len(others) > DRAWN:
+        others = np.random.default_rng(0).choice(others, DRAWN, replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(picked), others]))
 
 
-def _costs(summary: dict[str, Any]) -> Chart:
-    label = "Seconds of each rule, all seeds together"
-    return Chart(charts.svg(charts.costs(by_rule(summary["cost"])), label), label)
+def _tip(row: Mapping[Any, Any]) -> str:
+    """What the pointer shows over a sample."""
+    return (f"pick {row['position'] + 1}: " if row["position"] >= 0 else "not picked: ") + row["target"]
+
+
+def _curves(top: Path, runs: list[Run]) -> Chart:
+    histories = {f"seed {run.seed}": tables.read("history", run.folder(top) / "history.parquet") for run in runs}
+    caption = "Reward of the policy's completions (smoothed), and NDCG@10 on valid, by training step"
+    return _chart("learning", figures.learning(histories), caption)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from minirec.experiment.paths import Run
 from minirec.storage import tables, tensors
 
 HISTORY = 3  # last titles of a history that are shown
+BLOCK = 4096  # samples whose distances to the picks are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -47,42 +49,112 @@ def rewards_of(signals: Signals) -> pd.DataFrame | None:
     return rewards(signals.rollouts).to_pandas() if signals.rollouts else None
 
 
-def samples(top: Path, run: Run, signals: Signals, limit: int) -> pd.DataFrame:
-    """The first `limit` picks of a run and, drawn with its seed, as many samples that were not picked.
+def samples(config: Config, top: Path, run: Run, signals: Signals, limit: int) -> pd.DataFrame:
+    """The first `limit` picks of a run, and as many samples that were not picked.
 
-    Columns: sample_id, position (place in the order of picking; -1: not picked), history (last titles), target, and
-    where there are signals mean_reward, hits, learnability, representativeness, diversity, rewards and texts, lists
-    with an entry a completion.
+    The others are those with the largest alpha L + R (METHOD 4.6), or, where there are no scores, drawn with the run's
+    seed. Columns: sample_id, position (place in the order of picking; -1: not picked), diversity (when picked; of the
+    others, after the last pick), nearest (position of the pick most like one of the others; -1: unknown), history (last
+    titles), target, why (a sentence, or empty), and where there are signals mean_reward, hits, learnability,
+    representativeness, rewards, ranks and texts, lists with an entry a completion.
     """
     selection = tables.read("selection", run.selection(top) / "selection.parquet").to_pandas().sort_values("position")
-    picked = selection.head(limit)
     table = tables.read("samples", top / "samples.parquet", ["sample_id", "split", "target_row", "history_rows"])
     train = table.to_pandas().query("split == 'train'").set_index("sample_id")
+    rewarded = rewards_of(signals)
     others = np.setdiff1d(train.index.to_numpy(), selection["sample_id"].to_numpy())
-    drawn = np.random.default_rng(run.seed).choice(others, min(len(picked), len(others)), replace=False)
-    shown = pd.DataFrame({"sample_id": [*picked["sample_id"], *np.sort(drawn)]})
-    shown["position"] = [*picked["position"], *[-1] * len(drawn)]
-    shown["diversity"] = [*picked["diversity"], *[np.nan] * len(drawn)]
+    others = _most_valuable(config, run, rewarded, others, min(limit, len(selection), len(others)))
+    picked = selection.head(limit)
+    shown = pd.DataFrame({"sample_id": [*picked["sample_id"], *others]})
+    shown["position"] = [*picked["position"], *[-1] * len(others)]
+    shown["diversity"] = [*picked["diversity"], *[np.nan] * len(others)]
+    shown["nearest"] = -1
+    if signals.embeddings and len(others):
+        distance, nearest = _to_picks(signals.embeddings, others, selection["sample_id"].to_numpy())
+        shown.loc[shown["position"] < 0, ["diversity", "nearest"]] = np.column_stack([distance, nearest])
     titles = splits.titles(top / "catalogue.parquet")
     rows = train.loc[shown["sample_id"]]
     shown["target"] = [titles[row] for row in rows["target_row"]]
     shown["history"] = [[titles[row] for row in history[-HISTORY:]] for history in rows["history_rows"]]
-    if (rewarded := rewards_of(signals)) is not None:
+    if rewarded is not None:
         shown = shown.merge(rewarded.drop(columns=["reward_std", "gradient_norm"], errors="ignore"), on="sample_id")
     if signals.rollouts:
-        columns = ["sample_id", "completion", "reward", "text"]
+        columns = ["sample_id", "completion", "reward", "rank", "text"]
         written = tables.read("rollouts", signals.rollouts, columns).to_pandas()
         written = written[written["sample_id"].isin(shown["sample_id"])].sort_values(["sample_id", "completion"])
-        lists = written.groupby("sample_id")[["reward", "text"]].agg(list).reset_index()
-        shown = shown.merge(lists.rename(columns={"reward": "rewards", "text": "texts"}), on="sample_id")
+        lists = written.groupby("sample_id")[["reward", "rank", "text"]].agg(list).reset_index()
+        names = {"reward": "rewards", "rank": "ranks", "text": "texts"}
+        shown = shown.merge(lists.rename(columns=names), on="sample_id")
+    targets = dict(zip(shown["position"], shown["target"], strict=True))
+    cutoff = config.varied(run.method).reward.cutoff
+    shown["why"] = [_why(row, targets, cutoff) for row in shown.to_dict("records")]
     return shown
 
 
-def plane(embeddings: Path, sample_id: np.ndarray) -> np.ndarray:
-    """The first two principal components [n, 2] of the embeddings of these samples, on unit vectors."""
+def prompts(config: Config, top: Path, sample_id: np.ndarray) -> list[str]:
+    """The history of these training samples [k] as their prompts say it, a line an item."""
+    files = top / "samples.parquet", top / "catalogue.parquet"
+    return list(splits.load(*files, "train", config.policy.prompt_history, sample_id).bodies)
+
+
+def plane(embeddings: Path, sample_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal components [n, 2] of the embeddings of these samples, on unit vectors.
+
+    Also returns their shares [2] of the variance.
+    """
     from sklearn.decomposition import PCA
+
+    fitted = PCA(2, svd_solver="full")
+    places = np.asarray(fitted.fit_transform(_unit(embeddings, sample_id)))
+    return places, np.asarray(fitted.explained_variance_ratio_)
+
+
+def nearest_picks(vectors: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine distance [n] of unit vectors [n, d] to the nearest of the picks [k, d], and the number of that pick [n].
+
+    Of picks that are as near, it is the first. Distances below 1e-6 count as 0, as in the selection (METHOD 4.5).
+    """
+    blocks = [1 - vectors[start : start + BLOCK] @ picks.T for start in range(0, len(vectors), BLOCK)]
+    distance = np.concatenate([block.min(1) for block in blocks])
+    return np.where(distance < 1e-6, 0.0, distance), np.concatenate([block.argmin(1) for block in blocks])
+
+
+def _to_picks(embeddings: Path, others: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Diversity D~ [n] of samples after the last pick, and the position of the nearest pick [n]."""
+    every = tensors.read_rows(embeddings, "sample_id")
+    distance, nearest = nearest_picks(_unit(embeddings, every), _unit(embeddings, picks))
+    rows = tables.rows_of(every, others, embeddings)
+    return distance[rows] / (distance.max() or 1.0), nearest[rows]
+
+
+def _unit(embeddings: Path, sample_id: np.ndarray) -> np.ndarray:
+    """The embeddings of these samples [n, d], scaled to length 1."""
     from sklearn.preprocessing import normalize
 
     rows = tables.rows_of(tensors.read_rows(embeddings, "sample_id"), sample_id, embeddings)
-    unit = normalize(tensors.take(embeddings, "embedding", rows).astype(np.float64))
-    return np.asarray(PCA(2, svd_solver="full").fit_transform(unit))
+    return np.asarray(normalize(tensors.take(embeddings, "embedding", rows).astype(np.float64)))
+
+
+def _most_valuable(
+    config: Config, run: Run, rewarded: pd.DataFrame | None, others: np.ndarray, count: int
+) -> np.ndarray:
+    """Of the samples that were not picked, those that `samples` shows."""
+    if rewarded is None or "learnability" not in rewarded:
+        return np.sort(np.random.default_rng(run.seed).choice(others, count, replace=False))
+    left = rewarded[rewarded["sample_id"].isin(others)].sort_values("sample_id")
+    value = config.used_by(run.method).select.model_dump()["alpha"] * left["learnability"] + left["representativeness"]
+    return left["sample_id"].to_numpy()[np.argsort(-value.to_numpy(), kind="stable")[:count]]
+
+
+def _why(row: dict[Any, Any], targets: dict[int, str], cutoff: int) -> str:
+    """A sentence about a sample that its numbers do not say by themselves; empty where they do.
+
+    targets: title of the target of the picks shown, by position. cutoff: largest rank that counts as a hit.
+    """
+    if row["nearest"] >= 0:
+        title = f" ({targets[row['nearest']]})" if row["nearest"] in targets else ""
+        return f"Most like pick {row['nearest'] + 1:.0f}{title}."
+    if row["position"] < 0 or row.get("hits", 1):
+        return ""
+    needless = ", but representativeness and diversity need no hit" if "representativeness" in row else ""
+    return f"No completion ranks the target among the first {cutoff:,}{needless}."

@@ -27,7 +27,7 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
         *_metrics_table(summary),
         "",
     ]
-    lines += [_covered(main["seeds"], main["signals"]), ""]
+    lines += [covered(main["seeds"], main["signals"]), ""]
     if "control" in summary:
         lines.append(_effect(f"{main['method']} minus {main['control']}", summary["control"]["difference"]))
     lines += [_effect("after RL minus before", summary["improvement"]), *_recommended(summary["breakdown"]), ""]
@@ -79,7 +79,7 @@ def _recommended(breakdown: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _covered(seeds: Sequence[int], signals: str) -> str:
+def covered(seeds: Sequence[int], signals: str) -> str:
     """One sentence on what intervals and tests cover."""
     if len(seeds) == 1:
         return "  Intervals and tests (p by Holm) cover test users; with one seed, not the difference between seeds."

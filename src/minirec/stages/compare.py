@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from minirec.evaluation.comparison import main_against_others, over_seeds, run_rows
+from minirec.evaluation.comparison import main_against_others, over_seeds, run_rows, with_intervals
 from minirec.evaluation.metrics import K
 from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure
@@ -47,7 +47,8 @@ def run(
     schema = tables.TABLES["comparison"].schema()
     tables.write("comparison", pa.Table.from_pylist(rows, schema), comparison, provenance)
     artefact.write_json(paired_tests, tests, provenance)
-    figures.save(top / "figures", "comparison", figures.quality_and_cost(configurations, metric))
+    drawn = figures.quality_and_cost(with_intervals(configurations, top, compared, samples, measure), metric)
+    figures.save(top / "figures", "comparison", drawn)
     with atomic_write(text) as partial:
         partial.write_text(comparison_text(configurations, paired_tests, metric, comparison), encoding="utf-8")
     log.info("wrote %s with %d runs", comparison, len(runs))

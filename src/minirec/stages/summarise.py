@@ -48,6 +48,7 @@ def run(
     control = every[len(seeds) :]
     signals = tables.read("scores", scores) if scores else rewards(rollouts) if rollouts else None
     selection = tables.read("selection", seeds[0].selection(top) / "selection.parquet")
+    histories = {f"seed {one.seed}": tables.read("history", one.folder(top) / "history.parquet") for one in seeds}
     gathered = {
         "main": {
             **seeds[0].shared,
@@ -57,7 +58,9 @@ def run(
         },
         **_counts(top),
         "selected": selection.num_rows,
-        "forced_share": float(np.mean([_forced_share(one.folder(top) / "history.parquet") for one in seeds])),
+        "forced_share": float(
+            np.mean([tables.numpy(history, "forced_share").mean() for history in histories.values()])
+        ),
         **_metrics(top, seeds, control, measure),
         "cost": costs(top, logs(top, folders)),
         "prepare": artefact.read_json(top / "prepare.json"),
@@ -65,17 +68,12 @@ def run(
     if signals is not None:
         gathered["zero_hit_share"] = float((tables.numpy(signals, "hits") == 0).mean())
     curriculum = tables.read("curriculum", seeds[0].selection(top) / "curriculum.parquet").sort_by("position")
-    pictures = figures.draw(top / "figures", gathered, signals, selection, curriculum)
+    pictures = figures.draw(top / "figures", gathered, histories, signals, selection, curriculum)
     with atomic_write(summary) as partial:
         partial.write_text(summary_text(gathered, top, pictures), encoding="utf-8")
     inputs = {str(one): one.folder(top) / "metrics.json" for one in every}
     artefact.write_json(gathered, metrics, Provenance("summarise", measure.model_dump(), inputs))
     log.info("wrote %s, %s and %d pictures", metrics, summary, len(pictures))
-
-
-def _forced_share(history: Path) -> float:
-    """Share of a training's completions to which the marker had to be appended."""
-    return float(tables.numpy(tables.read("history", history), "forced_share").mean())
 
 
 def _counts(top: Path) -> dict[str, Any]:
