@@ -1,5 +1,7 @@
 """The report page: what it says, that it needs no network, and that no title becomes code."""
 
+import base64
+import hashlib
 import re
 import shutil
 import subprocess
@@ -8,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_by_hand import BASE, PICKED, TRAINED, project  # noqa: F401  a fixture
+from made_by_hand import BASE, PICKED, TRAINED, project, write_policy  # noqa: F401  a fixture
 
 from minirec.cli import report
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.report import page, picks
-from minirec.storage import tables, tensors
+from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
 
 TOP = Path("results/movielens")
@@ -63,17 +65,17 @@ def test_a_verdict_says_better_and_worse_only_where_it_is_significant(mean, sign
 def test_picks_and_as_many_others_are_shown_with_titles_rewards_and_signals(project):
     settings = project([BASE])
     run = page.main_runs(settings)[0]
-    shown = picks.samples(TOP, run, picks.signals_of(settings, run, TOP), limit=3)
+    shown = picks.samples(settings, TOP, run, picks.signals_of(settings, run, TOP), limit=3)
     assert shown["position"].to_list() == [0, 1, 2, -1, -1, -1]
     assert shown["sample_id"].to_list()[:3] == [1, 3, 5]
-    assert not set(shown["sample_id"][3:]) & {1, 3, 5, 7}
+    assert shown["sample_id"].to_list()[3:] == [11, 10, 9]  # signals rise with the sample's id
     assert shown["target"].eq("0").all()  # row 0 of the catalogue
     train = tables.read("samples", TOP / "samples.parquet").to_pandas().set_index("sample_id")["history_rows"]
     assert shown["history"].to_list() == [[str(row) for row in train[i][-3:]] for i in shown["sample_id"]]
     assert shown["rewards"].map(len).eq(1).all()
     assert shown["learnability"].to_list() == pytest.approx(np.linspace(0, 1, TRAINED)[shown["sample_id"]].tolist())
     text = page.html(settings, TOP)
-    assert text.count('data-picked="1"') == text.count('data-picked="0"') == PICKED
+    assert len(re.findall('data-kind="picked', text)) == text.count('data-kind="other"') == PICKED
     assert "1 of the picks shown have no hit" in text  # sample 1 of 1, 3, 5 and 7
 
 
@@ -101,10 +103,83 @@ def test_the_page_needs_no_network_and_the_same_results_give_the_same_bytes(proj
     assert len(text) < 5e6
 
 
-def test_points_of_the_map_have_the_names_of_their_targets(project):
+def test_points_of_the_map_name_their_targets_and_lead_to_the_rows_of_the_table(project):
     text = finished(project)
-    points = re.search(r'<g id="[^"]*-map-picked">(.*?)</g>\n *</g>', text, re.S)[1]
-    assert re.findall(r"<title>(.*?)</title>", points) == ["0"] * PICKED
+    (drawn,) = re.findall(r'<svg[^>]*aria-label="Map of the embeddings.*?</svg>', text, re.S)
+    tips = dict(re.findall(r'<a xlink:href="#(sample-[0-9]+)"[^>]*><title>(.*?)</title>', drawn))
+    picked = {f"sample-{sample}": f"pick {place}: 0" for place, sample in enumerate([1, 3, 5, 7], 1)}
+    others = {f"sample-{sample}": "not picked: 0" for sample in (11, 10, 9, 8)}
+    assert tips == picked | others
+    assert all(f'<tr id="{place}"' in text for place in tips)
+
+
+def test_the_nearest_pick_and_the_diversity_of_who_was_left_out_are_those_of_a_plain_loop():
+    vectors = np.random.default_rng(0).normal(size=(7, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    pair = vectors[[4, 2]]
+    distance, nearest = picks.nearest_picks(vectors, pair)
+    for row, vector in enumerate(vectors):
+        away = [1 - float(vector @ pick) for pick in pair]
+        assert nearest[row] == away.index(min(away))
+        assert distance[row] == pytest.approx(min(away), abs=1e-6)
+    assert distance[[4, 2]].tolist() == [0, 0]
+    assert picks.nearest_picks(vectors[:1], vectors[[3, 0, 0]])[1].tolist() == [1]  # of two as near, the first
+
+
+def test_a_sample_that_was_left_out_names_the_pick_that_it_resembles(project):
+    settings = project([BASE])
+    vectors = np.eye(TRAINED, 6, dtype=np.float32) + np.eye(TRAINED, 6, -6, dtype=np.float32)  # 7 is a copy of 1, ...
+    made = {"sample_id": np.arange(TRAINED), "embedding": vectors}
+    tensors.write(made, TOP / "signals/gemma/seed0/embeddings.safetensors", Provenance("gradient"))
+    run = page.main_runs(settings)[0]
+    shown = picks.samples(settings, TOP, run, picks.signals_of(settings, run, TOP), limit=4).set_index("sample_id")
+    assert shown["nearest"][[11, 9]].tolist() == [2, 1]  # 11 is a copy of 5, the third pick, and 9 of 3, the second
+    assert shown["diversity"][[11, 9, 10, 8]].tolist() == [0, 0, 1, 1]
+    assert shown["why"][11] == "Most like pick 3 (0)."
+    assert shown["why"][1].startswith("No completion ranks the target among the first 1,000, but representativeness")
+    assert shown["why"][3] == ""
+
+
+def test_a_closer_look_has_prompts_and_completions_and_a_pick_without_a_hit(project):
+    text = finished(project)
+    cards = re.findall(r'<div class="example">(.*?)</div>', text, re.S)
+    titles = [re.search(r"<h4>(.*?)</h4>", card)[1] for card in cards]
+    assert titles == [f"Pick {n}: 0" for n in (1, 2, 3, 4)] + ["Not picked: 0"] * 4
+    assert "- just now: 1" in cards[0]
+    assert "reward 1.000, rank 1:" in cards[0]
+    assert "No completion ranks the target" in cards[0]
+
+
+def test_a_browser_is_told_to_load_nothing_and_to_run_the_script_of_the_page_alone(project):
+    text = finished(project)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text
+
+
+def test_text_and_lines_are_seen_on_the_page_in_light_and_dark():
+    sheet = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"--(\w+): #(\w+);", part)) for part in sheet.split("prefers-color-scheme")[:2])
+    for theme in (light, dark):
+        for name in ("ink", "soft", "link", "line1"):  # words are written in these
+            assert contrast(theme[name], theme["paper"]) >= 4.5, name
+            assert contrast(theme[name], theme["card"]) >= 4.5 or name == "line1", name
+        for name in ("all", *(f"line{number}" for number in range(6))):
+            assert contrast(theme[name], theme["paper"]) >= 3, name
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours, as WCAG 2 defines it."""
+
+    def luminance(colour: str) -> float:
+        digits = "".join(c * 2 for c in colour) if len(colour) == 3 else colour
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_a_method_that_reads_rewards_alone_shows_them_and_no_scores(project):
@@ -153,40 +228,60 @@ def test_quality_against_cost_is_there_if_the_grid_was_run(project):
         "high": 0.3,
     }
     rows = [names | {"method": m, "value": 0.2, "train_seconds": 5.0, "selection_seconds": 7.0} for m in ("a", "b")]
+    for rank, method in ((BASE, "a"), (np.maximum(BASE - 8, 1), "b")):
+        write_policy(TOP / f"runs/gemma/none/{method}-4/seed0", rank)
+    test = {"mean": -0.1, "low": -0.2, "high": 0.05, "p": 0.01, "p_holm": 0.02, "significant": True}
+    tests = {"main": "gemma/none/a-4", "paired_tests": {"gemma/none/b-4": test}, "signals": "own"}
+    artefact.write_json(tests, TOP / "comparison.json", Provenance("compare"))
     table = pa.Table.from_pylist(rows, tables.TABLES["comparison"].schema())
     tables.write("comparison", table, TOP / "comparison.parquet", Provenance("compare"))
     text = page.html(settings, TOP)
     found = re.search(r"<table><caption>All configurations.*?</table>", text, re.S)[0]
+    assert "tests compare gemma/none/a-4 with each" in found
+    assert "-0.1000 [-0.2000, +0.0500], p = 0.02" in found
+    quality = np.where(BASE <= 10, 1 / np.log2(1 + BASE), 0).mean()
+    mean, low, high = re.search(r"<td class=\"n\">(0\.\d+) \[(0\.\d+), (0\.\d+)\]", found).groups()
+    assert (mean, float(low) < quality < float(high)) == ("0.2000", True)  # the mean as the table has it
     assert re.findall(r'<th scope="row">(.*?)</th>', found) == ["a", "b"]
     assert found.count('<td class="n">5</td><td class="n">12</td>') == 2
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_page_without_errors_and_searches_it(project, tmp_path):
+def test_a_browser_shows_the_page_without_errors_and_searches_filters_and_sorts_it(project, tmp_path):
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("chromium is not installed (Debian package chromium)")
     text = finished(project)
     check = """<script>
-    window.onerror = message => document.title = 'error: ' + message;
+    const seen = () => rows.filter(row => !row.hidden).length;
+    const faded = () => document.querySelectorAll("svg a.off").length;
     words.value = 'nothing like this'; form.dispatchEvent(new Event('input'));
-    const none = rows.filter(row => !row.hidden).length;
-    words.value = ''; form.elements.which.value = '1'; form.dispatchEvent(new Event('input'));
-    const picked = rows.filter(row => !row.hidden).length;
-    document.querySelector('th button').click();
-    document.title = [none, picked, document.querySelector('th').getAttribute('aria-sort'),
+    const none = [seen(), faded()];
+    words.value = ''; form.elements.which.value = 'picked'; form.dispatchEvent(new Event('input'));
+    const picked = [seen(), faded()];
+    document.querySelector('#samples th:nth-child(4) button').click();
+    const order = [...table.tBodies[0].rows].map(row => row.id.slice(7));
+    document.title = [none, picked, order, document.querySelector('#samples th:nth-child(4)').ariaSort,
       document.documentElement.scrollWidth <= innerWidth].join(' ');
     </script></body>"""
-    file = tmp_path / "page.html"
-    file.write_text(text.replace("</body>", check), encoding="utf-8")
-    words = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=500,900",
-        "--dump-dom",
-        file.as_uri(),
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    assert re.search(r"<title>(.*?)</title>", done.stdout)[1] == f"0 {PICKED} ascending true"
+    tried = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text.replace("</body>", check))
+    shown = {}
+    for name, content in (("page", text), ("tried", tried)):
+        file = tmp_path / f"{name}.html"
+        file.write_text(content, encoding="utf-8")
+        words = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=500,900",
+            "--enable-logging=stderr",
+        ]
+        words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+        assert "CONSOLE" not in done.stderr
+        shown[name] = done.stdout
+    assert f"{2 * PICKED} of {2 * PICKED} samples" in shown["page"]  # its script has run
+    order = "1,3,5,7,8,9,10,11"  # the mean reward rises with the sample's id
+    expected = f"0,{4 * PICKED} {PICKED},{2 * PICKED} {order} ascending true"  # each sample is in two pictures
+    assert re.search(r"<title>(.*?)</title>", shown["tried"])[1] == expected

@@ -201,7 +201,7 @@ def test_the_pictures_are_made_as_png_and_svg(project):
     given = project([BASE])
     figures = Path("results/movielens/figures")
     declared = {Path(file).name for kind in ("png", "svg") for file in Rules(given).pictures(kind)}
-    names = ("result", "rewards", "curriculum", "scores")
+    names = ("result", "learning", "rewards", "curriculum", "scores")
     assert declared == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert {file.name for file in figures.iterdir()} == declared
     for file in figures.iterdir():
@@ -214,7 +214,8 @@ def test_pictures_of_an_earlier_main_do_not_stay(project):
     of_compare = Path("results/movielens/figures/comparison.png")
     of_compare.write_bytes(PNG)
     project([BASE], method="random")
-    assert {file.name for file in of_compare.parent.iterdir()} == {of_compare.name, "result.png", "result.svg"}
+    left = {f"{name}.{kind}" for name in ("result", "learning") for kind in ("png", "svg")}
+    assert {file.name for file in of_compare.parent.iterdir()} == {of_compare.name, *left}
 
 
 def test_the_same_artefacts_give_the_same_bytes(project):

@@ -121,6 +121,7 @@ def test_every_stage_leaves_its_artefact_and_the_terminal_the_summary(project):
         assert set(found["paired_tests"]) == set(found["baselines"]), file
     assert sorted(path.name for path in (top / "figures").glob("*.png")) == [
         "curriculum.png",
+        "learning.png",
         "result.png",
         "rewards.png",
         "scores.png",

@@ -16,7 +16,7 @@ from minirec.experiment.paths import PICTURES, pictures
 from minirec.report.style import ALL, INK, KINDS, LINES, MARKERS, PICKED, POINTS, Figure, plt, save
 from minirec.storage.tables import numpy
 
-WIDTH = 5.0  # of a picture, inches
+WIDTH = 4.6  # of a picture, inches
 BINS = 30  # of a histogram of rewards
 PARTS = ["model", "selector", "method"]  # what a line through several budgets is of
 
@@ -56,13 +56,13 @@ def draw(
 def result(summary: Mapping[str, Any]) -> Figure:
     """NDCG@10 on test, with intervals, of the policy, its control, the policy before RL and the baselines."""
     rows = recommenders(summary)
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.36 * len(rows)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.38 * len(rows)))
     for place, (name, found) in enumerate(rows.items()):
         value, ours = found["ndcg@10"], place == 0
         look: dict[str, Any] = {"color": PICKED if ours else INK, "label": name}
         axes.plot([value["low"], value["high"]], [place, place], linewidth=2, **look)
         axes.plot(value["mean"], place, "D" if ours else "o", **look)
-        axes.annotate(f"{value['mean']:.4f}", (value["mean"], place), (0, 6), textcoords="offset points", fontsize=8)
+        axes.annotate(f"{value['mean']:.4f}", (value["mean"], place), (0, 5), textcoords="offset points", fontsize=9)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set(xlabel="NDCG@10 on test, with 95 % intervals", ylim=(len(rows) - 0.5, -0.7))
     axes.set_xlim(left=0)
@@ -193,7 +193,7 @@ def quality_and_cost(configurations: pd.DataFrame, metric: str) -> Figure:
         axes.plot(line["seconds"], line["mean"], "|", color=look["color"], markersize=8)
         for row in line.to_dict("records"):
             place = (row["total_seconds"], row["mean"])
-            axes.annotate(str(row["budget"]), place, (5, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(str(row["budget"]), place, (5, 4), textcoords="offset points", fontsize=9)
     axes.set(xlabel="seconds of selection and training (tick: training alone)", ylabel=f"{metric.upper()} on test")
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
@@ -210,7 +210,7 @@ def seconds_by_rule(seconds: Mapping[str, float]) -> Figure:
     """Seconds of the jobs of each rule, the first at the top."""
     figure, axes = plt.subplots(figsize=(WIDTH, 0.7 + 0.26 * max(len(seconds), 1)))
     bars = axes.barh(list(seconds), list(seconds.values()), color=POINTS)
-    axes.bar_label(bars, [f"{value:,.0f}" for value in seconds.values()], padding=3, fontsize=8)
+    axes.bar_label(bars, [f"{value:,.0f}" for value in seconds.values()], padding=3, fontsize=9)
     axes.set(xlabel="seconds")
     axes.margins(x=0.15)
     axes.invert_yaxis()

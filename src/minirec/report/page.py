@@ -55,7 +55,7 @@ def html(config: Config, top: Path) -> str:
             f"{metrics} is of {main['method']}-{main['budget']}, but the configuration's main experiment is "
             f"{runs[0].method}-{runs[0].budget}; run the workflow again, or name its --configfile"
         )
-    signals = picks.signals_of(config, runs[0], top)
+    method, signals = config.method(runs[0].method), picks.signals_of(config, runs[0], top)
     shown = picks.samples(config, top, runs[0], signals, SHOWN)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
@@ -69,7 +69,7 @@ def html(config: Config, top: Path) -> str:
         ndcg=summary["metrics"][NDCG],
         verdicts=list(verdicts(summary)),
         covered=covered(main["seeds"], main["signals"]).strip(),
-        sentence=config.method(runs[0].method).sentence,
+        sentence=method.sentence,
         result=_chart("result", figures.result(summary), "NDCG@10 on test of every recommender, with intervals"),
         recommenders=figures.recommenders(summary),
         comparison=_comparison(top, Measure(**summary["provenance"]["settings"])),
@@ -77,7 +77,9 @@ def html(config: Config, top: Path) -> str:
         examples=list(_examples(config, top, shown)),
         has_rewards="rewards" in shown,
         has_signals="learnability" in shown,
-        has_diversity=bool(shown["diversity"].notna().any()),
+        has_diversity=bool(shown.loc[shown["position"] >= 0, "diversity"].notna().any()),
+        others_by_value="gradients" in method.reads,
+        adds=method.name == "minirec",
         charts=list(_charts(top, runs[0], signals, shown)),
         curves=_curves(top, runs),
         costs=_chart(

@@ -52,8 +52,8 @@ def rewards_of(signals: Signals) -> pd.DataFrame | None:
 def samples(config: Config, top: Path, run: Run, signals: Signals, limit: int) -> pd.DataFrame:
     """The first `limit` picks of a run, and as many samples that were not picked.
 
-    The others are those with the largest alpha L + R (METHOD 4.6), or, where there are no scores, drawn with the run's
-    seed. Columns: sample_id, position (place in the order of picking; -1: not picked), diversity (when picked; of the
+    The others are those with the largest alpha L + R (METHOD 4.6) if the method reads gradients, else drawn with the
+    run's seed. Columns: sample_id, position (place in the order of picking; -1: not picked), diversity (when picked; of the
     others, after the last pick), nearest (position of the pick most like one of the others; -1: unknown), history (last
     titles), target, why (a sentence, or empty), and where there are signals mean_reward, hits, learnability,
     representativeness, rewards, ranks and texts, lists with an entry a completion.
@@ -86,8 +86,10 @@ def samples(config: Config, top: Path, run: Run, signals: Signals, limit: int) -
         names = {"reward": "rewards", "rank": "ranks", "text": "texts"}
         shown = shown.merge(lists.rename(columns=names), on="sample_id")
     targets = dict(zip(shown["position"], shown["target"], strict=True))
+    needless = ", but representativeness and diversity need no hit" if config.method(run.method).name == "minirec" else ""
     cutoff = config.varied(run.method).reward.cutoff
-    shown["why"] = [_why(row, targets, cutoff) for row in shown.to_dict("records")]
+    hitless = f"No completion ranks the target among the first {cutoff:,}{needless}."
+    shown["why"] = [_why(row, targets, hitless) for row in shown.to_dict("records")]
     return shown
 
 
@@ -139,22 +141,19 @@ def _most_valuable(
     config: Config, run: Run, rewarded: pd.DataFrame | None, others: np.ndarray, count: int
 ) -> np.ndarray:
     """Of the samples that were not picked, those that `samples` shows."""
-    if rewarded is None or "learnability" not in rewarded:
+    if rewarded is None or "gradients" not in config.method(run.method).reads:
         return np.sort(np.random.default_rng(run.seed).choice(others, count, replace=False))
     left = rewarded[rewarded["sample_id"].isin(others)].sort_values("sample_id")
     value = config.used_by(run.method).select.model_dump()["alpha"] * left["learnability"] + left["representativeness"]
     return left["sample_id"].to_numpy()[np.argsort(-value.to_numpy(), kind="stable")[:count]]
 
 
-def _why(row: dict[Any, Any], targets: dict[int, str], cutoff: int) -> str:
+def _why(row: dict[Any, Any], targets: dict[int, str], hitless: str) -> str:
     """A sentence about a sample that its numbers do not say by themselves; empty where they do.
 
-    targets: title of the target of the picks shown, by position. cutoff: largest rank that counts as a hit.
+    targets: title of the target of the picks shown, by position. hitless: the sentence about a pick without a hit.
     """
     if row["nearest"] >= 0:
         title = f" ({targets[row['nearest']]})" if row["nearest"] in targets else ""
         return f"Most like pick {row['nearest'] + 1:.0f}{title}."
-    if row["position"] < 0 or row.get("hits", 1):
-        return ""
-    needless = ", but representativeness and diversity need no hit" if "representativeness" in row else ""
-    return f"No completion ranks the target among the first {cutoff:,}{needless}."
+    return hitless if row["position"] >= 0 and row.get("hits", 1) == 0 else ""
