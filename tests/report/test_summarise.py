@@ -229,7 +229,7 @@ def test_the_same_artefacts_give_the_same_bytes(project):
 
 def test_a_method_that_reads_rewards_alone_has_their_picture_and_share_without_a_hit(project):
     given = project([BASE], method="learnable")
-    drawn = {"result", "rewards", "curriculum"}
+    drawn = {"result", "learning", "rewards", "curriculum"}
     assert {file.stem for file in Path("results/movielens/figures").iterdir()} == drawn
     assert {Path(file).stem for file in Rules(given).pictures("svg")} == drawn
     assert written()[0]["zero_hit_share"] == 0
@@ -238,8 +238,9 @@ def test_a_method_that_reads_rewards_alone_has_their_picture_and_share_without_a
 @pytest.mark.parametrize("method", ["random", "full"])
 def test_a_method_without_signals_is_summarised_without_them(project, method):
     given = project([np.maximum(BASE - 8, 1)], method=method)
-    assert {file.name for file in Path("results/movielens/figures").iterdir()} == {"result.png", "result.svg"}
-    assert Rules(given).pictures("png") == ["<top>/figures/result.png"]
+    drawn = {f"{name}.{kind}" for name in ("result", "learning") for kind in ("png", "svg")}
+    assert {file.name for file in Path("results/movielens/figures").iterdir()} == drawn
+    assert Rules(given).pictures("png") == ["<top>/figures/result.png", "<top>/figures/learning.png"]
     summary, text = written()
     assert "zero_hit_share" not in summary
     assert f"{method} kept" in text

@@ -175,6 +175,8 @@ EDITS = {  # a line of code more in a file of the package
     "evaluation/significance.py": MEASURED,
     "evaluation/comparison.py": set(),
     "report/figures.py": {"summarise"},
+    "report/style.py": {"summarise"},
+    "report/page.py": set(),
     "experiment/paths.py": {"summarise"},
     "experiment/job_logs.py": {"summarise"},
 }

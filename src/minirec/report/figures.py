@@ -147,7 +147,14 @@ def points(axes: Axes, places: np.ndarray, picked: np.ndarray, links: Sequence[s
         (picked, PICKED, "D", 14, "picked"),
     ):
         drawn = axes.scatter(
-            places[chosen, 0], places[chosen, 1], size, color=colour, marker=marker, linewidths=0, label=name
+            places[chosen, 0],
+            places[chosen, 1],
+            size,
+            color=colour,
+            marker=marker,
+            linewidths=0,
+            label=name,
+            clip_on=False,
         )
         if len(links):
             drawn.set_urls([links[row] for row in np.flatnonzero(chosen).tolist()])

@@ -59,7 +59,7 @@ def html(config: Config, top: Path) -> str:
     shown = picks.samples(config, top, runs[0], signals, SHOWN)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         name=top.name,
         version=__version__,
         style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
@@ -91,6 +91,7 @@ def html(config: Config, top: Path) -> str:
         libraries=summary["provenance"].get("libraries", {}),
         command=f"snakemake --cores 8 --configfile {top / 'config.yaml'} -- {metrics}",
     )
+    return page.lstrip()  # its macros leave empty lines
 
 
 def verdicts(summary: dict[str, Any]) -> Iterator[str]:
@@ -176,11 +177,11 @@ def _charts(top: Path, run: Run, signals: picks.Signals, shown: pd.DataFrame) ->
         picked = scores["sample_id"].isin(selection["sample_id"]).to_numpy()
         label = f"Rewards of {len(scores):,} samples: {(scores['hits'] == 0).mean():.0%} never get a hit"
         yield _chart("rewards", figures.mean_rewards(scores["mean_reward"].to_numpy(), picked), label)
-        rows = _drawn(picked)
+        rows = _drawn(picked, scores["sample_id"].isin(shown["sample_id"]).to_numpy())
         ids, drawn = scores["sample_id"].to_numpy()[rows], picked[rows]
         tips = {f"#sample-{row['sample_id']}": _tip(row) for row in shown.to_dict("records")}
         links = [link if (link := f"#sample-{sample}") in tips else None for sample in ids]
-        note = "" if len(rows) == len(scores) else f"; of those not picked, {DRAWN:,} drawn at random are shown"
+        note = "" if len(rows) == len(scores) else f"; of {len(scores):,} samples, {len(rows):,} are drawn"
         if signals.scores:
             reward, alike = (scores[name].to_numpy()[rows] for name in ("mean_reward", "representativeness"))
             label = f"Mean reward, which decides learnability, and representativeness{note}"
@@ -198,12 +199,12 @@ def _charts(top: Path, run: Run, signals: picks.Signals, shown: pd.DataFrame) ->
         yield _chart("curriculum", figures.training_order(order), label)
 
 
-def _drawn(picked: np.ndarray) -> np.ndarray:
-    """Rows, ascending, of the picked samples [n] and of at most DRAWN others, always the same."""
-    others = np.flatnonzero(~picked)
+def _drawn(picked: np.ndarray, in_table: np.ndarray) -> np.ndarray:
+    """Rows, ascending, of the samples [n] that are picked or in the table, and of at most DRAWN others."""
+    others = np.flatnonzero(~picked & ~in_table)
     if len(others) > DRAWN:
         others = np.random.default_rng(0).choice(others, DRAWN, replace=False)
-    return np.sort(np.concatenate([np.flatnonzero(picked), others]))
+    return np.sort(np.concatenate([np.flatnonzero(picked | in_table), others]))
 
 
 def _tip(row: Mapping[Any, Any]) -> str:

@@ -53,9 +53,9 @@ def samples(config: Config, top: Path, run: Run, signals: Signals, limit: int) -
     """The first `limit` picks of a run, and as many samples that were not picked.
 
     The others are those with the largest alpha L + R (METHOD 4.6) if the method reads gradients, else drawn with the
-    run's seed. Columns: sample_id, position (place in the order of picking; -1: not picked), diversity (when picked; of the
-    others, after the last pick), nearest (position of the pick most like one of the others; -1: unknown), history (last
-    titles), target, why (a sentence, or empty), and where there are signals mean_reward, hits, learnability,
+    run's seed. Columns: sample_id, position (place in the order of picking; -1: not picked), diversity (when picked; of
+    the others, after the last pick), nearest (position of the pick most like one of the others; -1: unknown), history
+    (last titles), target, why (a sentence, or empty), and where there are signals mean_reward, hits, learnability,
     representativeness, rewards, ranks and texts, lists with an entry a completion.
     """
     selection = tables.read("selection", run.selection(top) / "selection.parquet").to_pandas().sort_values("position")
@@ -85,8 +85,11 @@ def samples(config: Config, top: Path, run: Run, signals: Signals, limit: int) -
         lists = written.groupby("sample_id")[["reward", "rank", "text"]].agg(list).reset_index()
         names = {"reward": "rewards", "rank": "ranks", "text": "texts"}
         shown = shown.merge(lists.rename(columns=names), on="sample_id")
-    targets = dict(zip(shown["position"], shown["target"], strict=True))
-    needless = ", but representativeness and diversity need no hit" if config.method(run.method).name == "minirec" else ""
+    picked_rows = train["target_row"].loc[selection["sample_id"]]
+    targets = {position: titles[row] for position, row in zip(selection["position"], picked_rows, strict=True)}
+    needless = (
+        ", but representativeness and diversity need no hit" if config.method(run.method).name == "minirec" else ""
+    )
     cutoff = config.varied(run.method).reward.cutoff
     hitless = f"No completion ranks the target among the first {cutoff:,}{needless}."
     shown["why"] = [_why(row, targets, hitless) for row in shown.to_dict("records")]
@@ -151,9 +154,8 @@ def _most_valuable(
 def _why(row: dict[Any, Any], targets: dict[int, str], hitless: str) -> str:
     """A sentence about a sample that its numbers do not say by themselves; empty where they do.
 
-    targets: title of the target of the picks shown, by position. hitless: the sentence about a pick without a hit.
+    targets: title of the target of each pick, by position. hitless: the sentence about a pick without a hit.
     """
     if row["nearest"] >= 0:
-        title = f" ({targets[row['nearest']]})" if row["nearest"] in targets else ""
-        return f"Most like pick {row['nearest'] + 1:.0f}{title}."
+        return f"Most like pick {row['nearest'] + 1:.0f} ({targets[row['nearest']]})."
     return hitless if row["position"] >= 0 and row.get("hits", 1) == 0 else ""

@@ -94,9 +94,10 @@ def _make_ids_unique(element: ElementTree.Element, name: str, tips: Mapping[str,
         element.attrib[key] = value.replace("url(#", f"url(#{name}-")
     place = element.attrib.get(f"{XLINK}href", "")
     if element.tag == f"{SVG}a":
+        element.attrib.pop("target", None)  # which would open another window
         element.attrib["tabindex"] = "-1"  # the page's tables hold the same, in fewer stops for the keyboard
         tip = ElementTree.Element(f"{SVG}title")
-        tip.text = tips.get(place, "")
+        tip.text, tip.tail, element.text = tips.get(place, ""), element.text, None
         element.insert(0, tip)
     elif place.startswith("#"):
         element.attrib[f"{XLINK}href"] = f"#{name}-{place[1:]}"
