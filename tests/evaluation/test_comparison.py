@@ -11,7 +11,10 @@ import pytest
 
 from minirec.errors import InputError
 from minirec.evaluation import comparison
+from minirec.evaluation.rank_tables import PolicyRanks, write_ranks
+from minirec.evaluation.significance import interval
 from minirec.experiment.paths import Run
+from minirec.experiment.sections import Measure
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
 
@@ -50,6 +53,28 @@ def test_a_run_becomes_a_row_with_the_names_of_its_path_and_the_seconds_of_its_s
         "train_seconds": 4.0,
         "selection_seconds": 15.0,  # a job counts once, a failed one not at all
     }
+
+
+def test_the_interval_of_a_configuration_covers_its_own_seeds_and_no_other_runs(tmp_path):
+    n, generator = 30, np.random.default_rng(0)
+    rows = dict.fromkeys(tables.TABLES["samples"].columns, 0) | {"split": "test", "history_rows": [1]}
+    rows |= {"history_rating": [None], "history_age_ms": [1]}
+    samples = [rows | {"sample_id": i, "user_id": f"u{i // 2}"} for i in range(n)]
+    table = pa.Table.from_pylist(samples, tables.TABLES["samples"].schema())
+    tables.write("samples", table, tmp_path / "samples.parquet", Provenance("prepare"))
+    ranks, runs = {}, [Run("m", "none", "random", budget, seed) for budget, seed in ((8, 0), (8, 1), ("all", 0))]
+    for run in runs:
+        ranks[run] = generator.integers(1, 20, n).astype(np.int32)
+        found = PolicyRanks(np.arange(n), ranks[run], np.zeros((n, 1), int), ranks[run])
+        write_ranks(found, run.folder(tmp_path) / "ranks.parquet", Provenance("evaluate"))
+    configurations = pd.DataFrame([run.shared for run in (runs[0], runs[2])]).astype(str)
+    files = tmp_path / "samples.parquet", Measure(bootstrap=100)
+    found = comparison.with_intervals(configurations, tmp_path, runs, *files)
+    users = np.arange(n) // 2
+    for row, of_seeds in zip(found.to_dict("records"), ([runs[0], runs[1]], [runs[2]]), strict=True):
+        values = [[1 / np.log2(1 + rank) if rank <= 10 else 0 for rank in ranks[run]] for run in of_seeds]
+        expected = interval(np.array(values), users, Measure(bootstrap=100))
+        assert (row["low"], row["high"]) == pytest.approx((expected["low"], expected["high"]))
 
 
 def test_seeds_are_averaged_within_a_configuration_only(tmp_path):

@@ -66,14 +66,12 @@ def with_intervals(
 ) -> pd.DataFrame:
     """Add the ends of the intervals of NDCG@10 over users and seeds, low and high, to rows from `over_seeds`."""
     ends = []
-    for row in configurations[CONFIGURATION].to_dict("records"):
-        ranks = [
-            read_ranks(run.folder(top) / "ranks.parquet")
-            for run in runs
-            if {name: str(value) for name, value in run.shared.items()} == row
-        ]
-        users = splits.users(samples, ranks[0].sample_id)
-        ends.append(interval(ndcg(np.stack([of_seed.rank for of_seed in ranks]), K), users, settings))
+    for names in configurations[CONFIGURATION].itertuples(index=False, name=None):
+        name = Run(*names, seed=0).configuration
+        files = [run.folder(top) / "ranks.parquet" for run in runs if run.configuration == name]
+        sample_id = read_ranks(files[0]).sample_id
+        ranks = np.stack([read_ranks(file, sample_id).rank for file in files])
+        ends.append(interval(ndcg(ranks, K), splits.users(samples, sample_id), settings))
     return configurations.assign(low=[end["low"] for end in ends], high=[end["high"] for end in ends])
 
 

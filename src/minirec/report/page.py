@@ -29,7 +29,7 @@ from minirec.storage import artefact, tables
 NDCG = f"ndcg@{K}"
 SHOWN = 300  # picks in the table, and as many other samples
 EXAMPLES = 5  # picks shown with prompt and completions, and as many other samples
-DRAWN = 2000  # most samples in a picture that were not picked, so that the page stays small
+DRAWN = 2000  # most picks in a picture, besides those of the table, and most others, so that the page stays small
 TEMPLATES = Path(__file__).parent
 
 
@@ -200,11 +200,12 @@ def _charts(top: Path, run: Run, signals: picks.Signals, shown: pd.DataFrame) ->
 
 
 def _drawn(picked: np.ndarray, in_table: np.ndarray) -> np.ndarray:
-    """Rows, ascending, of the samples [n] that are picked or in the table, and of at most DRAWN others."""
-    others = np.flatnonzero(~picked & ~in_table)
-    if len(others) > DRAWN:
-        others = np.random.default_rng(0).choice(others, DRAWN, replace=False)
-    return np.sort(np.concatenate([np.flatnonzero(picked | in_table), others]))
+    """Rows, ascending, of the samples [n] in the table, and of at most DRAWN other picks and DRAWN that are no picks."""
+    rows, generator = [np.flatnonzero(in_table)], np.random.default_rng(0)
+    for group in (picked & ~in_table, ~picked & ~in_table):
+        some = np.flatnonzero(group)
+        rows.append(generator.choice(some, DRAWN, replace=False) if len(some) > DRAWN else some)
+    return np.sort(np.concatenate(rows))
 
 
 def _tip(row: Mapping[Any, Any]) -> str:
