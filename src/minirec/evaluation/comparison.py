@@ -66,8 +66,8 @@ def with_intervals(
 ) -> pd.DataFrame:
     """Add the ends of the intervals of NDCG@10 over users and seeds, low and high, to rows from `over_seeds`."""
     ends = []
-    for names in configurations[CONFIGURATION].itertuples(index=False, name=None):
-        name = Run(*names, seed=0).configuration
+    for model, selector, method, budget in configurations[CONFIGURATION].itertuples(index=False, name=None):
+        name = Run(model, selector, method, budget, 0).configuration
         files = [run.folder(top) / "ranks.parquet" for run in runs if run.configuration == name]
         sample_id = read_ranks(files[0]).sample_id
         ranks = np.stack([read_ranks(file, sample_id).rank for file in files])

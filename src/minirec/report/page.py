@@ -200,7 +200,7 @@ def _charts(top: Path, run: Run, signals: picks.Signals, shown: pd.DataFrame) ->
 
 
 def _drawn(picked: np.ndarray, in_table: np.ndarray) -> np.ndarray:
-    """Rows, ascending, of the samples [n] in the table, and of at most DRAWN other picks and DRAWN that are no picks."""
+    """Rows, ascending, of the samples [n] in the table, and of at most DRAWN other picks and DRAWN that are none."""
     rows, generator = [np.flatnonzero(in_table)], np.random.default_rng(0)
     for group in (picked & ~in_table, ~picked & ~in_table):
         some = np.flatnonzero(group)
