@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from minirec.data import splits
 from minirec.data.splits import Split
@@ -24,7 +24,7 @@ from minirec.model.policy import Policy
 from minirec.model.whitening import Head, Whitening
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
-from minirec.training import losses
+from minirec.training import crossfit
 
 PARTS = ("train", "valid", "test")
 
@@ -82,27 +82,16 @@ class States:
 
     def trained(self, batches: Sequence[np.ndarray], training: Training) -> Head:
         """A head trained on these whitened states with the item loss, A = 1; batches: rows of train, one step each."""
-        torch.manual_seed(training.seed)
-        head, steps = Head(Whitening.identity(), self.states["items"].shape[1], training.kind), len(batches)
-        optimiser = torch.optim.AdamW(head.parameters(), training.rate, weight_decay=0.0, fused=True)
-        factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: min(1, (k + 1) / 16) * (1 - k / steps))
-        for rows in batches:
-            loss = self._loss(head, rows, training)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-            optimiser.step()
-            factor.step()
-        return head
-
-    def _loss(self, head: Head, rows: np.ndarray, training: Training) -> Tensor:
-        """The mean item loss of a batch."""
-        split = self.parts["train"]
-        target, history = torch.from_numpy(split.target[rows]), torch.from_numpy(split.history[rows])
-        chosen = losses.batch_items(target, len(self.states["items"]), training.negatives, torch.default_generator)
-        column = torch.searchsorted(chosen[: len(target.unique())], target)
-        masked = (chosen[None, :, None] == history[:, None, :]).any(-1)
-        users = head.user(self.states["train"][torch.from_numpy(rows)])
-        items, one = head.item(self.states["items"][chosen]), torch.ones(len(target))
-        log_pi = losses.item_log_pi(users, items, column, masked, training.tau)
-        return losses.item_loss(log_pi, log_pi.detach(), one, 0.2, 0.28) / len(target)
+        return crossfit.fit(
+            self.states["train"],
+            self.states["items"],
+            self.parts["train"],
+            batches,
+            kind=training.kind,
+            rate=training.rate,
+            schedule=lambda optimiser: LambdaLR(optimiser, lambda k: min(1, (k + 1) / 16) * (1 - k / len(batches))),
+            negatives=training.negatives,
+            tau=training.tau,
+            max_grad_norm=1.0,
+            generator=torch.Generator().manual_seed(training.seed),
+        )

@@ -17,11 +17,16 @@ GRID = {
     "main": {"budget": 8, "seeds": [0, 1]},
     "rollout": {"shards": 2},
     "select": {"shards": 2},
-    "variants": {"cool": {"sampling": {"top_k": 9}}, "sharp": {"score": {"mu": 0.4}}, "ours": {"method": "random"}},
+    "variants": {
+        "cool": {"sampling": {"top_k": 9}},
+        "sharp": {"score": {"mu": 0.4}},
+        "ours": {"method": "random"},
+        "heads": {"method": "learnable", "proxy": {"kind": "heads", "head": "shared"}},
+    },
     "compare": {
         "models": ["gemma", "qwen"],
         "selectors": ["gemma"],
-        "methods": ["cool", "sharp", "ours", "full", "hardest", "diversity", "grand", "coverage"],
+        "methods": ["cool", "sharp", "ours", "heads", "full", "hardest", "diversity", "grand", "coverage"],
         "budgets": [4, 8],
         "seeds": [0],
     },
@@ -84,6 +89,7 @@ def test_a_stage_that_has_ended_did_the_work_that_was_planned(planned, judged, d
         (Job("evaluate", "gemma"), "evaluate", {"adapter": judged["adapter"]}),
         (Job("train", "gemma", method="random", budget="5"), "train", training),
         (Job("rollout", signal_set="gemma", shard="1"), "rollout", {"rollout": planned.config.rollout, "shard": 1}),
+        (Job("crossfit", signal_set="gemma"), "crossfit", {"train": defaults.proxy, "crossfit": defaults.crossfit}),
     ):
         expected = planned.work(job)
         assert expected.flop > 0, job

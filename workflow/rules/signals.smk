@@ -68,8 +68,29 @@ use rule stage as rollout with:
         hidden=f"<signals>/{PART}hidden.safetensors",
     log:
         f"<signals>/{PART}logs/rollout.log",
+    wildcard_constraints:
+        signal_set=ask.signal_sets("policy"),
     params:
         **job("rollout"),
+
+
+use rule stage as crossfit with:
+    """Reward every training sample by heads on frozen states, without a proxy's training and completions."""
+    input:
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        item_table=ask.selector_base("items.safetensors"),
+        whitening=ask.selector_base("whitening.safetensors"),
+        model=ask.selector_model,
+    output:
+        rollouts="<signals>/rollouts.parquet",
+        embeddings="<signals>/embeddings.safetensors",
+    log:
+        "<signals>/logs/crossfit.log",
+    wildcard_constraints:
+        signal_set=ask.signal_sets("heads"),
+    params:
+        **job("crossfit", train="proxy"),
 
 
 if SHARDS > 1:
@@ -84,6 +105,8 @@ if SHARDS > 1:
             hidden="<signals>/hidden.safetensors",
         log:
             "<signals>/logs/gather.log",
+        wildcard_constraints:
+            signal_set=ask.signal_sets("policy"),
         params:
             **job("gather", shards_folder=ask.rollout_shards, shards=SHARDS),
 
@@ -102,6 +125,8 @@ use rule stage as gradient with:
         embeddings="<signals>/embeddings.safetensors",
     log:
         "<signals>/logs/gradient.log",
+    wildcard_constraints:
+        signal_set=ask.signal_sets("policy"),
     params:
         **job("gradient"),
 

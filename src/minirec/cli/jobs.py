@@ -28,6 +28,7 @@ STAGES = {  # of the rules that run the language model
     "train_proxy": "train",
     "train": "train",
     "rollout": "rollout",
+    "crossfit": "crossfit",
 }
 SIGNAL_RULES = {  # the rules that make files below signals/: the file, and the signals that it is made for
     "train_proxy": ("proxy/adapter", {"rewards"}),
@@ -87,6 +88,9 @@ def jobs(config: Config, runs: list[Run], last: str) -> list[Job]:
 def _signals(config: Config, run: Run) -> Iterator[Job]:
     """The jobs that make the signals that the run's method reads."""
     seed = str(signal_seed(config, run.method, run.seed))
+    if config.varied(run.method).proxy.kind == "heads":
+        yield Job("crossfit", signal_set=signal_set(config, "rollouts.parquet", run.selector, run.method), seed=seed)
+        return
     yield from _chosen(config, "none", "random", config.varied(run.method).proxy.size, seed)
     for rule, (file, signals) in SIGNAL_RULES.items():
         if signals.isdisjoint(config.method(run.method).reads):
@@ -154,6 +158,8 @@ class PlannedWork:
                 return policy.train(config.train, config.sampling, _count(job.budget, size.train))
             case "rollout":
                 return policy.rollout(config.sampling) * (1 / config.rollout.shards)
+            case "crossfit":
+                return policy.crossfit(config.proxy, config.crossfit)
             case "gradient":
                 return policy.gradient(config.gradient, config.sampling.completions, config.sampling.max_new_tokens)
             case "score":
@@ -193,6 +199,8 @@ def work_done(stage: str, given: Mapping[str, Any]) -> Work:
         case "rollout":
             shards = 1 if given["shard"] is None else given["rollout"].shards
             return model.rollout(given["sampling"]) * (1 / shards)
+        case "crossfit":
+            return model.crossfit(given["train"], given["crossfit"])
         case "gradient":
             tokens = tables.read("rollouts", given["rollouts"], ["tokens"])["tokens"]
             samples, completions, _ = _dimensions(given["hidden"], "hidden")

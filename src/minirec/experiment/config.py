@@ -144,6 +144,7 @@ class Variant(Section):
     reward: dict[str, Any] = {}
     proxy: dict[str, Any] = {}
     rollout: dict[str, Any] = {}
+    crossfit: dict[str, Any] = {}
     gradient: dict[str, Any] = {}
     score: dict[str, Any] = {}
     select: dict[str, Any] = {}
@@ -173,6 +174,7 @@ class Config(Section):
     embed: sections.Embed = sections.Embed()
     proxy: sections.Proxy = sections.Proxy()
     rollout: sections.Rollout = sections.Rollout()
+    crossfit: sections.Crossfit = sections.Crossfit()
     gradient: sections.Gradient = sections.Gradient()
     score: sections.Score = sections.Score()
     influence: sections.Influence = sections.Influence()
@@ -191,9 +193,15 @@ class Config(Section):
             if "shards" in variant.rollout:
                 raise ValueError(f"variants.{name}.rollout.shards changes no result; set rollout.shards for all")
         for where, config in [("", self), *[(f"variants.{name}: ", self.varied(name)) for name in self.variants]]:
-            for training in (config.train, config.proxy):
+            heads = config.proxy.kind == "heads"
+            for training in (config.train,) if heads else (config.train, config.proxy):
                 if reason := teaches_nothing(config.sampling, training):
                     raise ValueError(where + reason)
+            if heads and config.proxy.head == "none":
+                raise ValueError(f"{where}proxy.kind is heads, but proxy.head is none; set it to shared or separate")
+        for method in (self.main.method, self.main.control):
+            if method and (reason := self.lacks_gradients(method)):
+                raise ValueError(reason)
         if self.main.control == self.main.method:
             raise ValueError(f"main.control is {self.main.control}, the method itself; name another, such as random")
         if self.main.selector == "none" and self.method(self.main.method).reads:
@@ -239,6 +247,12 @@ class Config(Section):
     def method(self, name: str) -> Method:
         """The method of this name, or the method that the variant of this name changes."""
         return methods()[self.variants[name].method if name in self.variants else name]
+
+    def lacks_gradients(self, name: str) -> str | None:
+        """Why a method or variant cannot have the gradients that it needs; None if it can, or needs none."""
+        if "gradients" not in self.method(name).reads or self.varied(name).proxy.kind == "policy":
+            return None
+        return f"{name} needs gradients, which proxy.kind heads does not give; set it to policy, or take learnable"
 
     def varied(self, name: str | None) -> Config:
         """This configuration with the changes of the variant `name`; unchanged if no variant has that name."""

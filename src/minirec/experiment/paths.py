@@ -27,7 +27,7 @@ PICTURES = {  # file names below figures/, main experiment: which of its method'
 SIGNAL_SECTIONS = {  # the settings that a file below signals/ depends on, besides those of the files before it
     "proxy/adapter": ("sampling", "reward", "proxy"),
     "items.safetensors": (),
-    "rollouts.parquet": ("rollout",),
+    "rollouts.parquet": ("rollout", "crossfit"),
     "hidden.safetensors": (),
     "gradients.safetensors": ("gradient",),
     "embeddings.safetensors": (),
@@ -41,6 +41,7 @@ SIGNAL_LOGS = {  # below signals/, the logs of the jobs that make these files
     "gradients.safetensors": "logs/gradient.log",  # and the embeddings
     "scores.parquet": "logs/score.log",
 }
+CROSSFIT_LOG = "logs/crossfit.log"  # of the job that makes rollouts and embeddings with `proxy.kind: heads`
 
 
 def pictures(reads: Sequence[str]) -> list[str]:
@@ -119,13 +120,15 @@ def selection_logs(config: Config, selector: str, method: str) -> list[str]:
     """
     reads, logs = config.method(method).reads, [f"selections/{selector}/{method}-{{budget}}/seed{{seed}}/**/logs/*.log"]
     needed = [file for file in SIGNAL_LOGS if reads]
+    if heads := bool(reads) and config.varied(method).proxy.kind == "heads":
+        needed = ["rollouts.parquet"]
     if "gradients" not in reads:
         needed = [file for file in needed if file != "scores.parquet"]
     if not {"gradients", "embeddings"} & set(reads):
         needed = [file for file in needed if file != "gradients.safetensors"]
     for file in needed:
         folder = f"signals/{signal_set(config, file, selector, method)}/seed{signal_seed(config, method, '{seed}')}"
-        logs.append(f"{folder}/{SIGNAL_LOGS[file]}")
+        logs.append(f"{folder}/{CROSSFIT_LOG if heads else SIGNAL_LOGS[file]}")
     return logs
 
 

@@ -131,6 +131,8 @@ class Rules:
 
     def select_inputs(self, wildcards: Wildcards) -> dict[str, Any]:
         """Inputs of `select`: the signals that the method reads, and the picks of the shards if it has several."""
+        if reason := self.config.lacks_gradients(wildcards["method"]):
+            sys.exit(f"minirec: {reason}")
         reads = self.config.method(wildcards["method"]).reads
         inputs: dict[str, Any] = {}
         if "gradients" in reads:
@@ -258,6 +260,13 @@ class Rules:
         declared = self.config.datasets[wildcards["dataset"]]
         changed = declared.model_dump_json(include=set(config.Format.model_fields), exclude_defaults=True)
         return None if changed == "{}" else changed
+
+    def signal_sets(self, kind: str) -> str:
+        """A regular expression of the folders below signals/ whose proxy is of this kind."""
+        models = f"(?:{one_of(self.config.models)})"
+        variants = [name for name in self.config.variants if self.config.varied(name).proxy.kind == kind]
+        bare = [models] if self.config.proxy.kind == kind else []
+        return "|".join([*bare, f"{models}@(?:{one_of(variants)})"])
 
     def summary_signals(self, wildcards: Wildcards) -> dict[str, str]:
         """The scores or rollouts of the main experiment, as far as its method reads them."""

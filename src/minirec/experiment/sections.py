@@ -157,6 +157,12 @@ class Rollout(Section):
     shards: int = Field(1, ge=1, description="number of jobs that share the work; it does not change the result")
 
 
+class Crossfit(Section):
+    """How heads reward the training samples without completions, with `proxy.kind: heads` (METHOD 4.2)."""
+
+    folds: int = Field(2, ge=2, description="parts of the training samples; each is rewarded by a head of the others")
+
+
 class Gradient(Section):
     """Gradient and Hessian-vector product of the item loss (METHOD 4.4)."""
 
@@ -258,7 +264,10 @@ class Train(Section):
 class Proxy(Train):
     """How the proxy is trained on random samples: settings as in `train`, with values of their own (METHOD 4.1)."""
 
-    size: int = Field(256, ge=2, description="number of random training samples")
+    kind: Literal["policy", "heads"] = Field(
+        "policy", description="a policy that writes completions, or cross-fitted heads on frozen states: far cheaper"
+    )
+    size: int = Field(256, ge=2, description="kind policy: number of random training samples")
     seeds: Literal["own", "shared"] = Field(
         "own", description="every run has signals of its own seed, or all share those of proxy.seed"
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minirec.model.cache import BranchingCache, BranchReader, LayerSlice, pad
 from minirec.model.policy import Policy
+from minirec.model.whitening import Whitening
 from minirec.progress import progress
 
 
@@ -154,17 +155,21 @@ class _Drafts:
 
 
 @torch.no_grad()
-def user_states(policy: Policy, bodies: Sequence[str], count: int | None = None) -> Tensor:
-    """States [n, d] of users after an empty completion, on the CPU, not whitened.
+def user_states(
+    policy: Policy, bodies: Sequence[str], count: int | None = None, whitening: Whitening | None = None
+) -> Tensor:
+    """States [n, d] of users after an empty completion, on the CPU; with a whitening, whitened ones [n, k].
 
     bodies: the histories as text, see `Split.bodies`, in the order of time. count: take so many of them, evenly spread.
     """
+    whitening = whitening or Whitening.identity()
     rows = np.linspace(0, len(bodies) - 1, min(count or len(bodies), len(bodies))).round().astype(int)
     prompts = policy.user_bodies([bodies[row] for row in rows])
-    states = torch.zeros(len(prompts), policy.width)
+    states = torch.zeros(len(prompts), whitening.size(policy.width))
     with progress("users", len(prompts), "prompts") as bar:
         for batch in policy.length_batches(prompts, extra=len(policy.marker_ids)):
-            states[batch] = generate(policy, [prompts[row] for row in batch], limits=[0]).hidden[:, 0].cpu()
+            hidden = generate(policy, [prompts[row] for row in batch], limits=[0]).hidden[:, 0]
+            states[batch] = whitening.user(hidden).cpu()
             bar.add(len(batch))
     return states
 

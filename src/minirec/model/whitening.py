@@ -95,6 +95,10 @@ class Whitening:
         """Write whitening.safetensors."""
         tensors.write({"whitened": np.array([bool(self.arrays)]), **self.arrays}, path, provenance)
 
+    def size(self, width: int) -> int:
+        """Size k of a whitened state; width: size d before."""
+        return int(self.arrays["user_components"].shape[1]) if self.arrays else width
+
     def user(self, x: Tensor) -> Tensor:
         """Whiten user states [..., d] to [..., k]; differentiable."""
         return self._apply("user", x)
@@ -120,8 +124,7 @@ class Head(nn.Module):
         """width: size d of a hidden state, which is the size of the maps where nothing is whitened."""
         super().__init__()
         self.whitening = whitening
-        size = whitening.arrays["user_components"].shape[1] if whitening.arrays else width
-        self.maps = nn.ParameterDict({side: nn.Parameter(torch.eye(size)) for side in SIDES[kind]})
+        self.maps = nn.ParameterDict({side: nn.Parameter(torch.eye(whitening.size(width))) for side in SIDES[kind]})
 
     def user(self, x: Tensor) -> Tensor:
         """Whiten and map user states [..., d] to [..., k]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minirec.errors import InputError
 from minirec.selection.methods.registry import Share, method
 from minirec.selection.signals import Signals
 
@@ -15,6 +16,8 @@ def variance(signals: Signals, budget: int, generator: np.random.Generator, *, t
     top_p: draw at random from the fewest samples that hold this share of all variance, if they exceed the budget
     (RAGEN-2, arXiv 2604.06268).
     """
+    if not np.any(signals.reward_std):
+        raise InputError("all completions of a sample earn the same, so variance cannot tell samples apart")
     values = np.asarray(signals.reward_std, dtype=np.float64) ** 2
     order = np.argsort(-values, kind="stable")
     held = np.cumsum(values[order])
