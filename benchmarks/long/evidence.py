@@ -26,10 +26,11 @@ from minirec.storage import artefact, tables
 
 OUT = ROOT / "docs" / "results" / "evidence.csv"
 KEY = ["dataset", "model", "method", "budget", "seed"]
-METHODS = ("random", "learnable", "minirec", "full_twice", "full_once", "product", "variance", "hardest")
+METHODS = ("random", "learnable_heads", "learnable", "minirec", "full_once", "product", "variance", "hardest")
 SHARES = (1 / 8, 1 / 4)
-SELECTION = ("train_proxy", "embed_proxy", "rollout", "gradient", "score", "select", "curriculum")
-RULES = ("embed_base", "train_proxy", "embed_proxy", "rollout", "gradient", "train", "evaluate", "evaluate_base")
+PROXY = ("train_proxy", "embed_proxy", "rollout", "crossfit", "gradient")
+SELECTION = (*PROXY, "score", "select", "curriculum")
+RULES = ("embed_base", *PROXY, "train", "evaluate", "evaluate_base")
 
 
 def settings_of(model: str, dataset: str) -> tuple[list[Path], config.Config, str]:

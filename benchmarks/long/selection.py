@@ -2,11 +2,11 @@
 
     python benchmarks/long/selection.py --datasets toys --methods learnable random --seeds 5
 
-Methods are those of src/minirec/selection/methods and, at two of the budgets and with half the seeds, the variants of
-config/evidence.yaml. Two seeds share a proxy with its rollouts and scores, made by the workflow. A training takes
-seconds; what is finished is not run again. Rows go to docs/results/selection.csv; selection_report.py makes tables and
-pictures of them. MovieLens is fetched; cds, toys and any data set of your own take part where data/NAME holds their two
-files.
+Methods are those of src/minirec/selection/methods and the variants of config/evidence.yaml: those with another proxy
+like the methods, all others at two of the budgets and with half the seeds. Two seeds share a proxy with its rollouts
+and scores, made by the workflow. A training takes seconds; what is finished is not run again. Rows go to
+docs/results/selection.csv; selection_report.py makes tables and pictures of them. MovieLens is fetched; cds, toys and
+any data set of your own take part where data/NAME holds their two files.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ABLATED = (1 / 8, 1 / 4)  # budgets of the variants
 EPOCHS = (1, 2, 4, 8)
 SEEDS, PROXIES = 10, 5  # two seeds a proxy
 FILES = tuple(ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", "learning_tiny", "evidence"))
-RULES = ("embed_base", "train_proxy", "embed_proxy", "rollout", "gradient")  # that run the model
+RULES = ("embed_base", "train_proxy", "embed_proxy", "rollout", "crossfit", "gradient")  # that run the model
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ class Cell:
         found = {"samples": self.top / "samples.parquet", "whitening": self.top / "base" / model_of(self.dataset)}
         found["whitening"] /= "whitening.safetensors"
         if settings().method(self.method).reads:
-            found |= {"scores": self.signal("scores.parquet"), "embeddings": self.signal("embeddings.safetensors")}
+            rewards = "rollouts" if settings().varied(self.method).proxy.kind == "heads" else "scores"
+            found |= {rewards: self.signal(f"{rewards}.parquet"), "embeddings": self.signal("embeddings.safetensors")}
+        if "influence" in settings().method(self.method).reads:
+            found["influences"] = self.top / "surrogate" / "influences.parquet"
         return found
 
     def file(self) -> Path:
@@ -131,7 +134,8 @@ def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[floa
     """All cells, those of the first budget first."""
     cells = []
     for budget, dataset, method, seed in product(budgets, available(datasets), methods, range(seeds)):
-        if method not in settings().variants or (budget in ABLATED and seed < PROXIES):
+        full = not (variant := settings().variants.get(method)) or variant.proxy
+        if full or (seed < PROXIES and budget in ABLATED):
             share = 1.0 if settings().method(method).takes_all else budget
             cells.append(Cell(dataset, method, seed, seed % PROXIES, share, tuple(epochs)))
     return list(dict.fromkeys(cells))
@@ -175,7 +179,8 @@ def run(cell: Cell) -> Path:
     torch.set_num_threads(1)
     states, inputs = states_of(cell.dataset), cell.inputs()
     pool = states.parts["train"].sample_id
-    signals = stored_signals.load(pool, inputs["samples"], inputs.get("scores"), None, inputs.get("embeddings"))
+    files = [inputs.get(name) for name in ("scores", "rollouts", "embeddings", "influences")]
+    signals = stored_signals.load(pool, inputs["samples"], *files)
     rows = list(trainings(cell, states, signals))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:

@@ -64,7 +64,7 @@ def test_each_part_is_rewarded_by_a_head_of_all_others(case, proxy, defaults, mo
     found = rewarded(case, proxy, defaults, folds=3)
     assert [len(seen) for seen, _ in trained] == [40] * 3
     held_out = [sorted(set(range(N)) - set(seen)) for seen, _ in trained]
-    assert sorted(sum(held_out, [])) == list(range(N))
+    assert sorted(row for part in held_out for row in part) == list(range(N))
     for rows, (_, head) in zip(held_out, trained, strict=True):
         h = head.user(users[rows])[:, None].detach()
         vectors = head.item(items).detach()
@@ -117,9 +117,14 @@ def run(judged, given, folder, **changes):
 
 
 def test_without_learning_the_rewards_are_those_of_rollouts_without_reasoning(judged, defaults, tmp_path):
-    changes = {"proxy": {"head": "shared", "head_learning_rate": 1e-9}, "sampling": {"max_new_tokens": 0, "completions": 1}}
+    changes = {
+        "proxy": {"head": "shared", "head_learning_rate": 1e-9},
+        "sampling": {"max_new_tokens": 0, "completions": 1},
+    }
     given = config.overlay(json.loads(defaults.model_dump_json()), changes)
-    given = config.validate(config.overlay(given, {"train": {"item_advantage": "one"}, "proxy": {"item_advantage": "one"}}))
+    given = config.validate(
+        config.overlay(given, {"train": {"item_advantage": "one"}, "proxy": {"item_advantage": "one"}})
+    )
     found, vectors = run(judged, given, tmp_path)
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
     out = {"rollouts": tmp_path / "written.parquet", "hidden": tmp_path / "hidden.safetensors"}
