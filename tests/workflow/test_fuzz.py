@@ -19,7 +19,9 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +31,7 @@ from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
 from minirec.data import amazon, download, models, movielens, titles
+from minirec.data.rollout_logs import RolloutLog
 from minirec.errors import InputError
 from minirec.experiment import commands, config
 from minirec.experiment.sections import Prepare, Queries
@@ -256,6 +259,30 @@ def test_a_damaged_archive_gives_its_member_or_is_refused(folder):
         assert [file.name for file in target.parent.iterdir()] in ([], ["file"])
 
     target.parent.mkdir()
+    check()
+
+
+ROLLOUTS = [{"prompt": f"q{row // 2}", "reward": row % 3 / 2, "step": row % 2, "answer": [row]} for row in range(8)]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_damaged_rollouts_of_others_are_prompts_with_rewards_or_refused(folder, ending):
+    path = folder / f"rollouts.{ending}"
+    table = pd.DataFrame(ROLLOUTS)
+    if ending == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_csv(path) if ending == "csv" else table.to_parquet(path)
+
+    @inputs(2_000, 250)
+    @given(damage(path.read_bytes()))
+    def check(changed):
+        path.write_bytes(changed)
+        with reading(f"rollouts in {ending}"), duckdb.connect() as engine:
+            log = RolloutLog(engine, [path], which="last")
+            assert np.isfinite(log.rewards.flatten()).all()
+            assert log.rows(np.arange(len(log))[::-1]).num_rows == len(log.texts()) == len(log)
+
     check()
 
 

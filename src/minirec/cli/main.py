@@ -22,6 +22,7 @@ from minirec.errors import InputError
 from minirec.experiment.commands import command
 
 TYPED = {  # sub-commands that are no stages
+    "pick": "Pick the prompts to train on from rollouts that any library logged.",
     "show": "Print what made a file, its columns with their meaning, counts and first rows.",
     "plan": "Estimate what each stage of a target will need: jobs, tokens, disk and memory.",
     "report": "Write one HTML page about a finished experiment: the answer, the picks, the signals, the costs.",

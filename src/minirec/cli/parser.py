@@ -64,6 +64,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
     "source": "entry of the data set or model in the configuration, as JSON",
 }
 EXAMPLES = {
+    "pick": "example: minirec pick completions/ --budget 1024 --out picks.jsonl --control random",
     "show": "example: minirec show results/movielens/metrics.json",
     "plan": "example: minirec plan results/movielens/metrics.json --configfile config/quickstart.yaml",
     "report": "example: minirec report results/movielens",
@@ -128,6 +129,9 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
         added.add_argument("file", type=Path, help="Parquet, safetensors or JSON file, or a folder")
         added.add_argument("--rows", type=int, default=5, help="rows to print (default: 5)")
         return
+    if name == "pick":
+        _add_pick(added)
+        return
     if name == "plan":
         added.add_argument("target", help="e.g. results/cds/metrics.json")
     else:
@@ -135,6 +139,50 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
     if name == "report":
         added.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: FOLDER/report.html)")
     added.add_argument("--configfile", type=Path, nargs="+", metavar="FILE", help=f"{CONFIGFILE}, config/config.yaml")
+
+
+def _add_pick(added: argparse.ArgumentParser) -> None:
+    from minirec.selection.methods.registry import methods, settings
+
+    free = sorted(name for name, one in methods().items() if {*one.needs} <= {"rewards", "embeddings"})
+    added.add_argument(
+        "rollouts",
+        type=Path,
+        nargs="+",
+        help="files, or folders of them: Parquet, JSON lines, JSON, CSV or TSV, with a row a completion or a list of "
+        "rewards a prompt. The logs of TRL, verl, OpenRLHF, SkyRL, NeMo-Gym and minirec are recognised",
+    )
+    added.add_argument("--budget", type=int, required=True, metavar="N", help="number of prompts to pick")
+    added.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".jsonl or .parquet: the prompts; .txt: their --id"
+    )
+    added.add_argument("--method", default="learnable", choices=free, metavar="NAME", help=", ".join(free))
+    added.add_argument(
+        "--control", choices=free, metavar="NAME", help="also write as many prompts by this method, such as random"
+    )
+    added.add_argument("--prompt", metavar="COLUMN", help="column of the prompts; without it, recognised")
+    added.add_argument("--reward", nargs="+", metavar="COLUMN", help="columns of rewards that add up; or recognised")
+    added.add_argument("--id", metavar="COLUMN", help="column that names a prompt, for --out FILE.txt")
+    added.add_argument(
+        "--which",
+        choices=("all", "first", "last"),
+        default="all",
+        help="of a prompt's rollouts in several steps or files: all (default), or the first or last alone",
+    )
+    added.add_argument(
+        "--diversity", choices=("none", "tfidf"), default="none", help="vectors in which picks shall differ: words"
+    )
+    added.add_argument(
+        "--order",
+        choices=("curriculum", "picks"),
+        default="curriculum",
+        help="of the file: easy to hard within groups (default), or as picked",
+    )
+    added.add_argument("--group-size", type=int, default=64, metavar="N", help="prompts of a group (default: 64)")
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
+    for name, (_, default, users) in settings().items():
+        if set(users) & set(free):
+            added.add_argument(flag(name), metavar="VALUE", help=f"of {', '.join(users)} (default: {scalar(default)})")
 
 
 def _add_stage(added: argparse.ArgumentParser, stage: str) -> None:

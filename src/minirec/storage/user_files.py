@@ -157,3 +157,8 @@ def kind_of(kind: pa.DataType) -> str:
 def quoted(text: str) -> str:
     """A text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A name of a column in SQL, in double quotes."""
+    return '"' + name.replace('"', '""') + '"'

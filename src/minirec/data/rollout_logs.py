@@ -1,0 +1,255 @@
+"""Rollouts that other libraries logged, read with DuckDB: rewards by prompt, whatever the columns are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from minirec.errors import InputError
+from minirec.storage.user_files import first_line, identifier, quoted
+
+READERS = {  # ending: DuckDB's function and its options
+    "parquet": "read_parquet({}, union_by_name = true)",
+    "jsonl": "read_json({}, format = 'newline_delimited', union_by_name = true, sample_size = -1)",
+    "json": "read_json({}, union_by_name = true, sample_size = -1)",
+    "csv": "read_csv({}, union_by_name = true, sample_size = -1, header = true, quote = '\"', delim = {})",
+    "tsv": "read_csv({}, union_by_name = true, sample_size = -1, header = true, quote = '\"', delim = {})",
+}
+COMPRESSED = ("", ".gz", ".zst")
+PROMPTS = ("prompt", "input_prompt", "input", "question", "query", "instruction", "messages", "sample_id", "prompt_id")
+REWARDS = ("reward", "rewards", "score", "scores")
+STEPS = ("step", "global_step", "epoch", "iteration")
+COMPLETIONS = (  # columns of a completion, which are no part of a prompt
+    *("completion", "completions", "output", "outputs", "output_response", "response", "responses", "advantage"),
+    *("advantages", "stop_reason", "text", "tokens"),
+)
+ADDED = ("minirec_row", "minirec_file")
+NUMBER = r"(?:U?(?:TINY|SMALL|BIG|HUGE)?INT(?:EGER)?|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\))"
+
+
+@dataclass(frozen=True)
+class Format:
+    """The columns that a library writes, by which its logs are recognised."""
+
+    name: str
+    has: tuple[str, ...]
+    prompt: str  # expression of SQL
+    rewards: tuple[str, ...] = ()  # columns that add up; empty: all numeric ones that no other column explains
+
+
+FORMATS = (  # the first whose columns are all there
+    Format("minirec rollouts", ("sample_id", "completion", "reward", "ndcg"), "sample_id", ("reward",)),
+    Format("TRL completion logs", ("step", "prompt", "completion", "advantage"), "prompt"),
+    Format("a verl rollout dump", ("input", "output", "score", "step"), "input", ("score",)),
+    Format("SkyRL trajectories", ("input_prompt", "output_response", "score"), "input_prompt", ("score",)),
+    Format(
+        "NeMo-Gym rollouts", ("responses_create_params", "response", "reward"), "responses_create_params", ("reward",)
+    ),
+    Format("OpenRLHF samples", ("input", "output", "reward"), "input", ("reward",)),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns say what: names given by the user, else recognised by content."""
+
+    kind: str  # what the files are, for people
+    prompt: str
+    rewards: tuple[str, ...]
+    wide: bool  # whether a row holds the rewards of all completions of a prompt, as a list
+    step: str | None
+
+
+class RolloutLog:
+    """Prompts and rewards of logged rollouts, in the order in which the prompts first appear."""
+
+    def __init__(
+        self,
+        engine: duckdb.DuckDBPyConnection,
+        paths: Sequence[Path],
+        prompt: str | None = None,
+        rewards: Sequence[str] = (),
+        which: Literal["all", "first", "last"] = "all",
+    ) -> None:
+        """paths: files, or folders of them. prompt, rewards: names of columns; without them they are recognised.
+
+        which: of a prompt's rollouts in several steps or files, all, or those of the first or the last. Raises
+        InputError if the files cannot be read, or a reward is no finite number.
+        """
+        self.engine, self.files = engine, [file for path in paths for file in found(path)]
+        self._execute(f"CREATE VIEW logged AS SELECT *, row_number() OVER () - 1 AS minirec_row FROM {self._source()}")
+        self.types = {name: kind for name, kind, *_ in self._execute("DESCRIBE logged") if name not in ADDED}
+        self.columns = recognised(self.types, prompt, tuple(rewards), self.files[0])
+        self._read(which)
+
+    def _source(self) -> str:
+        kinds = {ending_of(file) for file in self.files}
+        if len(kinds) > 1:
+            raise InputError(f"the files end in .{' and .'.join(sorted(kinds))}; give files of one format")
+        listed = "[" + ", ".join(quoted(str(file)) for file in self.files) + "]"
+        kind = kinds.pop()
+        delimiter = max(",;\t|", key=first_line(self.files[0]).count) if kind in ("csv", "tsv") else ","
+        return READERS[kind].format(listed, quoted(delimiter)).replace("union", "filename = 'minirec_file', union")
+
+    def _execute(self, query: str) -> list[tuple[Any, ...]]:
+        try:
+            return self.engine.execute(query).fetchall()
+        except duckdb.Error as error:
+            message = " ".join(str(error).split())
+            where = (
+                str(self.files[0]) if len(self.files) == 1 else f"the {len(self.files)} files, {self.files[0]} first,"
+            )
+            raise InputError(f"{where} cannot be read: {message[:300]}") from error
+
+    def _table(self, query: str) -> pa.Table:
+        return self.engine.sql(query).to_arrow_table()
+
+    def _read(self, which: str) -> None:
+        """Fill `prompts`, the first row of each prompt, and `rewards`."""
+        of = self.columns
+        step = identifier(of.step) if of.step else "minirec_file"
+        value = (
+            f'"{of.rewards[0]}"::DOUBLE[]'
+            if of.wide
+            else " + ".join(_number(name, self.types[name]) for name in of.rewards)
+        )
+        others = [name for name in self.types if name not in (*COMPLETIONS, *STEPS, *of.rewards)]
+        hashes = "".join(f", hash({identifier(name)}) AS h{place}" for place, name in enumerate(others))
+        key = f"md5_number(CAST({_text(of.prompt, self.types)} AS VARCHAR))"
+        self._execute(
+            f"CREATE TABLE rollouts AS "
+            f"SELECT minirec_row AS line, {key} AS key, {value} AS value, {step} AS step{hashes} FROM logged"
+        )
+        if of.wide:
+            self._execute("UPDATE rollouts SET value = NULL WHERE len(value) = 0")
+        bad = "value IS NULL" + (
+            " OR len([x for x in value if x IS NULL OR NOT isfinite(x)]) > 0" if of.wide else " OR NOT isfinite(value)"
+        )
+        wrong = self._execute(f"SELECT count(*), min(line) FROM rollouts WHERE {bad}")[0]
+        if wrong[0]:
+            names = " or ".join(of.rewards)
+            raise InputError(
+                f"{wrong[0]:,} rows have no finite number in {names}, the first is row {wrong[1]}; take them out"
+            )
+        kept = {"all": "", "first": "QUALIFY step = min(step) OVER (PARTITION BY key)"}
+        kept["last"] = "QUALIFY step = max(step) OVER (PARTITION BY key)"
+        listed = "flatten(list(value ORDER BY line))" if of.wide else "list(value ORDER BY line)"
+        same = "".join(f", min(h{place}) = max(h{place}) AS c{place}" for place in range(len(others)))
+        self._execute(
+            f"CREATE TABLE by_prompt AS SELECT min(line) AS line, {listed}::DOUBLE[] AS rewards{same} "
+            f"FROM (SELECT * FROM rollouts {kept[which]}) GROUP BY key ORDER BY line"
+        )
+        constant = self._execute(
+            "SELECT " + ", ".join([f"bool_and(c{place})" for place in range(len(others))] or ["1"]) + " FROM by_prompt"
+        )[0]
+        self.kept = [name for name, is_constant in zip(others, constant, strict=False) if is_constant]
+        self._execute("DROP TABLE rollouts")
+        if not len(self):
+            raise InputError(f"{self.files[0]} holds no rollouts")
+
+    def __len__(self) -> int:
+        return int(self._execute("SELECT count(*) FROM by_prompt")[0][0])
+
+    @cached_property
+    def rewards(self) -> pa.ListArray:
+        """The rewards of each prompt's completions, a list a prompt."""
+        column = self._table("SELECT rewards FROM by_prompt ORDER BY line")["rewards"]
+        return cast(pa.ListArray, column.combine_chunks())
+
+    def rows(self, places: np.ndarray) -> pa.Table:
+        """What the logs say of these prompts [k], in this order: the columns that all completions of a prompt share."""
+        columns = ", ".join(f"l.{identifier(name)}" for name in self.kept)
+        self.engine.register("wanted", pa.table({"place": places, "turn": np.arange(len(places))}))
+        numbered = "SELECT line, row_number() OVER (ORDER BY line) - 1 AS place FROM by_prompt"
+        return self._table(
+            f"SELECT {columns} FROM ({numbered}) n JOIN wanted w ON n.place = w.place "
+            "JOIN logged l ON l.minirec_row = n.line ORDER BY w.turn"
+        )
+
+    def texts(self) -> list[str]:
+        """The text of each prompt; of a conversation, its JSON."""
+        text = _text(self.columns.prompt, self.types)
+        found = self._execute(
+            f"SELECT CAST({text} AS VARCHAR) FROM by_prompt p JOIN logged l ON l.minirec_row = p.line ORDER BY line"
+        )
+        return [str(row[0]) for row in found]
+
+
+def found(path: Path) -> list[Path]:
+    """The file, or the files of a folder in the order of their names, numbers by value; hidden ones are left out."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if not path.is_dir():
+        ending_of(path)
+        return [path]
+    inside = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "_"))]
+    files = [file for file in inside if _ending(file)]
+    if not files:
+        raise InputError(f"{path} holds no file that ends in .{', .'.join(READERS)}")
+    return sorted(files, key=lambda file: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", str(file))])
+
+
+def ending_of(path: Path) -> str:
+    """Which of the READERS a file needs; raises InputError if its name ends otherwise."""
+    if ending := _ending(path):
+        return ending
+    raise InputError(f"{path} is in no known format; its name must end in .{', .'.join(READERS)}, also with .gz")
+
+
+def _ending(path: Path) -> str | None:
+    name = path.name.lower()
+    return next((end for end in READERS if name.endswith(tuple(f".{end}{more}" for more in COMPRESSED))), None)
+
+
+def recognised(types: Mapping[str, str], prompt: str | None, rewards: tuple[str, ...], file: Path) -> Columns:
+    """What the columns of these types mean; raises InputError that lists them where they say nothing.
+
+    >>> recognised({"question": "VARCHAR", "score": "DOUBLE[]"}, None, (), Path("a.jsonl"))
+    Columns(kind='prompts with lists of rewards', prompt='question', rewards=('score',), wide=True, step=None)
+    """
+    listed = f"its columns are {', '.join(types)}"
+    for flag, name in [("--prompt", prompt), *[("--reward", reward) for reward in rewards]]:
+        if name is not None and name not in types:
+            raise InputError(f"{flag} is {name}, which {file} does not have; {listed}")
+    step = next((name for name in STEPS if name in types), None)
+    known = next((one for one in FORMATS if set(one.has) <= set(types)), None)
+    if known and not prompt and not rewards:
+        taken = (*known.has, *STEPS, *COMPLETIONS)
+        rewards = known.rewards or tuple(n for n, kind in types.items() if n not in taken and _is(kind, NUMBER))
+        if rewards:
+            return Columns(known.name, known.prompt, rewards, False, step)
+    prompt = prompt or next((name for name in PROMPTS if name in types), None)
+    if prompt is None:
+        raise InputError(f"{file} has no column that is called like a prompt; name it with --prompt; {listed}")
+    rewards = rewards or tuple(name for name in REWARDS if name in types)[:1]
+    if not rewards:
+        raise InputError(f"{file} has no column that is called like a reward; name it with --reward; {listed}")
+    wide = len(rewards) == 1 and _is(types[rewards[0]], NUMBER + r"\[\]")
+    for name in rewards:
+        if not wide and not _is(types[name], NUMBER):
+            raise InputError(
+                f"{file}: the column {name} holds {types[name].strip(chr(34))}, not rewards; name another with --reward"
+            )
+    return Columns("prompts with lists of rewards" if wide else "a row a completion", prompt, rewards, wide, step)
+
+
+def _is(kind: str, pattern: str) -> bool:
+    return re.fullmatch(pattern, kind) is not None
+
+
+def _number(name: str, kind: str) -> str:
+    """A reward of a completion as DOUBLE; a list of numbers, one a token, adds up."""
+    return f"list_sum({identifier(name)})::DOUBLE" if kind.endswith("[]") else f"{identifier(name)}::DOUBLE"
+
+
+def _text(prompt: str, types: Mapping[str, str]) -> str:
+    """An expression of SQL for the prompt as text."""
+    return identifier(prompt) if types[prompt] == "VARCHAR" else f"to_json({identifier(prompt)})"

@@ -1,0 +1,155 @@
+"""minirec pick: from the rollouts of another library to prompts that its trainer takes."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from minirec.cli import main
+from minirec.selection.curriculum import curriculum_order
+from minirec.selection.pick import pick
+
+N, G = 40, 4
+REWARDS = np.random.default_rng(0).integers(0, 2, (N, G)).astype(float) * np.linspace(0, 1, N)[:, None]
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """Prompts with lists of rewards."""
+    path = tmp_path / "wide.jsonl"
+    with path.open("w") as stream:
+        for number, rewards in enumerate(REWARDS.tolist()):
+            row = {"id": f"q{number}", "prompt": [{"role": "user", "content": f"word{number}"}], "rewards": rewards}
+            stream.write(json.dumps(row | {"answer": number}) + "\n")
+    return path
+
+
+def run(path, *words, out="picks.jsonl", budget=10, code=0):
+    """Run the command; returns the file that it writes."""
+    out = path.parent / out
+    assert main.main(["pick", str(path), "--budget", str(budget), "--out", str(out), *words]) == code
+    return out
+
+
+def rows(out):
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_the_picks_are_those_of_the_library_in_the_order_of_the_curriculum(wide):
+    found = rows(run(wide, "--group-size", "4"))
+    expected = pick(REWARDS, 10)
+    assert {row["answer"] for row in found} == set(expected.tolist())  # all means differ, so nothing is drawn
+    assert [row["answer"] for row in found] == curriculum_order(expected, REWARDS.mean(1)[expected], 4, 0).tolist()
+    assert [row["minirec"]["position"] for row in found] == list(range(10))
+    assert [row["minirec"]["group"] for row in found] == [0] * 5 + [1] * 5
+    for row in found:
+        assert row["minirec"]["mean_reward"] == pytest.approx(REWARDS[row["answer"]].mean())
+        assert row["minirec"]["reward_std"] == pytest.approx(REWARDS[row["answer"]].std(ddof=1))
+        assert row["prompt"] == [{"role": "user", "content": f"word{row['answer']}"}]
+        assert "rewards" not in row
+
+
+def test_every_file_and_order_holds_the_same_prompts(wide):
+    by_json = [row["id"] for row in rows(run(wide))]
+    table = pq.read_table(run(wide, out="picks.parquet"))
+    assert table["id"].to_pylist() == by_json
+    assert run(wide, "--id", "id", out="picks.txt").read_text().split() == by_json
+    as_picked = [row["answer"] for row in rows(run(wide, "--order", "picks"))]
+    assert as_picked == pick(REWARDS, 10).tolist()
+
+
+def test_prompts_that_are_as_good_are_drawn_by_the_seed_and_not_by_their_place(tmp_path):
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"prompt": [f"q{n}" for n in range(200)], "rewards": [[0.0, 1.0]] * 199 + [[0.0, 0.0]]}).to_parquet(
+        path
+    )
+    chosen = [[int(row["prompt"][1:]) for row in rows(run(path, "--seed", seed, "--order", "picks"))] for seed in "001"]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert max(chosen[0]) > 50
+
+
+def test_a_control_of_as_many_is_written_beside_and_the_screen_says_how_they_differ(wide, capsys):
+    out = run(wide, "--control", "random")
+    control = rows(out.with_name("picks.control.jsonl"))
+    assert len({row["id"] for row in control}) == 10
+    said = capsys.readouterr().out
+    both = len({row["id"] for row in control} & {row["id"] for row in rows(out)})
+    assert f"as many by random, mean reward {np.mean([r['minirec']['mean_reward'] for r in control]):.3f}" in said
+    assert f"{both} are in both" in said
+    assert "40 prompts with 4 completions each" in said
+    assert f"never rewarded{(REWARDS.max(1) == 0).sum():>20}" in said
+
+
+def test_rewards_of_another_scale_are_mapped_and_said(tmp_path, capsys):
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"prompt": list("abc"), "rewards": [[-2.0, -2.0], [-2.0, 2.0], [2.0, 2.0]]}).to_parquet(path)
+    (only,) = rows(run(path, budget=1))
+    assert (only["prompt"], only["minirec"]["mean_reward"]) == ("b", 0.5)
+    assert "rewards lie in -2 to 2 and are mapped to 0 to 1" in capsys.readouterr().out
+
+
+def test_diversity_spreads_the_picks_over_the_words_of_the_prompts(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = [f"{topic} {topic} story {n}" for topic in ("apples", "bridges", "comets", "deserts") for n in range(10)]
+    pd.DataFrame({"prompt": texts, "rewards": [[0.0, 1.0]] * 39 + [[0.0, 0.0]]}).to_parquet(path)
+    found = rows(run(path, "--diversity", "tfidf", budget=4))
+    assert {row["prompt"].split()[0] for row in found} == {"apples", "bridges", "comets", "deserts"}
+
+
+def test_a_setting_of_the_method_is_a_flag(wide):
+    by_mu = {row["answer"] for row in rows(run(wide, "--mu", "0.2"))}
+    assert by_mu != {row["answer"] for row in rows(run(wide))}
+    assert run(wide, "--top-p", "0.5", code=1).name  # of another method
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        ([], {"budget": 41}, "the budget is 41, but there are 40 prompts"),
+        ([], {"out": "picks.csv"}, "must end in .jsonl, .parquet or, with --id, .txt"),
+        (["--id", "name"], {"out": "picks.txt"}, "--id is name, which is no column of the prompts"),
+        (["--mu", "7"], {}, "mu"),
+        (["--method", "diversity"], {}, "the method diversity needs embeddings, which rollouts do not have"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(wide, capsys, words, options, message):
+    out = run(wide, *words, **options, code=1)
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in out.parent.iterdir()) == ["wide.jsonl"]
+
+
+def test_rewards_that_are_all_alike_are_refused(tmp_path, capsys):
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"prompt": list("abc"), "rewards": [[1.0, 1.0]] * 3}).to_parquet(path)
+    run(path, budget=1, code=1)
+    assert "all 6 rewards are 1, so there is nothing to choose by" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_logs_of_a_real_run_of_trl_are_recognised_and_trl_trains_on_the_picks_in_their_order(tiny_model, tmp_path):
+    from datasets import load_dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    def reward_length(completions, **_):
+        return [len(text) % 3 / 2 for text in completions]
+
+    def train(data, folder, **more):
+        settings = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4, "use_cpu": True}
+        settings |= {"report_to": [], "save_strategy": "no", "log_completions": True, "logging_steps": 1, "bf16": False}
+        args = GRPOConfig(str(folder), **settings, **more)
+        trainer = GRPOTrainer(str(tiny_model), reward_funcs=reward_length, args=args, train_dataset=data)
+        trainer.train()
+        return sorted((folder / "completions").glob("*.parquet"))
+
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"prompt": f"number {n}"}) + "\n" for n in range(12)))
+    data = load_dataset("json", data_files=str(questions), split="train")
+    logs = train(data, tmp_path / "first", num_train_epochs=2)
+    assert len(logs) == 12
+    out = run(logs[0].parent, budget=6)
+    picks = load_dataset("json", data_files=str(out), split="train")
+    trained = train(picks, tmp_path / "second", shuffle_dataset=False, num_train_epochs=1)
+    seen = [prompt for log in trained for prompt in pd.read_parquet(log)["prompt"][::2]]
+    assert seen == picks["prompt"]
