@@ -136,7 +136,7 @@ def test_a_sample_that_was_left_out_names_the_pick_that_it_resembles(project):
     assert shown["nearest"][[11, 9]].tolist() == [2, 1]  # 11 is a copy of 5, the third pick, and 9 of 3, the second
     assert shown["diversity"][[11, 9, 10, 8]].tolist() == [0, 0, 1, 1]
     assert shown["why"][11] == "Most like pick 3 (0)."
-    assert shown["why"][1].startswith("No completion ranks the target among the first 1,000, but representativeness")
+    assert shown["why"][1].startswith("The proxy never ranks the target among the first 1,000, but representativeness")
     assert shown["why"][3] == ""
 
 
@@ -146,8 +146,9 @@ def test_a_closer_look_has_prompts_and_completions_and_a_pick_without_a_hit(proj
     titles = [re.search(r"<h4>(.*?)</h4>", card)[1] for card in cards]
     assert titles == [f"Pick {n}: 0" for n in (1, 2, 3, 4)] + ["Not picked: 0"] * 4
     assert "- just now: 1" in cards[0]
-    assert "reward 1.000, rank 1:" in cards[0]
-    assert "No completion ranks the target" in cards[0]
+    assert "reward 1.000, rank 1</li>" in cards[0]
+    assert "what the proxy earned, here without a completion" in text
+    assert "The proxy never ranks the target" in cards[0]
 
 
 def test_a_browser_is_told_to_load_nothing_and_to_run_the_script_of_the_page_alone(project):

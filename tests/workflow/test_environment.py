@@ -128,7 +128,9 @@ def _report(stage):
     for name in ("environment.post-deploy.sh", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     given = yaml.safe_load(CONFIG) | {"rollout": {"shards": 2}, "select": {"shards": 2}}
-    given["compare"] = {"models": ["tiny"], "methods": ["minirec", "random"], "budgets": [8], "seeds": [0]}
+    given["variants"] = {"by_heads": {"method": "learnable", "proxy": {"kind": "heads", "head": "shared"}}}
+    methods = ["minirec", "random", "dealrec", "by_heads"]
+    given["compare"] = {"models": ["tiny"], "methods": methods, "budgets": [8], "seeds": [0]}
     (folder / "toy.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
     (tools / "bin").mkdir(parents=True)
     (tools / "conda.py").write_text(CONDA, encoding="utf-8")

@@ -109,7 +109,7 @@ def mean_rewards(values: np.ndarray, picked: np.ndarray) -> Figure:
     counts.yaxis.set_major_formatter(ScalarFormatter())
     counts.yaxis.set_minor_formatter(NullFormatter())
     shares.bar(middle, np.divide(kept, every, out=np.zeros(BINS), where=every > 0), width, color=PICKED)
-    shares.set(xlabel="mean reward of the proxy's completions", ylabel="share picked", ylim=(0, 1.02))
+    shares.set(xlabel="mean reward by the proxy", ylabel="share picked", ylim=(0, 1.02))
     return figure
 
 

@@ -77,6 +77,7 @@ def html(config: Config, top: Path) -> str:
         examples=list(_examples(config, top, shown)),
         has_rewards="rewards" in shown,
         has_signals="learnability" in shown,
+        has_texts="texts" in shown and bool(shown["texts"].map(any).any()),
         has_diversity=bool(shown.loc[shown["position"] >= 0, "diversity"].notna().any()),
         others_by_value="gradients" in method.reads,
         adds=method.name == "minirec",

@@ -91,7 +91,7 @@ def samples(config: Config, top: Path, run: Run, signals: Signals, limit: int) -
         ", but representativeness and diversity need no hit" if config.method(run.method).name == "minirec" else ""
     )
     cutoff = config.varied(run.method).reward.cutoff
-    hitless = f"No completion ranks the target among the first {cutoff:,}{needless}."
+    hitless = f"The proxy never ranks the target among the first {cutoff:,}{needless}."
     shown["why"] = [_why(row, targets, hitless) for row in shown.to_dict("records")]
     return shown
 
