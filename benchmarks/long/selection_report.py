@@ -28,14 +28,15 @@ from minirec.storage.files import atomic_write
 TESTS = ROOT / "docs" / "results" / "selection_tests.csv"
 PAGE = ROOT / "docs" / "evidence.md"
 BEGIN, END = "<!-- laboratory -->\n", "<!-- end laboratory -->"
-SHOWN = ("learnable", "product", "minirec", "variance", "random", "hardest")  # in colour; all others are grey
+SHOWN = ("learnable_heads", "learnable", "minirec", "variance", "random", "hardest")  # in colour; all others are grey
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000", "#CC79A7")  # Okabe and Ito
 CELL = ["method", "budget", "epochs"]
 
 
 def runs(dataset: str) -> pd.DataFrame:
     """All finished trainings of a data set; a method and budget count when all proxies have been tried."""
-    files = [cell.file() for cell in grid([dataset], judged(), SEEDS, list(BUDGETS), list(EPOCHS))]
+    cells = grid([dataset], judged(), SEEDS, list(BUDGETS), list(EPOCHS))
+    files = [cell.file() for cell in cells if all(path.exists() for path in cell.inputs().values())]
     found = [pd.read_parquet(file) for file in files if file.is_file()]
     if not found:
         return pd.DataFrame()
