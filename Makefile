@@ -58,6 +58,7 @@ bench-selection: $(installed) ## judge every selection method in the laboratory,
 
 bench-evidence: $(installed) ## judge the methods that matter in the whole chain (many hours; goes on where it stopped)
 	python benchmarks/long/evidence.py --cores $(CORES)
+	python benchmarks/long/evidence_report.py
 
 report: $(installed) ## one HTML page about a finished run: pictures, tables, settings, times
 	@test -f $(target) || { echo "$(target) is not there; run the workflow first, e.g. with: make quickstart" >&2; exit 1; }

@@ -15,19 +15,16 @@ from fractions import Fraction
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from selection import ABLATED, BUDGETS, DATASETS, EPOCHS, PROXIES, ROOT, SEEDS, grid, judged, settings, states_of
 
 from minirec.data import splits
 from minirec.evaluation import metrics
 from minirec.evaluation.significance import holm, interval, paired_tests
-from minirec.report import figures
+from minirec.report.style import ALL, KINDS, Figure, plt
 from minirec.storage.files import atomic_write
 
 TESTS = ROOT / "docs" / "results" / "selection_tests.csv"
 PAGE = ROOT / "docs" / "evidence.md"
-BEGIN, END = "<!-- laboratory -->\n", "<!-- end laboratory -->"
 SHOWN = ("learnable_heads", "learnable", "minirec", "variance", "random", "hardest")  # in colour; all others are grey
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000", "#CC79A7")  # Okabe and Ito
 CELL = ["method", "budget", "epochs"]
@@ -132,7 +129,7 @@ def picture(dataset: str, rows: pd.DataFrame) -> Figure:
     points = chosen(rows).groupby(["method", "budget"]).agg({"steps": "first", "test": ["mean", "std"]})
     for method in [name for name in points.index.levels[0] if name not in (*SHOWN, "full")]:
         part = points.loc[method]
-        axes.plot(part["steps", "first"], part["test", "mean"], color=figures.ALL, linewidth=0.8, zorder=1)
+        axes.plot(part["steps", "first"], part["test", "mean"], color=ALL, linewidth=0.8, zorder=1)
     for method, colour in zip(SHOWN, COLOURS, strict=True):
         if method not in points.index.levels[0]:
             continue
@@ -150,6 +147,21 @@ def picture(dataset: str, rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def save(name: str, figure: Figure) -> None:
+    """Write a picture of the docs."""
+    with atomic_write(ROOT / "docs" / "images" / f"{name}.svg") as partial:
+        figure.savefig(partial, format="svg", metadata=KINDS["svg"])
+    plt.close(figure)
+
+
+def into_page(name: str, made: str) -> None:
+    """Put a part that is made by a program into docs/evidence.md, between the comments of its name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    with atomic_write(PAGE) as partial:
+        partial.write_text(f"{before}{begin}{made}{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def main() -> None:
     found = []
     for dataset in DATASETS:
@@ -158,14 +170,11 @@ def main() -> None:
             sys.stderr.write(f"{dataset}: left out, nothing is finished; run selection.py\n")
             continue
         found.append(tested(dataset, rows))
-        figures.save(ROOT / "docs" / "images", f"selection_{dataset}", picture(dataset, rows))
+        save(f"selection_{dataset}", picture(dataset, rows))
     tests = pd.concat(found)
     with atomic_write(TESTS) as partial:
         tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
-    made = "".join(f"\n**{Fraction(budget)} of the samples**\n\n{markdown(tests, budget)}" for budget in ABLATED)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    with atomic_write(PAGE) as partial:
-        partial.write_text(f"{before}{BEGIN}{made}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    into_page("laboratory", "".join(f"\n**{Fraction(b)} of the samples**\n\n{markdown(tests, b)}" for b in ABLATED))
 
 
 if __name__ == "__main__":
