@@ -25,7 +25,7 @@ quickstart: $(installed) ## the whole chain on real data with a small real langu
 	@echo "The results are in $(dir $(target)): start with metrics.json, or: .venv/bin/minirec show $(target)"
 
 test: $(installed) ## every test, the whole workflow with a tiny model and a slice of faults and fuzz among them
-	python -m pytest -n $(CORES) --dist loadfile
+	python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(installed) ## the workflow on a real Slurm, and faults it survives (Debian, root)
 	python -m pytest -m slurm -rs --verbose tests/workflow
