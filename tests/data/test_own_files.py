@@ -13,7 +13,7 @@ from test_prepare import START, frame, run, run_files, write
 from minirec.data.plain_text import plain
 from minirec.data.titles import history_lines
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import config, sources
 from minirec.experiment.rules import Rules
 
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # how many are a second
@@ -83,7 +83,7 @@ def test_an_order_without_times_splits_each_users_sequence_by_place(tmp_path, de
 def test_a_window_of_time_needs_times():
     text = json.dumps({"source": "own", "time_unit": "order", "filter": {"start": "2020-01-01"}})
     with pytest.raises(InputError, match=r"filter\.start and filter\.end need times, but time_unit is order"):
-        config.parse(config.Dataset, text, "datasets.shop")
+        config.parse(sources.Dataset, text, "datasets.shop")
 
 
 def test_numbers_that_are_none_are_unknown_in_every_column(tmp_path, defaults):
@@ -288,7 +288,7 @@ def test_the_workflow_finds_other_formats_and_refuses_two(tmp_path, defaults, mo
     folder.mkdir(parents=True)
     write(folder, frame())
     as_text(folder, "csv.gz")
-    shop = config.Dataset(source="own", time_unit="s")
+    shop = sources.Dataset(source="own", time_unit="s")
     rules = Rules(defaults.model_copy(update={"datasets": {"shop": shop}}))
     with pytest.raises(SystemExit, match=r"has both interactions\.parquet and interactions\.csv\.gz; keep one"):
         rules.prepare_inputs({"dataset": "shop"})

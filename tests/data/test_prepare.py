@@ -15,8 +15,8 @@ from conftest import SHARED
 from minirec.data.interactions import Interactions
 from minirec.data.samples import core, months_before, window
 from minirec.errors import InputError
-from minirec.experiment.config import Filter
 from minirec.experiment.sections import Queries
+from minirec.experiment.sources import Filter
 from minirec.stages import prepare
 
 START = 1_600_000_000_000  # ms: in September 2020

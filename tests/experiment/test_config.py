@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from minirec.cli import parser
 from minirec.errors import InputError
-from minirec.experiment import commands, config
+from minirec.experiment import commands, config, sources
 from minirec.experiment.rules import Rules
 from minirec.experiment.section import Section
 from minirec.experiment.sections import Processes, Resources
@@ -396,4 +396,4 @@ def test_a_variant_changes_the_flags_of_its_method_alone(raw):
 
 def test_a_part_of_the_configuration_that_is_not_json_is_refused():
     with pytest.raises(InputError, match="--source is not JSON"):
-        config.parse(config.Model, "{", "--source")
+        config.parse(sources.Model, "{", "--source")

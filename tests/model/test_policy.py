@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 from minirec.data import models
 from minirec.errors import InputError
 from minirec.experiment import limits
-from minirec.experiment.config import Model
+from minirec.experiment.sources import Model
 from minirec.model import generate
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy

@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from minirec.data import amazon, download, models, movielens, titles
 from minirec.data.rollout_logs import RolloutLog
 from minirec.errors import InputError
-from minirec.experiment import commands, config
+from minirec.experiment import commands, config, sources
 from minirec.experiment.sections import Prepare, Queries
 from minirec.model import policy, prompts
 from minirec.stages import prepare
@@ -274,7 +274,7 @@ def test_damaged_rollouts_of_others_are_prompts_with_rewards_or_refused(folder, 
     else:
         table.to_csv(path) if ending == "csv" else table.to_parquet(path)
 
-    @inputs(2_000, 250)
+    @inputs(2_000, 15)
     @given(damage(path.read_bytes()))
     def check(changed):
         path.write_bytes(changed)
@@ -300,7 +300,7 @@ def test_damaged_files_of_movielens_are_tables_or_refused(folder, which, monkeyp
     }
     wheel = which.startswith("ml-100k.")
     given_source = {"wheel": "recbole==1.2.1"} if wheel else {"url": "http://127.0.0.1:1/ml.zip"}
-    source = config.Dataset(source="movielens", **given_source)
+    source = sources.Dataset(source="movielens", **given_source)
     monkeypatch.setattr(movielens, "wheel_member", lambda _, member, sha: folder / Path(member).name)
 
     def fetched(url, *_):

@@ -20,7 +20,7 @@ from conftest import PASSES, ROOT, snakemake
 from minirec.cli import main, plan
 from minirec.data import amazon, download, movielens
 from minirec.errors import InputError
-from minirec.experiment import config
+from minirec.experiment import config, sources
 from minirec.experiment.sections import Prepare, Queries
 from minirec.stages import embed, prepare
 from minirec.storage import artefact, memory, tables
@@ -191,10 +191,11 @@ def test_what_a_setting_says_reaches_every_stage_through_a_real_shell_and_runs_n
 
     pretending(tmp_path, "_dump(stage, given); _pretend(stage, given)", DUMP)
     everything = " ".join(PAYLOADS.values())
-    for number, payload in enumerate([everything, *[PAYLOADS[name] for name in ("newline", "quotes", "flag")]]):
+    each = [PAYLOADS[name] for name in ("newline", "quotes", "flag")]
+    for number, (marker, system, target) in enumerate([[everything] * 3, each]):
         given = yaml.safe_load(CONFIG) | {"results": f"results{number}"}
-        given["policy"] = {"marker": payload[:64], "system": payload, "lora_targets": [payload, "q_proj"]}
-        given["models"]["tiny"] |= {"path": payload, "id": payload, "revision": payload, "file": payload}
+        given["policy"] = {"marker": marker[:64], "system": system, "lora_targets": [target, "q_proj"]}
+        given["models"]["tiny"] |= {"path": marker, "id": system, "revision": target, "file": everything}
         (tmp_path / "toy.yaml").write_text(yaml.safe_dump(given, allow_unicode=True), encoding="utf-8")
         (tmp_path / "arrived.jsonl").unlink(missing_ok=True)
         shutil.rmtree(tmp_path / "data" / "models", ignore_errors=True)
@@ -206,10 +207,10 @@ def test_what_a_setting_says_reaches_every_stage_through_a_real_shell_and_runs_n
         policies = [values["policy"] for _, values in arrived if "policy" in values]
         assert len(policies) >= 7
         for policy in policies:
-            assert (policy["marker"], policy["system"]) == (payload[:64], payload)
-            assert policy["lora_targets"] == [payload, "q_proj"]
-        (source,) = [values["source"] for stage, values in arrived if stage == "fetch"]
-        assert json.loads(source)["path"] == payload
+            assert (policy["marker"], policy["system"]) == (marker[:64], system)
+            assert policy["lora_targets"] == [target, "q_proj"]
+        (source,) = [json.loads(values["source"]) for stage, values in arrived if stage == "fetch"]
+        assert [source[name] for name in ("path", "id", "revision", "file")] == [marker, system, target, everything]
     assert not list(tmp_path.rglob("*CANARY*"))
     assert not (tmp_path.parent / "CANARY").exists()
 
@@ -279,7 +280,7 @@ def test_numbers_that_are_none_in_movielens_are_refused_in_one_sentence(tmp_path
         archive.writestr("ml-100k/u.item", film + "\n")
     (tmp_path / "ml.zip.md5").write_text("0" * 32)
     monkeypatch.setattr(movielens, "download", lambda url, *_: tmp_path / Path(url).name)
-    source = config.Dataset(source="movielens", url="http://127.0.0.1/ml.zip")
+    source = sources.Dataset(source="movielens", url="http://127.0.0.1/ml.zip")
     sentence = one_sentence(lambda: movielens.fetch(source, tmp_path, Provenance("fetch")))
     assert sentence is not None
     assert "ml.zip (which is kept: delete it to fetch it again): more than 1% of 1 rows are bad" in sentence

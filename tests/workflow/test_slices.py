@@ -1,5 +1,6 @@
 """Which faults and which hostile inputs `make test` tries: a slice, another one at another commit."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import conftest
@@ -14,7 +15,11 @@ def items(count: int) -> list[SimpleNamespace]:
     found = []
     for number in range(count):
         marks = {"faults"} if number % 2 else set()
-        found.append(SimpleNamespace(marks=marks, get_closest_marker=marks.__contains__, add_marker=marks.add))
+        found.append(
+            SimpleNamespace(
+                path=Path("test_faults.py"), marks=marks, get_closest_marker=marks.__contains__, add_marker=marks.add
+            )
+        )
     return found
 
 

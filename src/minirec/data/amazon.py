@@ -14,7 +14,7 @@ import pyarrow as pa
 from minirec.data.download import download, partial_of
 from minirec.data.usable_rows import price, require_few
 from minirec.errors import InputError, one_line
-from minirec.experiment import config
+from minirec.experiment import sources
 from minirec.progress import log
 from minirec.storage import database, tables
 from minirec.storage.artefact import Provenance
@@ -35,7 +35,7 @@ class _Other(InputError):
         self.path = path
 
 
-def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
+def fetch(source: sources.Dataset, out: Path, provenance: Provenance) -> None:
     """Download a category and write interactions.parquet and items.parquet; raises Unreachable without a network.
 
     A download stays for the next fetch unless it is damaged or not one of Amazon's files.

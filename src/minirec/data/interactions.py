@@ -16,8 +16,8 @@ from minirec.data.plain_text import plain
 from minirec.data.times import milliseconds, require_plausible
 from minirec.data.usable_rows import stored_unit, usable
 from minirec.errors import InputError, one_line
-from minirec.experiment.config import Filter, Format
 from minirec.experiment.sections import Prepare
+from minirec.experiment.sources import Filter, Format
 from minirec.storage import user_files
 
 CHUNK = 250_000  # rows of a row group

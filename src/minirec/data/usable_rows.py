@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from minirec.errors import InputError
-from minirec.experiment.config import Format
+from minirec.experiment.sources import Format
 from minirec.progress import log
 from minirec.storage.columns import TABLES, Column
 from minirec.storage.user_files import UserFile, kind_of

@@ -9,7 +9,8 @@ from typing import Any
 
 from minirec.errors import InputError
 from minirec.experiment import paths
-from minirec.experiment.config import Config, Format
+from minirec.experiment.config import Config
+from minirec.experiment.sources import Format
 from minirec.storage import artefact, user_files
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of config.json by family

@@ -5,28 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 from minirec.errors import InputError
-from minirec.experiment import config, copied, hooks, limits, paths
-from minirec.experiment.commands import SECTIONS, command, flag, setting_flags
+from minirec.experiment import config, hooks, limits, paths, sources
 from minirec.experiment.config import Config
-from minirec.experiment.section import Section
-from minirec.experiment.sections import Resources
+from minirec.experiment.job_params import Wildcards, job_params, variant_of
 from minirec.storage import user_files
-from minirec.storage.code_digest import code_digest
 
-Wildcards = Mapping[str, str]
-CHECKS = ("least_samples",)  # parameters that only stop a job early; a change of them re-runs nothing
 LARGEST = "MINIREC_LARGEST_BUDGETS"  # environment variable, which jobs on a cluster get: by data set, as JSON
 
 
@@ -59,67 +50,15 @@ class Rules:
         self.compared_runs = paths.compared_runs(config)
 
     def job(self, stage: str, **fixed: Any) -> dict[str, Any]:
-        """The params of a stage's rule: its command, and the settings and code whose change makes it run again.
-
-        The command has flags for the rule's inputs and outputs, by their names, for the wildcards that are parameters
-        of the stage, and for the settings that differ from their defaults. fixed: more parameters, as values or
-        functions of the wildcards; `train="proxy"` reads one section's settings from another. A change of fetch's code
-        does not download again.
-        """
-        sections = {name: fixed.pop(name, name) for name in command(stage).sections}
-        known = {parameter.name for parameter in command(stage).flags}
-        scalars = [parameter.name for parameter in command(stage).flags if parameter.kind in ("int", "str")]
-
-        def values(wildcards: Wildcards) -> dict[str, Any]:
-            extra = {name: value(wildcards) if callable(value) else value for name, value in fixed.items()}
-            arguments = {name: wildcards[name] for name in scalars if wildcards.get(name) is not None}
-            if method := arguments.get("method"):
-                arguments["method"] = self.config.method(method).name
-            return arguments | {name: value for name, value in extra.items() if value is not None}
-
-        def settings(wildcards: Wildcards) -> list[tuple[str, Section]]:
-            method = wildcards.get("method")
-            used = self.config.used_by(method) if method else self.config.varied(_variant(wildcards))
-            return [(n, getattr(used, o)) for n, o in sections.items() if not issubclass(SECTIONS[n], Resources)]
-
-        def text(wildcards: Wildcards, input: Any, output: Any, resources: Any) -> str:
-            words = [word for name, section in settings(wildcards) for word in setting_flags(name, section)]
-            for _, name, _ in command(stage).settings():
-                if resources.get(name) is not None:
-                    words += [flag(name), shlex.quote(str(resources.get(name)))]
-            words += [word for name, value in values(wildcards).items() for word in _flag(name, value)]
-            lines = [f"python -m minirec {stage} {' '.join(words)}".rstrip()]
-            for files in (input, output):
-                lines.append(" ".join(w for name, file in files.items() if name in known for w in _flag(name, file)))
-            named = " ".join(shlex.quote(f"{name}={value}") for name, value in wildcards.items())
-            made_by = copied.trigger_digest(decisive(wildcards), code(wildcards))
-            lines.append(f"--made-by {made_by}" + (f" --wildcards {named}" if named else ""))
-            return " \\\n    ".join(line for line in lines if line)
-
-        def decisive(wildcards: Wildcards) -> str:
-            dumped = {
-                name: to_jsonable_python(section.model_dump(include=set(SECTIONS[name].model_fields)))
-                for name, section in settings(wildcards)
-            }
-            given = {name: value for name, value in values(wildcards).items() if name not in CHECKS}
-            return json.dumps(dumped | given, sort_keys=True, default=str)
-
-        def code(wildcards: Wildcards) -> str:
-            method = wildcards.get("method")
-            return code_of(self.config.method(method).module if stage == "select" and method else None)
-
-        @cache
-        def code_of(module: str | None) -> str:
-            return "" if stage == "fetch" else code_digest(stage, *([module] if module else []))
-
-        return {"command": text, "settings": decisive} | ({"code": code} if stage != "fetch" else {})
+        """The params of a stage's rule, see `job_params`."""
+        return job_params(self.config, stage, fixed)
 
     def signal(self, file: str) -> Callable[[Wildcards], str]:
         """A function from wildcards to a file below signals/, for a job that makes signals or reads them."""
 
         def path(wildcards: Wildcards) -> str:
             selector, seed = wildcards.get("selector"), wildcards["seed"]
-            method = wildcards.get("method") or _variant(wildcards) or ""
+            method = wildcards.get("method") or variant_of(wildcards) or ""
             if selector:  # the job reads signals for a run
                 seed = str(paths.signal_seed(self.config, method, seed))
             else:
@@ -185,7 +124,7 @@ class Rules:
 
     def gradient_inputs(self, wildcards: Wildcards) -> dict[str, str]:
         """Further inputs of `gradient` where `gradient.space` is lora: the catalogue and the base model."""
-        if self.config.varied(_variant(wildcards)).gradient.space != "lora":
+        if self.config.varied(variant_of(wildcards)).gradient.space != "lora":
             return {}
         top = paths.FOLDERS["top"].format(**wildcards)
         return {"catalogue": f"{top}/catalogue.parquet", "model": self.selector_model(wildcards)}
@@ -205,7 +144,7 @@ class Rules:
 
     def proxy_curriculum(self, wildcards: Wildcards) -> str:
         """The curriculum of the proxy: a random selection of `proxy.size` samples, drawn with the proxy's seed."""
-        proxy = self.config.varied(_variant(wildcards)).proxy
+        proxy = self.config.varied(variant_of(wildcards)).proxy
         drawn = {"selector": "none", "method": "random", "budget": proxy.size}
         self.require_samples(wildcards, "proxy.size", proxy.size)
         return paths.FOLDERS["selection"].format(**{**wildcards, **drawn}) + "/curriculum.parquet"
@@ -247,7 +186,9 @@ class Rules:
 
         def entry(wildcards: Wildcards) -> str:
             declared = getattr(self.config, kind)[wildcards[name]]
-            return str(declared.model_dump_json(exclude={"filter", *config.Format.model_fields}, exclude_defaults=True))
+            return str(
+                declared.model_dump_json(exclude={"filter", *sources.Format.model_fields}, exclude_defaults=True)
+            )
 
         return entry
 
@@ -258,7 +199,7 @@ class Rules:
     def format(self, wildcards: Wildcards) -> str | None:
         """How the values in a data set's files are meant, as JSON; None where as by default."""
         declared = self.config.datasets[wildcards["dataset"]]
-        changed = declared.model_dump_json(include=set(config.Format.model_fields), exclude_defaults=True)
+        changed = declared.model_dump_json(include=set(sources.Format.model_fields), exclude_defaults=True)
         return None if changed == "{}" else changed
 
     def signal_sets(self, kind: str) -> str:
@@ -320,13 +261,3 @@ class Rules:
             "seed": "0|[1-9][0-9]*",
             "shard": "0|[1-9][0-9]*",
         }
-
-
-def _variant(wildcards: Wildcards) -> str | None:
-    """The variant in `selector@variant`; None without one."""
-    return (wildcards.get("signal_set") or "").partition("@")[2] or None
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    words = [value] if isinstance(value, str | int) else list(value)
-    return [flag(name), *(shlex.quote(str(word)) for word in words)] if words else []

@@ -7,8 +7,8 @@ from pathlib import Path
 from minirec.data.interactions import catalogue as catalogue_tables
 from minirec.data.samples import prepare as prepare_samples
 from minirec.experiment import config
-from minirec.experiment.config import Filter, Format
 from minirec.experiment.sections import Prepare, Queries
+from minirec.experiment.sources import Filter, Format
 from minirec.progress import log, progress
 from minirec.storage import artefact, database, tables
 from minirec.storage.artefact import Provenance
