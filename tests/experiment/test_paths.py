@@ -133,3 +133,11 @@ def test_the_cost_of_a_variants_selection_is_that_of_its_own_scores_and_of_the_s
     ]
     shared = given.model_copy(update={"proxy": given.proxy.model_copy(update={"seeds": "shared", "seed": 5})})
     assert paths.selection_logs(shared, "gemma", "hardest")[-1] == "signals/gemma/seed5/**/logs/rollout.log"
+
+
+def test_a_method_is_no_control_of_itself(defaults):
+    def control(**main):
+        return paths.control_runs(defaults.model_copy(update={"main": defaults.main.model_copy(update=main)}))
+
+    assert [run.method for run in control(method="minirec", control="random", seeds=[0, 1])] == ["random"] * 2
+    assert control(method="random", control="random") == control(control=None) == []

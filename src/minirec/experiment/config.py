@@ -115,8 +115,6 @@ class Config(Section):
         for method in (self.main.method, self.main.control):
             if method and (reason := self.lacks_gradients(method)):
                 raise ValueError(reason)
-        if self.main.control == self.main.method:
-            raise ValueError(f"main.control is {self.main.control}, the method itself; name another, such as random")
         if self.main.selector == "none" and self.method(self.main.method).reads:
             raise ValueError(
                 f"main.selector is none, but {self.main.method} needs one; name one of {', '.join(self.models)}"

@@ -144,9 +144,9 @@ def main_runs(config: Config) -> list[Run]:
 
 
 def control_runs(config: Config) -> list[Run]:
-    """The runs that the main experiment is compared with: `main.control` in place of its method, if there is one."""
+    """The runs that the main experiment is compared with: `main.control` in place of its method, if it is another."""
     main = config.main
-    if main.control is None:
+    if main.control in (None, main.method):
         return []
     return [run_of(config, main.model, main.selector, main.control, main.budget, seed) for seed in main.seeds]
 
