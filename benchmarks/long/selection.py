@@ -84,7 +84,7 @@ class Cell:
         found = {"samples": self.top / "samples.parquet", "whitening": self.top / "base" / model_of(self.dataset)}
         found["whitening"] /= "whitening.safetensors"
         if settings().method(self.method).reads:
-            rewards = "rollouts" if settings().varied(self.method).proxy.kind == "heads" else "scores"
+            rewards = "rollouts" if settings().by_heads(self.method) else "scores"
             found |= {rewards: self.signal(f"{rewards}.parquet"), "embeddings": self.signal("embeddings.safetensors")}
         if "influence" in settings().method(self.method).reads:
             found["influences"] = self.top / "surrogate" / "influences.parquet"

@@ -48,7 +48,7 @@ def test_a_variant_has_its_own_signals_from_the_first_that_it_changes_and_shares
 
 def test_a_variant_that_changes_no_signal_has_none_of_its_own(given):
     assert own(given, "flat") == []
-    assert Rules(given).constraints()["signal_set"].endswith("(?:@(?:sharp|by_lora|faster|longer|small_proxy))?")
+    assert Rules(given).constraints()["signal_set"].endswith("(?:@(?:by_lora|faster|heads|longer|sharp|small_proxy))?")
 
 
 def test_the_selection_of_a_variant_of_the_score_reads_its_own_scores_and_the_embeddings_of_all(given):

@@ -36,12 +36,13 @@ def case():
 
 @pytest.fixture
 def proxy(defaults):
-    changes = {"head": "separate", "head_learning_rate": 0.05, "batch_prompts": 10, "epochs": 20}
+    changes = {"head": "separate", "head_learning_rate": 0.05, "batch_prompts": 10}
     return defaults.proxy.model_copy(update=changes | {"warmup_steps": 4, "extra_negatives": 8})
 
 
 def rewarded(case, proxy, defaults, folds=2, seed=0):
-    return crossfit.held_out_rewards(*case, proxy, folds, TAU, defaults.reward, seed)
+    settings = defaults.crossfit.model_copy(update={"folds": folds, "head_epochs": 20})
+    return crossfit.held_out_rewards(*case, proxy, settings, TAU, defaults.reward, seed)
 
 
 def test_heads_learn_a_map_that_holds_for_samples_they_have_not_seen(case, proxy, defaults):
@@ -142,7 +143,7 @@ def test_without_learning_the_rewards_are_those_of_rollouts_without_reasoning(ju
 
 
 def test_the_same_seed_gives_the_same_bytes(judged, defaults, tmp_path):
-    proxy = defaults.proxy.model_copy(update={"head": "shared", "batch_prompts": 4, "epochs": 2})
+    proxy = defaults.proxy.model_copy(update={"head": "shared", "batch_prompts": 4})
     given = defaults.model_copy(update={"proxy": proxy})
     written = []
     for name in ("one", "other"):

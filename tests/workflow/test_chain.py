@@ -29,7 +29,7 @@ policy: {lora_layers: 1, whiten_dim: 16, max_item_tokens: 32}
 prepare: {max_train: 60, max_valid: 20, max_test: 20}
 rollout: {shards: 2}
 train: &train {batch_prompts: 8, extra_negatives: 8, learning_rate: 0.001}
-proxy: {<<: *train, kind: policy, epochs: 1, size: 16}
+proxy: {<<: *train, size: 16}
 measure: {bootstrap: 100}
 """
 RUN = "tiny/tiny/minirec-20/seed0"
@@ -140,13 +140,12 @@ def test_a_second_run_has_nothing_to_do(project):
 
 def test_heads_reward_every_sample_in_place_of_a_policy(project):
     folder, _ = project
-    (folder / "heads.yaml").write_text("variants: {by_heads: {method: learnable, proxy: {kind: heads}}}")
-    curriculum = "results/shop/selections/tiny/by_heads-20/seed0/curriculum.parquet"
-    words = ["--cores", "2", "--configfile", "config/quickstart.yaml", "shop.yaml", "heads.yaml", "--", curriculum]
+    curriculum = "results/shop/selections/tiny/learnable-20/seed0/curriculum.parquet"
+    words = ["--cores", "2", "--configfile", "config/quickstart.yaml", "shop.yaml", "--", curriculum]
     done = snakemake(folder, *words)
     assert done.returncode == 0, done.stdout
     assert sorted(set(re.findall(r"\(Rule: (\w+)\)", done.stdout))) == ["crossfit", "curriculum", "select"]
-    rollouts = tables.read("rollouts", folder / "results/shop/signals/tiny@by_heads/seed0/rollouts.parquet")
+    rollouts = tables.read("rollouts", folder / "results/shop/signals/tiny@heads/seed0/rollouts.parquet")
     assert rollouts.num_rows == len(splits.sample_ids(folder / "results/shop/samples.parquet", "train"))
     rewards = dict(zip(*(rollouts[name].to_pylist() for name in ("sample_id", "reward")), strict=True))
     order = tables.read("curriculum", folder / curriculum).to_pydict()

@@ -237,25 +237,26 @@ def test_a_method_waits_for_the_signals_that_it_needs_alone(finished, method, le
     assert set(jobs) == EVERYTHING - left_out
 
 
-def test_heads_take_the_place_of_proxy_rollouts_and_gradients(finished):
+def test_heads_take_the_place_of_proxy_and_rollouts_where_no_gradients_are_read(finished):
     heads = ("results: fresh", "proxy: {kind: heads, head: separate}", "main: {method: learnable}")
     jobs = plan(finished, "fresh/toy/metrics.json", configs=heads)
     assert set(jobs) == (EVERYTHING - PROXY) | SELECTED | {"crossfit"}
     assert jobs["select"] == 1  # no samples are drawn for a proxy
+    said = spawn(finished, "-n", "-p", "fresh/toy/metrics.json", configs=heads).stdout
+    (line,) = commands(said, "crossfit")
+    assert "--rollouts fresh/toy/signals/tiny@heads/seed0/rollouts.parquet" in line
+    assert "--head separate" in line
+    assert "--seed 0" in line
+    (line,) = commands(said, "summarise")
+    assert "fresh/toy/signals/tiny@heads/seed0/rollouts.parquet" in line
+    gradients = ("results: fresh", "proxy: {kind: heads, head: separate}", "main: {method: minirec, control: easiest}")
+    jobs = plan(finished, "fresh/toy/metrics.json", configs=gradients)
+    assert set(jobs) == EVERYTHING | {"crossfit"}
     variant = "variants: {by_heads: {method: learnable, proxy: {kind: heads, head: separate}}}"
     selection = "results/toy/selections/tiny/by_heads-8/seed0/selection.parquet"
     assert plan(finished, selection, configs=(variant,)) == once("crossfit", "select")
     said = spawn(finished, "-n", "-p", selection, configs=(variant,)).stdout
-    (line,) = commands(said, "crossfit")
-    assert "--rollouts results/toy/signals/tiny@by_heads/seed0/rollouts.parquet" in line
-    assert "--head separate" in line
-    assert "--seed 0" in line
-    refused = spawn(finished, "-n", "fresh/toy/metrics.json", configs=(*heads[:2], "main: {method: minirec}"))
-    assert "minirec needs gradients, which proxy.kind heads does not give" in refused.stdout
-    path = "fresh/toy/selections/tiny/minirec-8/seed0/selection.parquet"
-    refused = spawn(finished, "-n", path, configs=heads)
-    assert refused.stdout.count("minirec needs gradients, which proxy.kind heads does not give") == 1
-    assert refused.returncode != 0
+    assert "--rollouts results/toy/signals/tiny@by_heads/seed0/rollouts.parquet" in commands(said, "crossfit")[0]
 
 
 def test_the_influence_is_computed_for_the_methods_that_read_it_and_once_for_all_models_and_seeds(finished):

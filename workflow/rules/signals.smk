@@ -69,7 +69,7 @@ use rule stage as rollout with:
     log:
         f"<signals>/{PART}logs/rollout.log",
     wildcard_constraints:
-        signal_set=ask.signal_sets("policy"),
+        signal_set=ask.signal_sets(by_heads=False),
     params:
         **job("rollout"),
 
@@ -88,7 +88,7 @@ use rule stage as crossfit with:
     log:
         "<signals>/logs/crossfit.log",
     wildcard_constraints:
-        signal_set=ask.signal_sets("heads"),
+        signal_set=ask.signal_sets(by_heads=True),
     params:
         **job("crossfit", train="proxy"),
 
@@ -106,7 +106,7 @@ if SHARDS > 1:
         log:
             "<signals>/logs/gather.log",
         wildcard_constraints:
-            signal_set=ask.signal_sets("policy"),
+            signal_set=ask.signal_sets(by_heads=False),
         params:
             **job("gather", shards_folder=ask.rollout_shards, shards=SHARDS),
 
@@ -126,7 +126,7 @@ use rule stage as gradient with:
     log:
         "<signals>/logs/gradient.log",
     wildcard_constraints:
-        signal_set=ask.signal_sets("policy"),
+        signal_set=ask.signal_sets(by_heads=False),
     params:
         **job("gradient"),
 

@@ -88,7 +88,7 @@ def jobs(config: Config, runs: list[Run], last: str) -> list[Job]:
 def _signals(config: Config, run: Run) -> Iterator[Job]:
     """The jobs that make the signals that the run's method reads."""
     seed = str(signal_seed(config, run.method, run.seed))
-    if config.varied(run.method).proxy.kind == "heads":
+    if config.by_heads(run.method):
         yield Job("crossfit", signal_set=signal_set(config, "rollouts.parquet", run.selector, run.method), seed=seed)
         return
     yield from _chosen(config, "none", "random", config.varied(run.method).proxy.size, seed)

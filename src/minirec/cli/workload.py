@@ -189,7 +189,7 @@ class LanguageModel:
     def crossfit(self, train: sections.Train, crossfit: sections.Crossfit) -> Work:
         """Reading all user prompts, and the training and use of heads on their states (METHOD 4.2)."""
         dim = self.policy.whiten_dim or (self.shape.width if self.shape else 0)
-        n, seen = self.size.train, self.size.train * (crossfit.folds - 1) * train.epochs
+        n, seen = self.size.train, self.size.train * (crossfit.folds - 1) * crossfit.head_epochs
         items = 6 * dim**2 * (1 + train.extra_negatives / train.batch_prompts)  # of a batch, by user
         heads = 6 * dim**2 + items + 6 * dim * (train.batch_prompts + train.extra_negatives)
         return self._write(n, 1, 0) + Work(flop=seen * heads + 2.0 * n * self.size.items * dim)

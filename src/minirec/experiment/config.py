@@ -25,6 +25,7 @@ Budget = Annotated[int, Field(ge=1)] | Literal["all"]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # also what yaml raises over month 13 and over deep nesting
 S = TypeVar("S", bound=Section)
 DEFAULTS = Path("config/config.yaml")
+HEADS = "heads"  # proxy.kind, and the name of their signals
 MADE_BY = "config.yaml"  # in a data set's results: the configuration of the last run that worked on them
 
 
@@ -106,15 +107,12 @@ class Config(Section):
             if "shards" in variant.rollout:
                 raise ValueError(f"variants.{name}.rollout.shards changes no result; set rollout.shards for all")
         for where, config in [("", self), *[(f"variants.{name}: ", self.varied(name)) for name in self.variants]]:
-            heads = config.proxy.kind == "heads"
+            heads = config.proxy.kind == HEADS
             for training in (config.train,) if heads else (config.train, config.proxy):
                 if reason := teaches_nothing(config.sampling, training):
                     raise ValueError(where + reason)
             if heads and config.proxy.head == "none":
                 raise ValueError(f"{where}proxy.kind is heads, but proxy.head is none; set it to shared or separate")
-        for method in (self.main.method, self.main.control):
-            if method and (reason := self.lacks_gradients(method)):
-                raise ValueError(reason)
         if self.main.selector == "none" and self.method(self.main.method).reads:
             raise ValueError(
                 f"main.selector is none, but {self.main.method} needs one; name one of {', '.join(self.models)}"
@@ -125,7 +123,7 @@ class Config(Section):
         for where, taken in [
             ("datasets", ("models", "logs")),  # folders beside those of the data sets
             ("models", ("none",)),  # the selector of methods without signals
-            ("variants", methods()),
+            ("variants", [*methods(), HEADS]),  # HEADS: the folder of their signals
         ]:
             for name in taken:
                 if name in getattr(self, where):
@@ -159,11 +157,12 @@ class Config(Section):
         """The method of this name, or the method that the variant of this name changes."""
         return methods()[self.variants[name].method if name in self.variants else name]
 
-    def lacks_gradients(self, name: str) -> str | None:
-        """Why a method or variant cannot have the gradients that it needs; None if it can, or needs none."""
-        if "gradients" not in self.method(name).reads or self.varied(name).proxy.kind == "policy":
-            return None
-        return f"{name} needs gradients, which proxy.kind heads does not give; set it to policy, or take learnable"
+    def by_heads(self, name: str) -> bool:
+        """Whether cross-fitted heads make the signals that a method or variant reads: they give no gradients."""
+        if name not in self.method_names:  # no method, but the signals of all
+            return False
+        reads = self.method(name).reads
+        return bool(reads) and "gradients" not in reads and self.varied(name).proxy.kind == HEADS
 
     def varied(self, name: str | None) -> Config:
         """This configuration with the changes of the variant `name`; unchanged if no variant has that name."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minirec.experiment.config import Config
+from minirec.experiment.config import HEADS, Config
 
 FOLDERS = {  # folders of the results, as patterns; the workflow refers to them as <name>/file
     "top": "{results}/{dataset}",
@@ -50,16 +50,17 @@ def pictures(reads: Sequence[str]) -> list[str]:
 
 
 def signal_set(config: Config, file: str, selector: str, method: str) -> str:
-    """The folder below signals/ in which a method finds a file: `selector`, or `selector@variant`.
+    """The folder below signals/ in which a method finds a file: `selector`, `selector@heads` or `selector@variant`.
 
     A variant has its own folder for the files that its changes affect: one that changes `score.mu` has its own scores,
     but shares the rollouts with every other method.
     """
-    if method not in config.variants:
-        return selector
-    files = list(SIGNAL_SECTIONS)
-    decisive = {section for name in files[: files.index(file) + 1] for section in SIGNAL_SECTIONS[name]}
-    return f"{selector}@{method}" if decisive & set(config.variants[method].changes) else selector
+    if method in config.variants:
+        files = list(SIGNAL_SECTIONS)
+        decisive = {section for name in files[: files.index(file) + 1] for section in SIGNAL_SECTIONS[name]}
+        if decisive & set(config.variants[method].changes):
+            return f"{selector}@{method}"
+    return f"{selector}@{HEADS}" if config.by_heads(method) else selector
 
 
 def signal_seed(config: Config, method: str | None, seed: int | str) -> int | str:
@@ -120,7 +121,7 @@ def selection_logs(config: Config, selector: str, method: str) -> list[str]:
     """
     reads, logs = config.method(method).reads, [f"selections/{selector}/{method}-{{budget}}/seed{{seed}}/**/logs/*.log"]
     needed = [file for file in SIGNAL_LOGS if reads]
-    if heads := bool(reads) and config.varied(method).proxy.kind == "heads":
+    if heads := config.by_heads(method):
         needed = ["rollouts.parquet"]
     if "gradients" not in reads:
         needed = [file for file in needed if file != "scores.parquet"]

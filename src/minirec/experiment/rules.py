@@ -14,7 +14,7 @@ from typing import Any
 
 from minirec.errors import InputError
 from minirec.experiment import config, hooks, limits, paths, sources
-from minirec.experiment.config import Config
+from minirec.experiment.config import HEADS, Config
 from minirec.experiment.job_params import Wildcards, job_params, variant_of
 from minirec.storage import user_files
 
@@ -70,8 +70,6 @@ class Rules:
 
     def select_inputs(self, wildcards: Wildcards) -> dict[str, Any]:
         """Inputs of `select`: the signals that the method reads, and the picks of the shards if it has several."""
-        if reason := self.config.lacks_gradients(wildcards["method"]):
-            sys.exit(f"minirec: {reason}")
         reads = self.config.method(wildcards["method"]).reads
         inputs: dict[str, Any] = {}
         if "gradients" in reads:
@@ -202,12 +200,13 @@ class Rules:
         changed = declared.model_dump_json(include=set(sources.Format.model_fields), exclude_defaults=True)
         return None if changed == "{}" else changed
 
-    def signal_sets(self, kind: str) -> str:
-        """A regular expression of the folders below signals/ whose proxy is of this kind."""
+    def signal_sets(self, by_heads: bool) -> str:
+        """A regular expression of the folders below signals/ that heads make, or a policy."""
         models = f"(?:{one_of(self.config.models)})"
-        variants = [name for name in self.config.variants if self.config.varied(name).proxy.kind == kind]
-        bare = [models] if self.config.proxy.kind == kind else []
-        return "|".join([*bare, f"{models}@(?:{one_of(variants)})"])
+        variants = [name for name in self.config.variants if self.config.by_heads(name) == by_heads]
+        if by_heads:
+            return f"{models}@(?:{one_of([HEADS, *variants])})"
+        return f"{models}(?:@(?:{one_of(variants)}))?"
 
     def summary_signals(self, wildcards: Wildcards) -> dict[str, str]:
         """The scores or rollouts of the main experiment, as far as its method reads them."""
@@ -247,7 +246,8 @@ class Rules:
         """A regular expression for every wildcard, which matches names of the configuration and nothing else."""
         names = self.config.method_names
         whole = [name for name in names if self.config.method(name).takes_all]
-        own_signals = [n for n in self.config.variants if paths.signal_set(self.config, "scores.parquet", "", n)]
+        sets = {paths.signal_set(self.config, "scores.parquet", "", name) for name in self.config.variants}
+        own_signals = sorted({HEADS, *(name.removeprefix("@") for name in sets if name)})
         free = [name for name in names if not self.config.method(name).reads]
         others = [name for name in names if name not in free]
         return {

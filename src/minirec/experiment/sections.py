@@ -161,6 +161,7 @@ class Crossfit(Section):
     """How heads reward the training samples without completions, with `proxy.kind: heads` (METHOD 4.2)."""
 
     folds: int = Field(2, ge=2, description="parts of the training samples; each is rewarded by a head of the others")
+    head_epochs: int = Field(2, ge=1, description="passes of a head over its training samples")
 
 
 class Gradient(Section):
@@ -265,7 +266,9 @@ class Proxy(Train):
     """How the proxy is trained on random samples: settings as in `train`, with values of their own (METHOD 4.1)."""
 
     kind: Literal["policy", "heads"] = Field(
-        "policy", description="a policy that writes completions, or cross-fitted heads on frozen states: far cheaper"
+        "policy",
+        description="a policy that writes completions; heads: for methods that read no gradients, cross-fitted heads "
+        "on frozen states, which are far cheaper",
     )
     size: int = Field(256, ge=2, description="kind policy: number of random training samples")
     seeds: Literal["own", "shared"] = Field(

@@ -45,7 +45,7 @@ def run(
     loaded = Policy.load(model, policy, batch_tokens=passes.batch_tokens)
     items = read_table(item_table, catalogue).to(loaded.device)
     users = user_states(loaded, pool.bodies, whitening=Whitening.read(whitening))
-    columns = held_out_rewards(users.to(loaded.device), items, pool, train, crossfit.folds, policy.tau, reward, seed)
+    columns = held_out_rewards(users.to(loaded.device), items, pool, train, crossfit, policy.tau, reward, seed)
     settings = {k: v for part in (policy, crossfit, train, reward) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": item_table, "whitening": whitening, "model": model}
     provenance, n = Provenance("crossfit", settings | {"seed": seed}, inputs), len(pool)

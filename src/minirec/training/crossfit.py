@@ -63,23 +63,23 @@ def held_out_rewards(
     items: Tensor,
     samples: Split,
     train: sections.Train,
-    folds: int,
+    crossfit: sections.Crossfit,
     tau: float,
     reward: sections.Reward,
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Columns [n] of rollouts.parquet as `score_completions` returns them: each sample's state in place of completions.
 
-    The samples are cut at random into `folds` parts. The head that scores a part is trained on all the others, so
-    that no sample is scored by a head that has seen it. users [n, k], items [m, k]: whitened states.
+    The samples are cut at random into `crossfit.folds` parts. The head that scores a part is trained on all the others,
+    so that no sample is scored by a head that has seen it. users [n, k], items [m, k]: whitened states.
     """
     drawn = np.random.default_rng(seed).permutation(len(samples))
-    parts = np.array_split(drawn, folds)
+    parts = np.array_split(drawn, crossfit.folds)
     columns: dict[str, np.ndarray] = {}
-    with progress("crossfit", folds, "heads") as bar:
+    with progress("crossfit", crossfit.folds, "heads") as bar:
         for number, part in enumerate(parts):
             seen = np.concatenate([*parts[:number], *parts[number + 1 :]])
-            head = _trained(users, items, samples, seen, train, tau, seed * 1_000_003 + number)
+            head = _trained(users, items, samples, seen, train, crossfit.head_epochs, tau, seed * 1_000_003 + number)
             with torch.no_grad():
                 vectors, merged = head.item(items), head.merged_whitening()
                 for rows in np.array_split(part, -(-len(part) * len(items) // SCORES)):
@@ -92,11 +92,18 @@ def held_out_rewards(
 
 
 def _trained(
-    users: Tensor, items: Tensor, samples: Split, rows: np.ndarray, train: sections.Train, tau: float, seed: int
+    users: Tensor,
+    items: Tensor,
+    samples: Split,
+    rows: np.ndarray,
+    train: sections.Train,
+    epochs: int,
+    tau: float,
+    seed: int,
 ) -> Head:
     """The head that these settings make of these rows, which have the same order in every epoch."""
     batches = [rows[start : start + train.batch_prompts] for start in range(0, len(rows), train.batch_prompts)]
-    steps = train.epochs * len(batches)
+    steps = epochs * len(batches)
 
     def schedule(optimiser: torch.optim.Optimizer) -> LambdaLR:
         usual = get_scheduler(train.scheduler, optimiser, num_warmup_steps=train.warmup_steps, num_training_steps=steps)
@@ -106,7 +113,7 @@ def _trained(
         users,
         items,
         samples,
-        batches * train.epochs,
+        batches * epochs,
         kind=train.head,
         rate=train.head_learning_rate,
         schedule=schedule,
