@@ -111,7 +111,13 @@ def test_a_setting_of_the_method_is_a_flag(wide):
         ([], {"out": "picks.csv"}, "must end in .jsonl, .parquet or, with --id, .txt"),
         (["--id", "name"], {"out": "picks.txt"}, "--id is name, which is no column of the prompts"),
         (["--mu", "7"], {}, "mu"),
-        (["--method", "diversity"], {}, "the method diversity needs embeddings, which rollouts do not have"),
+        (["--method", "diversity"], {}, "the method diversity needs embeddings, which rollouts do not have; add --div"),
+        (
+            ["--control", "kmeans"],
+            {},
+            "the method kmeans needs embeddings, which rollouts do not have; add --diversity",
+        ),
+        (["--group-size", "0"], {}, "--group-size is 0; it must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(wide, capsys, words, options, message):

@@ -46,7 +46,9 @@ def run(
     **settings: Any,
 ) -> None:
     """Write the picked prompts in the order of training, and print what was found and picked."""
-    chosen = registry.find(method)
+    chosen, other = registry.find(method), registry.find(control) if control else None
+    if group_size < 1:
+        raise InputError(f"--group-size is {group_size}; it must be at least 1")
     if out.suffix not in OUTPUTS or (out.suffix == ".txt" and not id):
         raise InputError(f"{out} must end in .jsonl, .parquet or, with --id, .txt")
     with connect(MEMORY, out.parent) as engine:
@@ -54,22 +56,22 @@ def run(
         if id is not None and id not in log.kept:
             raise InputError(f"--id is {id}, which is no column of the prompts; those are {', '.join(log.kept)}")
         signals, note = signals_of(log, diversity)
-        if missing := [need for need in chosen.needs if getattr(signals, FIELDS[need]) is None]:
-            raise InputError(f"the method {method} needs {' and '.join(missing)}, which rollouts do not have")
+        there = {"rewards"} | ({"embeddings"} if signals.embeddings is not None else set())
+        for one in filter(None, (chosen, other)):
+            if missing := one.lacks(there):
+                raise InputError(
+                    f"the method {one.name} needs {' and '.join(missing)}, which rollouts do not have; "
+                    "add --diversity tfidf, or take another"
+                )
         if not 0 < budget <= len(log):
             raise InputError(f"the budget is {budget:,}, but there are {len(log):,} prompts; it must be 1 to as many")
         count = len(log) if chosen.takes_all else budget
         rows = _picked(chosen, signals, count, seed, settings)
+        others = _picked(other, signals, count, seed, {}) if other else None
         _write(log, ordered(rows, signals, order, group_size, seed), signals, out, id, group_size)
-        others = None
-        if control:
-            others = _picked(registry.find(control), signals, count, seed, {})
+        if others is not None:
             _write(log, others, signals, control_file(out), id, group_size)
         sys.stdout.write(screen(log, signals, rows, note, method, out, others, control))
-
-
-FIELDS = {"rewards": "mean_reward", "gradients": "gradient_norm", "embeddings": "embeddings", "influence": "influence"}
-FIELDS |= {"targets": "target"}
 
 
 def control_file(out: Path) -> Path:

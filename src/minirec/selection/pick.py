@@ -31,7 +31,7 @@ def pick(
         raise InputError(f"rewards must be finite numbers [n, G], but they have the shape {rewards.shape} or a NaN")
     chosen = find(method)
     available = {"rewards"} | ({"embeddings"} if embeddings is not None else set())
-    if missing := [need for need in chosen.needs if need not in available]:
+    if missing := chosen.lacks(available):
         raise InputError(f"the method {method} needs {' and '.join(missing)} besides rewards; choose another")
     if embeddings is not None and len(embeddings) != len(rewards):
         raise InputError(f"there are {len(rewards)} rows of rewards, but {len(embeddings)} of embeddings")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
@@ -56,6 +56,10 @@ class Method:
     def module(self) -> str:
         """Its module without `minirec.`, e.g. `selection.methods.full`."""
         return self.function.__module__.removeprefix("minirec.")
+
+    def lacks(self, there: Container[str]) -> list[str]:
+        """The signals that it needs, but that are not there."""
+        return [need for need in self.needs if need not in there]
 
     def pick(self, signals: Signals, budget: int, generator: np.random.Generator, **settings: Any) -> Picks:
         """Pick `budget` samples. Raises InputError if a setting is not one of the method's."""

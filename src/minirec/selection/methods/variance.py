@@ -17,7 +17,9 @@ def variance(signals: Signals, budget: int, generator: np.random.Generator, *, t
     (RAGEN-2, arXiv 2604.06268).
     """
     if not np.any(signals.reward_std):
-        raise InputError("all completions of a sample earn the same, so variance cannot tell samples apart")
+        raise InputError(
+            "all completions of a sample earn the same, so variance cannot tell samples apart; take another method"
+        )
     values = np.asarray(signals.reward_std, dtype=np.float64) ** 2
     order = np.argsort(-values, kind="stable")
     held = np.cumsum(values[order])
