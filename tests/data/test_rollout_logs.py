@@ -99,6 +99,8 @@ def test_the_files_of_a_folder_are_read_by_number_and_one_step_can_be_taken(tmp_
         rows = [trl(prompt, reward, step) for prompt, both in rewards.items() for reward in both]
         pd.DataFrame(rows).to_parquet(tmp_path / f"completions_{step}.parquet")
     (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / "_temporary").mkdir()
+    (tmp_path / "_temporary" / "part.parquet").write_text("half written")
     assert [file.name for file in found(tmp_path)] == [f"completions_{step}.parquet" for step in (2, 9, 10)]
     every = said(read(tmp_path))
     assert list(every) == ["a", "only2", "only9", "only10"]

@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from minirec.errors import InputError
-from minirec.storage.user_files import first_line, identifier, quoted
+from minirec.storage.user_files import delimiter_of, identifier, inside, quoted
 
+CSV = "read_csv({}, union_by_name = true, sample_size = -1, header = true, quote = '\"', delim = {})"
 READERS = {  # ending: DuckDB's function and its options
     "parquet": "read_parquet({}, union_by_name = true)",
     "jsonl": "read_json({}, format = 'newline_delimited', union_by_name = true, sample_size = -1)",
     "json": "read_json({}, union_by_name = true, sample_size = -1)",
-    "csv": "read_csv({}, union_by_name = true, sample_size = -1, header = true, quote = '\"', delim = {})",
-    "tsv": "read_csv({}, union_by_name = true, sample_size = -1, header = true, quote = '\"', delim = {})",
+    "csv": CSV,
+    "tsv": CSV,
 }
 COMPRESSED = ("", ".gz", ".zst")
 PROMPTS = ("prompt", "input_prompt", "input", "question", "query", "instruction", "messages", "sample_id", "prompt_id")
@@ -96,7 +97,7 @@ class RolloutLog:
             raise InputError(f"the files end in .{' and .'.join(sorted(kinds))}; give files of one format")
         listed = "[" + ", ".join(quoted(str(file)) for file in self.files) + "]"
         kind = kinds.pop()
-        delimiter = max(",;\t|", key=first_line(self.files[0]).count) if kind in ("csv", "tsv") else ","
+        delimiter = delimiter_of(self.files[0]) if READERS[kind] is CSV else ""
         return READERS[kind].format(listed, quoted(delimiter)).replace("union", "filename = 'minirec_file', union")
 
     def _execute(self, query: str) -> list[tuple[Any, ...]]:
@@ -113,11 +114,11 @@ class RolloutLog:
         return self.engine.sql(query).to_arrow_table()
 
     def _read(self, which: str) -> None:
-        """Fill `prompts`, the first row of each prompt, and `rewards`."""
+        """Make the table by_prompt: first line and rewards of each prompt; and `kept`, the columns of a prompt."""
         of = self.columns
         step = identifier(of.step) if of.step else "minirec_file"
         value = (
-            f'"{of.rewards[0]}"::DOUBLE[]'
+            f"{identifier(of.rewards[0])}::DOUBLE[]"
             if of.wide
             else " + ".join(_number(name, self.types[name]) for name in of.rewards)
         )
@@ -128,12 +129,9 @@ class RolloutLog:
             f"CREATE TABLE rollouts AS "
             f"SELECT minirec_row AS line, {key} AS key, {value} AS value, {step} AS step{hashes} FROM logged"
         )
-        if of.wide:
-            self._execute("UPDATE rollouts SET value = NULL WHERE len(value) = 0")
-        bad = "value IS NULL" + (
-            " OR len([x for x in value if x IS NULL OR NOT isfinite(x)]) > 0" if of.wide else " OR NOT isfinite(value)"
-        )
-        wrong = self._execute(f"SELECT count(*), min(line) FROM rollouts WHERE {bad}")[0]
+        bad = "len(value) = 0 OR len([x for x in value if x IS NULL OR NOT isfinite(x)]) > 0"
+        bad = bad if of.wide else "NOT isfinite(value)"
+        wrong = self._execute(f"SELECT count(*), min(line) FROM rollouts WHERE value IS NULL OR {bad}")[0]
         if wrong[0]:
             names = " or ".join(of.rewards)
             raise InputError(
@@ -190,8 +188,7 @@ def found(path: Path) -> list[Path]:
     if not path.is_dir():
         ending_of(path)
         return [path]
-    inside = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "_"))]
-    files = [file for file in inside if _ending(file)]
+    files = [file for file in inside(path) if _ending(file)]
     if not files:
         raise InputError(f"{path} holds no file that ends in .{', .'.join(READERS)}")
     return sorted(files, key=lambda file: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", str(file))])

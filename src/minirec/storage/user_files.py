@@ -48,11 +48,16 @@ def parts(path: Path) -> list[Path]:
     """The file itself, or a folder's files by name; names that begin with . or _ (Spark's _SUCCESS) are left out."""
     if not path.is_dir():
         return [path]
-    inside = {file: file.relative_to(path).parts for file in path.rglob("*") if file.is_file()}
-    kept = [file for file, names in inside.items() if not any(name.startswith((".", "_")) for name in names)]
+    kept = inside(path)
     if not kept or path.suffix != ".parquet":
         raise InputError(f"{path} is a folder, but no folder of Parquet parts; put one file there")
-    return sorted(kept, key=lambda file: inside[file])
+    return sorted(kept, key=lambda file: file.relative_to(path).parts)
+
+
+def inside(folder: Path) -> list[Path]:
+    """The files of a folder and those below it, but for names that begin with . or _, which are not data."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return [file for file in files if not any(n.startswith((".", "_")) for n in file.relative_to(folder).parts)]
 
 
 def load(engine: duckdb.DuckDBPyConnection, path: Path, name: str) -> UserFile:
@@ -87,8 +92,7 @@ def _parquet(path: Path, files: list[Path], name: str) -> UserFile:
 
 
 def _csv(engine: duckdb.DuckDBPyConnection, path: Path, name: str) -> UserFile:
-    header = first_line(path)
-    delimiter = max(",;\t|", key=header.count)
+    header, delimiter = first_line(path), delimiter_of(path)
     names = next(csv.reader([header], delimiter=delimiter), [])
     if len(set(names)) < len(names) or not all(names):
         raise InputError(f"{path}: the first line must name every column once, but is {header[:100]!r}")
@@ -129,6 +133,11 @@ def rejected_lines(engine: duckdb.DuckDBPyConnection, name: str) -> int:
     lines = f"SELECT DISTINCT ON (line) rtrim(csv_line, chr(10)) AS text FROM {name}_rejects ORDER BY line"
     found = engine.execute(f"SELECT sum(1 + length(text) - length(replace(text, chr(10), ''))) FROM ({lines})")
     return int(found.fetchall()[0][0] or 0)
+
+
+def delimiter_of(path: Path) -> str:
+    """What separates the columns of a CSV or TSV file: of the usual characters, the most frequent in its first line."""
+    return max(",;\t|", key=first_line(path).count)
 
 
 def first_line(path: Path) -> str:
