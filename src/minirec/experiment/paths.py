@@ -41,7 +41,7 @@ SIGNAL_LOGS = {  # below signals/, the logs of the jobs that make these files
     "gradients.safetensors": "logs/gradient.log",  # and the embeddings
     "scores.parquet": "logs/score.log",
 }
-CROSSFIT_LOG = "logs/crossfit.log"  # of the job that makes rollouts and embeddings with `proxy.kind: heads`
+HEADS_LOGS = {"rollouts.parquet": "logs/crossfit.log"}  # the same with `proxy.kind: heads`; and the embeddings
 
 
 def pictures(reads: Sequence[str]) -> list[str]:
@@ -120,16 +120,14 @@ def selection_logs(config: Config, selector: str, method: str) -> list[str]:
     {seed} and {budget} stand for those of the run.
     """
     reads, logs = config.method(method).reads, [f"selections/{selector}/{method}-{{budget}}/seed{{seed}}/**/logs/*.log"]
-    needed = [file for file in SIGNAL_LOGS if reads]
-    if heads := config.by_heads(method):
-        needed = ["rollouts.parquet"]
+    needed = dict(HEADS_LOGS if config.by_heads(method) else SIGNAL_LOGS) if reads else {}
     if "gradients" not in reads:
-        needed = [file for file in needed if file != "scores.parquet"]
+        needed.pop("scores.parquet", None)
     if not {"gradients", "embeddings"} & set(reads):
-        needed = [file for file in needed if file != "gradients.safetensors"]
-    for file in needed:
+        needed.pop("gradients.safetensors", None)
+    for file, log in needed.items():
         folder = f"signals/{signal_set(config, file, selector, method)}/seed{signal_seed(config, method, '{seed}')}"
-        logs.append(f"{folder}/{CROSSFIT_LOG if heads else SIGNAL_LOGS[file]}")
+        logs.append(f"{folder}/{log}")
     return logs
 
 

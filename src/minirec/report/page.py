@@ -171,7 +171,7 @@ def _comparison(top: Path, settings: Measure) -> dict[str, Any] | None:
     return {"cells": cells.to_dict("records"), "chart": chart, "main": tests["main"]}
 
 
-def _charts(top: Path, run: Run, signals: picks.Signals, shown: pd.DataFrame) -> Iterator[Chart]:
+def _charts(top: Path, run: Run, signals: picks.SignalFiles, shown: pd.DataFrame) -> Iterator[Chart]:
     """Charts of the selection, as far as its method reads signals."""
     selection = tables.read("selection", run.selection(top) / "selection.parquet").to_pandas().sort_values("position")
     if (scores := picks.rewards_of(signals)) is not None:

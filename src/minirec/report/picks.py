@@ -21,7 +21,7 @@ BLOCK = 4096  # samples whose distances to the picks are in memory at a time
 
 
 @dataclass(frozen=True)
-class Signals:
+class SignalFiles:
     """The files of the signals behind a run; None where its method reads none, or the file is not there."""
 
     scores: Path | None
@@ -29,7 +29,7 @@ class Signals:
     embeddings: Path | None
 
 
-def signals_of(config: Config, run: Run, top: Path) -> Signals:
+def signals_of(config: Config, run: Run, top: Path) -> SignalFiles:
     """Where the signals of a run are. top: results of the data set."""
 
     def there(file: str) -> Path | None:
@@ -39,17 +39,17 @@ def signals_of(config: Config, run: Run, top: Path) -> Signals:
         path = top / "signals" / folder / f"seed{paths.signal_seed(config, run.method, run.seed)}" / file
         return path if path.is_file() else None
 
-    return Signals(*map(there, ("scores.parquet", "rollouts.parquet", "embeddings.safetensors")))
+    return SignalFiles(*map(there, ("scores.parquet", "rollouts.parquet", "embeddings.safetensors")))
 
 
-def rewards_of(signals: Signals) -> pd.DataFrame | None:
+def rewards_of(signals: SignalFiles) -> pd.DataFrame | None:
     """sample_id, mean_reward and hits of every training sample, with its scores where there are any."""
     if signals.scores:
         return tables.read("scores", signals.scores).to_pandas()
     return rewards(signals.rollouts).to_pandas() if signals.rollouts else None
 
 
-def samples(config: Config, top: Path, run: Run, signals: Signals, limit: int) -> pd.DataFrame:
+def samples(config: Config, top: Path, run: Run, signals: SignalFiles, limit: int) -> pd.DataFrame:
     """The first `limit` picks of a run, and as many samples that were not picked.
 
     The others are those with the largest alpha L + R (METHOD 4.6) if the method reads gradients, else drawn with the

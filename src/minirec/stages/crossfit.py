@@ -39,7 +39,9 @@ def run(
     """Write rollouts.parquet, with one empty completion a sample, and the whitened state of every sample."""
     pool = splits.load(samples, catalogue, "train", policy.prompt_history)
     if len(pool) < 2 * crossfit.folds:
-        raise InputError(f"{samples} has {len(pool)} training samples, too few for crossfit.folds {crossfit.folds}")
+        raise InputError(
+            f"{samples} has {len(pool)} training samples, too few for crossfit.folds {crossfit.folds}; lower it"
+        )
     if train.head == "none":
         raise InputError("train.head is none, but crossfit trains a head alone; set it to shared or separate")
     loaded = Policy.load(model, policy, batch_tokens=passes.batch_tokens)
