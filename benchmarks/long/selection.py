@@ -104,9 +104,8 @@ def settings() -> config.Config:
 
 
 def judged() -> list[str]:
-    """The methods, and the variants of two files that change no training: there is only one training here."""
-    declared = config.merged(ROOT / "config" / "config.yaml", FILES[-1])["variants"]
-    return [*registry.methods(), *(name for name in declared if "train" not in settings().variants[name].changes)]
+    """The methods, and the variants that change no training: there is only one training here."""
+    return [*registry.methods(), *(name for name, one in settings().variants.items() if "train" not in one.changes)]
 
 
 def used(method: str) -> config.Config:
