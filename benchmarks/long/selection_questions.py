@@ -159,6 +159,32 @@ def judges(lab: Laboratory) -> Iterator[Answer]:
             yield "learnable in two halves", f"at {share:g}", lab.states.ndcg(halves(lab, signals, share, seed), "test")
 
 
+def frozen_judges(lab: Laboratory) -> Iterator[Answer]:
+    """What must a head have learned from, to judge well without completions?"""
+    for seed, signals in enumerate(lab.signals):
+        training, drawn = Training(seed=seed), np.random.default_rng(seed).permutation(len(signals))
+        few = np.flatnonzero(np.isin(lab.train.sample_id, proxy_samples(lab, seed)))
+        by_halves = np.empty(len(signals))
+        for one, other in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
+            by_halves[other] = rewards(lab, lab.states.trained(lab.batches(one), training))[other]
+        judged = {
+            "the proxy": signals.mean_reward,
+            "a head of the proxy's samples": rewards(lab, lab.states.trained(lab.batches(few) * 10, training)),
+            "a head of all samples, these included": rewards(lab, lab.states.trained(lab.batches(drawn), training)),
+            "heads of the other half": by_halves,
+        }
+        for share in ABLATED:
+            for name, reward in judged.items():
+                order = lab.learnable(reward, signals.embeddings, share)
+                yield f"learnable by {name}", f"at {share:g}", lab.reached(order, seed)
+            yield "random", f"at {share:g}", lab.reached(drawn[: round(share * len(drawn))], seed)
+
+
+def rewards(lab: Laboratory, head: Head) -> np.ndarray:
+    """NDCG [n] of a head on the training samples."""
+    return np.asarray(metrics.ndcg(lab.states.ranks(head, "train"), settings().reward.cutoff))
+
+
 def proxy_samples(lab: Laboratory, seed: int) -> np.ndarray:
     """The ids of the samples that a proxy was trained on."""
     folder = lab.top / "selections" / "none" / f"random-{settings().proxy.size}" / f"seed{seed}"
@@ -169,7 +195,7 @@ def halves(lab: Laboratory, signals: Signals, share: float, seed: int) -> Head:
     """Train half of the steps on `learnable`; let the trained head judge all samples; train the rest on its picks."""
     first = lab.batches(lab.learnable(signals.mean_reward, signals.embeddings, share)) * (EPOCHS // 2)
     head = lab.states.trained(first, Training(seed=seed))
-    reward = np.asarray(metrics.ndcg(lab.states.ranks(head, "train"), settings().reward.cutoff))
+    reward = rewards(lab, head)
     z = head.user(lab.states.states["train"]).detach().numpy()
     second = lab.batches(lab.learnable(reward, z, share)) * (EPOCHS // 2)
     return lab.states.trained(first + second, Training(seed=seed))
@@ -206,7 +232,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help="toys cds movielens")
     for dataset in available(parser.parse_args().datasets):
         lab = Laboratory(dataset)
-        for ask in (traits, over_proxies, over_completions, judges):
+        for ask in (frozen_judges, traits, over_proxies, over_completions, judges):
             rows = pd.DataFrame(ask(lab), columns=["question", "what", "value"]).assign(dataset=dataset)
             rows["number"] = rows.groupby(["question", "what"]).cumcount()
             keep(rows[[*KEY, "value"]], OUT, KEY)
