@@ -13,14 +13,15 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig, get_peft_model
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from training_runs import policy, trained
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from minirec.cli import launch
 from minirec.cli.main import main
 from minirec.errors import InputError
 from minirec.experiment import commands, config
-from minirec.model.distributed import ShardedLayers, all_reduce_sum
+from minirec.model.distributed import all_reduce_sum, any_process, ignored_by_ddp, same_number, shard
 from minirec.model.items import FrozenItemStates
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
@@ -162,8 +163,8 @@ def test_when_one_process_diverges_both_stop_and_the_best_policy_is_kept(
     assert not (tmp_path / "adapter").exists()
 
 
-def unequal(rank, meeting):
-    """One of two processes: three passes and one backward pass in the first, seven and two in the second."""
+def sharded(rank, meeting):
+    """One of two processes, of which each writes and reads another number of batches of another length."""
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -171,34 +172,39 @@ def unequal(rank, meeting):
     models.append(deepcopy(models[0]))
     layers = models[1].get_decoder().layers
     of_layer = sum(weight.nbytes for weight in layers[0].parameters())
-    sharded = ShardedLayers(layers, torch.device("cpu"))
-    held = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in layers.parameters()}
-    assert sum(held.values()) + sum(shard.nbytes for shard in sharded.shards) == of_layer + 4 * of_layer / 2
+    shard(layers, torch.device("cpu"))
+    held = sum(weight.to_local().nbytes for weight in layers.parameters())
+    assert held == 4 * of_layer / 2
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     for place, model in enumerate(models):
         torch.manual_seed(1)
         models[place] = get_peft_model(model, lora)
-    for number in range(3 + 4 * rank):
+    assert not any(isinstance(w, DTensor) for name, w in models[1].named_parameters() if "lora_" in name)
+    assert len(ignored_by_ddp(models[1])) == 4 * 9
+    for number, batch in enumerate(same_number(list(range(2 + 3 * rank)))):
         ids = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(number + 10 * rank))
+        assert (batch is None) == (rank == 0 and number > 1)
         with torch.set_grad_enabled(number % 3 == 1):
             found = []
             for model in models:
                 model.zero_grad()
-                cache = DynamicCache()
-                model(ids[:, :3], past_key_values=cache)
-                logits = model(ids[:, 3:], past_key_values=cache).logits  # its gradients reach the first pass, too
+                logits = model(ids).logits
                 if logits.requires_grad:
                     logits.square().mean().backward()
                 found.append([logits, *(weight.grad for weight in model.parameters() if weight.grad is not None)])
         assert len(found[0]) == (1 + 4 * 7 * 2 if number % 3 == 1 else 1)
         assert all(map(torch.equal, *found))
+    steps = 0
+    while any_process(steps < 3 * rank):
+        steps += 1
+    assert steps == 3
     assert all_reduce_sum(torch.ones(1)).item() == 2
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_sharded_layers_compute_what_whole_ones_do_however_often_each_process_needs_them(tmp_path):
-    torch.multiprocessing.spawn(unequal, (str(tmp_path / "meeting"),), nprocs=2)
+def test_layers_sharded_by_fsdp_compute_what_whole_ones_do_and_a_process_holds_half(tmp_path):
+    torch.multiprocessing.spawn(sharded, (str(tmp_path / "meeting"),), nprocs=2)
 
 
 SRUN = """#!/bin/bash

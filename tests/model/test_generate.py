@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AddedToken, AutoTokenizer
+from transformers import AddedToken, AutoTokenizer, LlamaForCausalLM
 
 from minirec.errors import InputError
 from minirec.model import generate
@@ -95,6 +95,54 @@ def test_reading_again_from_the_states_after_the_frozen_layers_gives_what_readin
     assert len(kept.frozen_states) == (3 if policy.frozen_layers else 0)
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-5 * float(b.detach().abs().max()))
+
+
+def saved_bytes(compute):
+    """Bytes of distinct tensors that autograd keeps for the backward pass of what a function computes."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = compute()
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+def test_a_layer_keeps_the_states_that_enter_it_alone_for_the_backward_pass(tiny_model, defaults):
+    policy = Policy.load(tiny_model, defaults.policy)
+    prompts = policy.user_bodies(["Blue Train " * 20] * 3)
+    written = generate.Completions([[[5] * 30] * 3] * 3, [[True] * 3] * 3, torch.empty(0), [])
+    sizes = []
+    for layers in (2, 6):
+        shape = copy.deepcopy(policy.model.config)
+        shape.num_hidden_layers = layers
+        deep = Policy(LlamaForCausalLM(shape), policy.tokenizer, policy.settings)
+        deep.add_adapter(0)
+        sizes.append(saved_bytes(lambda deep=deep: generate.teacher_forced(deep, prompts, written)[2].sum()))
+    tokens = max(map(len, prompts)) + 3 * (30 + len(policy.marker_ids))
+    states = 3 * tokens * 4 * policy.width
+    prefix = len(policy.user_prompts.prefix) * 4 * 60 * policy.width  # read once, and not checkpointed
+    assert states < (sizes[1] - sizes[0]) / 4 < states + prefix, (sizes, states, prefix)
+
+
+def test_logits_computed_in_parts_give_the_log_probabilities_and_gradients_of_all_at_once(policy, monkeypatch):
+    states = torch.randn(50, policy.width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ids = torch.arange(50)
+    vocabulary = policy.model.config.vocab_size
+    found, kept = [], []
+    for rows in (50, 7):
+        monkeypatch.setattr(generate, "LOGITS_AT_ONCE", rows * vocabulary)
+        kept.append(saved_bytes(lambda: generate.token_log_p(policy, states, ids)))
+        states.grad = None
+        log_p = generate.token_log_p(policy, states, ids)
+        (log_p * torch.arange(50)).sum().backward()
+        found.append((log_p.detach(), states.grad))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+    assert kept[0] > 4 * 50 * vocabulary
+    assert kept[1] < 4 * 50 * vocabulary / 2
 
 
 def test_attention_that_takes_no_mask_is_refused(policy):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minirec.data.splits import Split
 from minirec.evaluation.rank_tables import PolicyRanks
-from minirec.model import generate, scoring
+from minirec.model import distributed, generate, scoring
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
@@ -29,8 +29,12 @@ def rank(
     ranks = np.zeros((len(split), 2), dtype=np.int32)  # with reasoning, without
     best = np.zeros((len(split), min(top, len(items))), dtype=np.int32)
     with progress(what, len(split), "samples") as bar:
-        for rows in policy.length_batches(prompts, extra=max_new_tokens + 2 * len(policy.marker_ids)):
-            written = generate.generate(policy, [prompts[row] for row in rows], limits=[max_new_tokens, 0])
+        extra, limits = max_new_tokens + 2 * len(policy.marker_ids), [max_new_tokens, 0]
+        for rows in distributed.same_number(list(policy.length_batches(prompts, extra))):
+            if rows is None:  # other processes share the layers and need them
+                generate.stand_in(policy, limits)
+                continue
+            written = generate.generate(policy, [prompts[row] for row in rows], limits)
             targets, masked = target[rows].to(policy.device), history[rows].to(policy.device)
             for branch in range(2):
                 h = whitening.user(written.hidden[:, branch])

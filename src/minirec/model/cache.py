@@ -1,7 +1,7 @@
 """KV cache in which the completions of a prompt share its keys; an attention mask hides them from each other.
 
-The prompt's keys are not copied for each completion. Generation reads one token of every branch (completion) at a time,
-training reads whole completions at once, with gradients.
+The prompt's keys are not copied for each completion. Generation reads one token of every branch (completion) at a time;
+training reads prompts and whole completions in one pass, see `one_pass`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,23 @@ from minirec.errors import InputError
 PROMPT = -1  # branch number of the tokens that every branch sees
 
 
+class KeysAndValues(DynamicCache):
+    """Keys and values of all layers. Made without the model's config it keeps all; the mask says which are seen."""
+
+    growing = True  # else what is read later sees what is kept, but is not kept itself
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, heads, t, size] of a layer: those kept, and the new ones after them."""
+        if self.growing:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx >= len(self.layers):
+            return key_states, value_states
+        kept: Any = self.layers[layer_idx]
+        return torch.cat([kept.keys, key_states], -2), torch.cat([kept.values, value_states], -2)
+
+
 class BranchingCache:
     """KV cache of `rows` prompts that begin with the same prefix; each prompt goes on in branches, its completions."""
 
@@ -31,7 +48,7 @@ class BranchingCache:
         """
         self.decoder, self.frozen_layers = decoder, frozen_layers
         self.windows = _windows(decoder.config)
-        self.cache = DynamicCache()  # without the config: it keeps every key, the mask says which are seen
+        self.cache = KeysAndValues()
         self.device = next(decoder.parameters()).device
         self.valid = torch.zeros(1, 0, dtype=torch.bool, device=self.device)  # [rows, keys]
         self.branch = torch.zeros(1, 0, dtype=torch.long, device=self.device)  # [rows, keys]
@@ -53,13 +70,21 @@ class BranchingCache:
 
         Leaves in `total` the sum of the states over the tokens read [rows, d] and the number of these tokens [rows].
         """
+        tokens, valid, branch, positions = self.prompt_layout(prompts)
+        self.length = self.length + valid.sum(1)
+        return self.sum_prompts(self.extend(tokens, valid, branch, positions), valid)
+
+    def prompt_layout(self, prompts: Sequence[Sequence[int] | Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `extend` takes for prompts: (tokens, valid, branch, positions)."""
         tokens, valid = pad(prompts, self.device)
         positions = self.length[:, None] + torch.arange(tokens.shape[1], device=self.device)
-        hidden = self.extend(tokens, valid, torch.full_like(valid, PROMPT, dtype=torch.long), positions)
+        return tokens, valid, torch.full_like(valid, PROMPT, dtype=torch.long), positions
+
+    def sum_prompts(self, hidden: Tensor, valid: Tensor) -> Tensor:
+        """Set `total` from the states of the prompts [rows, t, d]; returns those of their last tokens [rows, d]."""
         counts = valid.sum(1)
-        self.length = self.length + counts
         self.total = (hidden.float() * valid[..., None]).sum(1), counts
-        return hidden[torch.arange(len(tokens), device=self.device), counts - 1]
+        return hidden[torch.arange(len(hidden), device=self.device), counts - 1]
 
     def extend(self, tokens: Tensor, valid: Tensor, branch: Tensor, positions: Tensor) -> Tensor:
         """Read token ids [rows, t], or states [rows, t, d]; returns the hidden states after the layers [rows, t, d].
@@ -127,21 +152,47 @@ class BranchReader:
 
         A branch may get no token. Leaves in `states` those of the tokens read [n, branches that got some, t, d].
         """
-        n, device = self.rows, self.cache.device
         active = [g for g in range(self.branches) if any(len(row[g]) for row in chunk)]  # the others cost nothing
+        tokens, valid, branch, positions = self._layout(chunk, active)
+        hidden = self.cache.extend(tokens, valid, branch, positions)
+        if self.cache.frozen_layers:
+            shape = self.rows, len(active), -1
+            recorded = self.cache.frozen_states.view(*shape, hidden.shape[-1])
+            self.recorded.append((active, recorded, valid.view(shape)))
+        return self._pool(hidden, valid, active)
+
+    def read_with_prompts(
+        self, prompts: Sequence[Sequence[int] | Tensor], completions: Sequence[Sequence[Sequence[int] | Tensor]]
+    ) -> Tensor:
+        """Read prompts [n] and completions [n][G] in one pass; returns the states at the prompts' last tokens [n, d].
+
+        Token ids, or states. Leaves in `states` those of the completions' tokens [n, G, t, d].
+        """
+        prompt_layout = self.cache.prompt_layout(prompts)
+        width, valid = prompt_layout[1].shape[1], prompt_layout[1]
+        self.cache.length = self.cache.length + valid.sum(1)
+        layout = self._layout(completions, active := list(range(self.branches)))
+        hidden = self.cache.extend(*(torch.cat(parts, 1) for parts in zip(prompt_layout, layout, strict=True)))
+        self._pool(hidden[:, width:], layout[1], active)
+        return self.cache.sum_prompts(hidden[:, :width], valid)
+
+    def _layout(
+        self, chunk: Sequence[Sequence[Sequence[int] | Tensor]], active: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `extend` takes for the next tokens of the active branches: (tokens, valid, branch, positions)."""
+        n, device = self.rows, self.cache.device
         tokens, valid = pad([row[g] for row in chunk for g in active], device)
         groups, width = len(active), tokens.shape[1]
-        places = torch.tensor(active, device=device)
-        branch = places.repeat_interleave(width).expand(n, -1)
+        branch = torch.tensor(active, device=device).repeat_interleave(width).expand(n, -1)
         start = self.cache.length[:, None] + self.count[:, active]
-        positions = start[:, :, None] + torch.arange(width, device=device)
-        hidden = self.cache.extend(
-            tokens.reshape(n, groups * width, *tokens.shape[2:]), valid.view(n, -1), branch, positions.view(n, -1)
-        )
-        self.states = hidden.view(n, groups, width, -1)
-        valid = valid.view(n, groups, width)
-        if self.cache.frozen_layers:
-            self.recorded.append((active, self.cache.frozen_states.view(n, groups, width, -1), valid))
+        positions = (start[:, :, None] + torch.arange(width, device=device)).view(n, -1)
+        return tokens.reshape(n, groups * width, *tokens.shape[2:]), valid.view(n, -1), branch, positions
+
+    def _pool(self, hidden: Tensor, valid: Tensor, active: list[int]) -> Tensor:
+        """Add the states [n, branches t, d] of active branches to what is pooled; returns the last of all [n, G, d]."""
+        places = torch.tensor(active, device=self.cache.device)
+        self.states = hidden.reshape(self.rows, len(active), -1, hidden.shape[-1])
+        valid = valid.view(self.states.shape[:3])
         states = self.states.float()
         if self.pooling != "last":
             self.sum = self.sum.index_add(1, places, (states * valid[..., None]).sum(2))
@@ -176,7 +227,7 @@ class LayerSlice:
 
     def __init__(self, decoder: Any, layers: slice) -> None:
         self.decoder, self.layers, self.config = decoder, layers, decoder.config
-        self.parameters = decoder.parameters
+        self.parameters, self.modules = decoder.parameters, decoder.modules
 
     def __call__(self, **inputs: Any) -> Any:
         """Run these layers; also the final norm if the decoder's top layer is one of them."""

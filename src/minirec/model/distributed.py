@@ -5,32 +5,20 @@ A collective operation is one that all processes must call; with one process it 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-NO_LAYER = -1
-ALIGNMENT = 64  # bytes: every weight starts at a multiple of this, as GPU kernels expect
-
-
-def _nothing() -> None:
-    pass
-
-
-_before_collective: Callable[[], None] = _nothing
-
-
-def on_collective(callback: Callable[[], None]) -> None:
-    """Register the one callback that every process runs before each collective operation of this module."""
-    global _before_collective
-    _before_collective = callback
+T = TypeVar("T")
+_agreement: Any = None  # the processes' group that agrees on passes, where layers are sharded
 
 
 def rank() -> int:
@@ -51,7 +39,6 @@ def local_rows(total: int) -> list[int]:
 def all_reduce_sum(values: Tensor) -> Tensor:
     """Replace the values by their sum over the processes; all have the same shape."""
     if world_size() > 1:
-        _before_collective()
         dist.all_reduce(values)
     return values
 
@@ -81,88 +68,46 @@ def first_rank_alone() -> Iterator[bool]:
     """Yield whether this process is rank 0; at the end of the block every process waits for all others."""
     yield rank() == 0
     if world_size() > 1:
-        _before_collective()
         dist.barrier()
 
 
-class ShardedLayers:
-    """Shards the frozen layers' weights over the processes; one layer at a time is gathered whole, as in ZeRO-3.
+def shard(layers: Sequence[torch.nn.Module], device: torch.device) -> None:
+    """Shard the frozen weights of layers over the processes with FSDP2, which gathers a layer at a time to use it.
 
-    Processes need layers at different times and unequally often, as their texts differ in length and their numbers of
-    passes differ. So all agree on every gather: a process that needs a layer requests it, and the others join in when
-    they need a layer themselves or come to another collective operation.
+    Adapters that are added later stay whole. From now on all processes must make the same passes in the same order: see
+    `same_number` and `any_process`.
     """
-
-    def __init__(self, layers: Sequence[Any], device: torch.device) -> None:
-        """Take the weights out of the layers; from now on `layers` work only through this object.
-
-        They lie on the CPU, the same ones in every process; adapters may be added later and are not sharded.
-        """
-        weights = [list(layer.parameters()) for layer in layers]
-        longest = max(sum(map(_aligned_bytes, of_layer)) for of_layer in weights)
-        shard = -(-longest // (ALIGNMENT * world_size())) * ALIGNMENT
-        self.whole = torch.zeros(shard * world_size(), dtype=torch.uint8, device=device)  # the layer `gathered`
-        self.gathered = NO_LAYER
-        self.shards = [self._take(ws).split(shard)[rank()].to(device, copy=True) for ws in weights]
-        self.requests = dist.new_group(backend="gloo")  # agrees on layers on the CPU: no GPU is waited for
-        for number, (layer, of_layer) in enumerate(zip(layers, weights, strict=True)):
-            layer.forward = self._gathering(number, of_layer, layer.forward)
-        on_collective(self.finish_gathers)
-
-    def _take(self, weights: list[Any]) -> Tensor:
-        """Copy a layer's weights out as bytes, and make the weights views of `whole`."""
-        start, taken = 0, torch.zeros(len(self.whole), dtype=torch.uint8)
-        for weight in weights:
-            taken[start : start + weight.nbytes] = weight.detach().contiguous().flatten().view(torch.uint8)
-            start += _aligned_bytes(weight)
-        self._point_to_whole(weights)
-        return taken
-
-    def _point_to_whole(self, weights: list[Any]) -> None:
-        """Make a layer's weights views of `whole`, the gathered layer."""
-        start = 0
-        for weight in weights:
-            weight.data = self.whole[start : start + weight.nbytes].view(weight.dtype).view(weight.shape)
-            start += _aligned_bytes(weight)
-
-    def _gathering(self, number: int, weights: list[Any], forward: Any) -> Any:
-        """Wrap a layer's forward so that its full weights are gathered before forward and backward."""
-
-        def unpack(saved: Tensor) -> Tensor:
-            if saved.untyped_storage().data_ptr() == self.whole.untyped_storage().data_ptr():
-                self.gather(number)
-            return saved
-
-        @functools.wraps(forward)
-        def gathering(*args: Any, **kwargs: Any) -> Any:
-            self.gather(number)
-            self._point_to_whole(weights)  # again: on a CPU, accelerate's `to` copies them
-            with saved_tensors_hooks(lambda tensor: tensor, unpack):
-                return forward(*args, **kwargs)
-
-        return gathering
-
-    def gather(self, number: int) -> None:
-        """Gather a layer's full weights; requests of other processes may be answered before."""
-        while self.gathered != number:
-            self._answer(number)
-
-    def finish_gathers(self) -> None:
-        """Answer the other processes' requests until none is pending; call before any other collective operation."""
-        while self._answer(NO_LAYER) != NO_LAYER:
-            pass
-
-    def _answer(self, wanted: int) -> int:
-        """Gather the highest layer that any process requests, this one `wanted`; returns its number, or NO_LAYER."""
-        request = torch.tensor(wanted)
-        dist.all_reduce(request, dist.ReduceOp.MAX, group=self.requests)
-        served = int(request)
-        if served != NO_LAYER:
-            dist.all_gather_into_tensor(self.whole, self.shards[served])
-            self.gathered = served
-        return served
+    global _agreement
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for layer in layers:
+        fully_shard(layer.requires_grad_(False), mesh=mesh, reshard_after_forward=True)
+    _agreement = dist.new_group(backend="gloo")  # on the CPU: no GPU is waited for
 
 
-def _aligned_bytes(weight: Tensor) -> int:
-    """Bytes of a weight, rounded up to a multiple of ALIGNMENT."""
-    return -(-weight.nbytes // ALIGNMENT) * ALIGNMENT
+def sharded() -> bool:
+    """Whether the layers are sharded, so that all processes must make the same passes."""
+    return _agreement is not None
+
+
+def ignored_by_ddp(model: torch.nn.Module) -> list[str]:
+    """Names of the weights that FSDP shards, which accelerate's DDP must leave alone."""
+    return [name for name, weight in model.named_parameters() if isinstance(weight, DTensor)]
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values if their layers are sharded; else this process's."""
+    if _agreement is None:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_agreement)
+    return int(largest)
+
+
+def any_process(wanted: bool) -> bool:
+    """Whether any process wants it if their layers are sharded; else whether this one does."""
+    return bool(largest(int(wanted)))
+
+
+def same_number(batches: Sequence[T]) -> list[T | None]:
+    """The batches; if the layers are sharded, also None, so often that every process has as many."""
+    return [*batches, *[None] * (largest(len(batches)) - len(batches))]

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from minirec.model import distributed
 from minirec.model.cache import BranchingCache, BranchReader, LayerSlice, pad
+from minirec.model.one_pass import OnePass
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
+
+LOGITS_AT_ONCE = 2**26  # numbers; 256 MiB in float32
 
 
 def completion_uniforms(seed: int, sample_id: int, completion: int, count: int, epoch: int = 0) -> np.ndarray:
@@ -96,15 +101,18 @@ def generate(
     prompt = cache.frozen_states if frozen_layers else None
     reader = _reader(policy, cache, groups)
     drafts = _Drafts(policy, n, limits)
-    step = 0
-    while drafts.open:
-        i, g = (torch.tensor(index, device=policy.device) for index in zip(*drafts.open, strict=True))
-        logits = policy.logits(state[i, g])
-        chosen = logits.argmax(-1) if uniforms is None else _sample(logits, uniforms[i, g, step], temperature, top_k)
-        step += 1
-        drafts.append(chosen.tolist())
+    step, unfinished = 0, distributed.any_process(bool(drafts.open))
+    while unfinished:
+        if drafts.open:
+            i, g = (torch.tensor(index, device=policy.device) for index in zip(*drafts.open, strict=True))
+            quantiles = None if uniforms is None else uniforms[i, g, step]
+            drafts.append(_sample(policy.logits(state[i, g]), quantiles, temperature, top_k).tolist())
+            step += 1
+        unfinished = distributed.any_process(bool(drafts.open))
         if drafts.open:
             state = reader.read(drafts.next_unread())
+        elif unfinished:  # in another process, which needs the layers
+            policy.decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=policy.device), use_cache=False)
     reader.read(drafts.unread)
     frozen_states = []
     if prefix is not None and prompt is not None:
@@ -112,6 +120,12 @@ def generate(
         frozen_states = [FrozenStates(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
     completions = Completions(drafts.tokens, drafts.forced, reader.pooled(), frozen_states)
     return _share_states(policy, completions)
+
+
+def stand_in(policy: Policy, limits: Sequence[int]) -> Completions:
+    """Write meaningless completions, of no prompt: other processes share the layers and need the passes."""
+    uniforms = torch.zeros(1, len(limits), max(limits), device=policy.device)
+    return generate(policy, [[0]], limits, uniforms, keep_frozen_states=True)
 
 
 def require_context(policy: Policy, prompts: Sequence[Sequence[int]], limit: int) -> None:
@@ -204,10 +218,26 @@ def teacher_forced(
     ids, real = pad([tokens for row in completions.tokens for tokens in row], policy.device)
     ids, real = ids.view(n, groups, longest), real.view(n, groups, longest)
     before = torch.cat([first[:, None, None, :].expand(n, groups, 1, -1), reader.states], 2)[:, :, :longest]
-    logits = policy.logits(before[real])
     log_probability = torch.zeros(n, groups, longest, device=policy.device)
-    log_probability[real] = logits.log_softmax(-1).gather(-1, ids[real][:, None]).squeeze(-1)
+    log_probability[real] = token_log_p(policy, before[real], ids[real])
     return log_probability, real, reader.pooled()
+
+
+def token_log_p(policy: Policy, states: Tensor, ids: Tensor) -> Tensor:
+    """Log-probability [k], at temperature 1, of the token ids [k] that follow the states [k, d]; differentiable.
+
+    Many logits are not kept for the backward pass, which computes them again, a part of the tokens at a time.
+    """
+
+    def log_p(states: Tensor, ids: Tensor) -> Tensor:
+        return policy.logits(states).log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
+
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    if len(ids) <= size:
+        return log_p(states, ids)
+    parts = zip(states.split(size), ids.split(size), strict=True)
+    return torch.cat([checkpoint(log_p, *part, use_reentrant=False) for part in parts])
 
 
 def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
@@ -254,15 +284,14 @@ def _read_completions(
     frozen_states = completions.frozen_states
     if frozen_states:
         trainable = LayerSlice(policy.decoder, slice(policy.frozen_layers, None))
-        cache = BranchingCache(trainable, frozen_states[0].prefix, n)
-        first = cache.read([row.prompt for row in frozen_states])
-        reader = _reader(policy, cache, groups)
-        reader.read([row.completions for row in frozen_states])
+        reader = _reader(policy, OnePass(trainable, frozen_states[0].prefix, n), groups)
+        first = reader.read_with_prompts(
+            [row.prompt for row in frozen_states], [row.completions for row in frozen_states]
+        )
     else:
-        cache = BranchingCache(policy.decoder, policy.user_prompts.prefix, n)
-        first = cache.read(prompts)
+        cache = OnePass(policy.decoder, policy.user_prompts.prefix, n)
         reader = _reader(policy, cache, groups)
-        reader.read(texts(policy, completions))
+        first = reader.read_with_prompts(prompts, texts(policy, completions))
     return first, reader
 
 
@@ -280,8 +309,13 @@ def _share_states(policy: Policy, completions: Completions) -> Completions:
     return replace(completions, hidden=hidden.gather(1, first.to(hidden.device)[..., None].expand_as(hidden)))
 
 
-def _sample(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> Tensor:
-    """Token ids [k] at the quantiles `uniforms` [k] of the softmax over the `top_k` tokens, likeliest first."""
+def _sample(logits: Tensor, uniforms: Tensor | None, temperature: float, top_k: int) -> Tensor:
+    """Token ids [k] at the quantiles `uniforms` [k] of the softmax over the `top_k` tokens, likeliest first.
+
+    None: the likeliest tokens.
+    """
+    if uniforms is None:
+        return logits.argmax(-1)
     count = min(top_k or logits.shape[-1], logits.shape[-1])
     best, ids = (logits / temperature).topk(count, dim=-1)
     cumulative = best.double().softmax(-1).cumsum(-1)

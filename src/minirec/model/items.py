@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from minirec.errors import InputError
-from minirec.model.cache import PROMPT, BranchingCache, LayerSlice, pad
+from minirec.model import distributed
+from minirec.model.cache import PROMPT, LayerSlice, pad
+from minirec.model.one_pass import OnePass
 from minirec.model.policy import Policy
 from minirec.progress import progress
 from minirec.storage import tables, tensors
@@ -88,7 +90,10 @@ class ItemEncoder:
         rows = range(len(self)) if rows is None else rows
         places, vectors = [], [torch.zeros(0, self.policy.width, device=self.policy.device)]  # there may be no rows
         with progress(what, len(rows), "items") if what else nullcontext() as bar:
-            for batch in self.length_batches(rows):
+            for batch in distributed.same_number(self.length_batches(rows)):
+                if batch is None:  # other processes share the layers and need them
+                    self._read([0])
+                    continue
                 hidden, valid = self._read([rows[place] for place in batch])
                 if self.policy.settings.pooling != "last":
                     vectors.append((hidden * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
@@ -131,8 +136,8 @@ class ItemEncoder:
 
     def _extend(
         self, decoder: object, prefix: Sequence[int] | Tensor, rows: Sequence[int]
-    ) -> tuple[BranchingCache, Tensor, Tensor]:
-        cache = BranchingCache(decoder, prefix, len(rows))
+    ) -> tuple[OnePass, Tensor, Tensor]:
+        cache = OnePass(decoder, prefix, len(rows))
         if isinstance(prefix, Tensor):
             assert self.frozen_states is not None
             tokens, valid = pad([self.frozen_states.states[row].to(prefix.dtype) for row in rows], cache.device)

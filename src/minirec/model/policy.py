@@ -21,8 +21,7 @@ from minirec.data import models
 from minirec.errors import InputError
 from minirec.experiment import sections
 from minirec.experiment.sections import Passes
-from minirec.model import prompts
-from minirec.model.distributed import ShardedLayers
+from minirec.model import distributed, prompts
 from minirec.progress import loaded
 from minirec.storage import artefact
 
@@ -56,7 +55,7 @@ class Policy:
         """Load a base model and, where it is given, an adapter on it; raises InputError if one is unusable.
 
         folder: config, tokenizer and safetensors. batch_tokens: most tokens of one forward pass, padding included;
-        limits memory. shard_layers: spread the frozen layers over the processes, see `ShardedLayers`.
+        limits memory. shard_layers: spread the frozen layers over the processes, see `distributed.shard`.
         """
         models.require_complete(folder)
         from minirec.model import compatibility  # reads with the modules that import this one
@@ -72,7 +71,7 @@ class Policy:
         if adapter is not None:
             model = _with_adapter(model, adapter)
         if shard_layers:
-            ShardedLayers(model.get_decoder().layers, device)
+            distributed.shard(model.get_decoder().layers, device)
         policy = cls(model.to(device).eval(), tokenizer, settings, batch_tokens)
         compatibility.require_supported(policy, str(folder))
         loaded()

@@ -40,7 +40,6 @@ class ItemTable:
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute the whole table with the current adapter; each process embeds its `local_rows`."""
-        self.policy.model.eval()
         local = self._embed(distributed.local_rows(len(self.encoder)))
         self.whitened = distributed.gathered(local, len(self.encoder))
 
@@ -51,8 +50,7 @@ class ItemTable:
         """
         local = distributed.local_rows(len(rows))
         local_items = rows[local].tolist()
-        keep = learned and len(self.encoder.length_batches(local_items)) == 1
-        self.policy.model.train(keep)
+        keep = learned and not distributed.any_process(len(self.encoder.length_batches(local_items)) != 1)
         with torch.set_grad_enabled(keep):
             vectors = self._embed(local_items)
         gathered = distributed.gathered(vectors.detach(), len(rows))
@@ -70,8 +68,9 @@ class ItemTable:
             items.graph.backward(gradient)
             return
         local_items = items.rows[items.local].tolist()
-        for places in self.encoder.length_batches(local_items):
-            self._embed([local_items[place] for place in places]).backward(gradient[places])
+        for places in distributed.same_number(self.encoder.length_batches(local_items)):
+            vectors = self._embed([0] if places is None else [local_items[place] for place in places])
+            vectors.backward(torch.zeros_like(vectors) if places is None else gradient[places])
 
     def _embed(self, rows: list[int]) -> Tensor:
         """Whitened vectors [k, d'] of catalogue rows, before the head."""

@@ -69,6 +69,8 @@ class RecommenderTrainer(GRPOTrainer):
         self.seconds = {"generate": 0.0, "items": 0.0, "loss": 0.0}  # of the current step, by part
         self.means: dict[str, float] = {}  # over the step's batch: losses, rewards and share of forced markers
         self.rollout: tuple[list[MicroBatch], BatchItems] | None = None  # what the present steps train on
+        self.stand_in = generate.stand_in(policy, [1])  # for a process that has no prompts left
+        policy.model._ddp_params_and_buffers_to_ignore = distributed.ignored_by_ddp(policy.model)
         # part of the model, so that its weights are clipped, summed and reset with the adapter's
         policy.model.add_module("minirec_head", self.head)
         super().__init__(
@@ -107,15 +109,15 @@ class RecommenderTrainer(GRPOTrainer):
         """Compute the gradients of one optimiser step; returns the loss. inputs: positions in `samples`."""
         started = time.perf_counter()
         self.seconds = dict.fromkeys(self.seconds, 0.0)
+        model.eval()  # no dropout: a completion must have the same probability when it is read again
         if self.state.global_step and self.state.global_step % self.settings.item_refresh_steps == 0:
             self.refresh_items()
         micro_batches, items = self._micro_batches(inputs)
         self.means |= {"token_loss": 0.0, "item_loss": 0.0}
-        model.train()
         total = torch.zeros((), device=self.policy.device)
         with self._timed("loss"):
-            for micro_batch in micro_batches:
-                loss = self.compute_loss(model, micro_batch)
+            for micro_batch in distributed.same_number(micro_batches):
+                loss = self._no_loss() if micro_batch is None else self.compute_loss(model, micro_batch)
                 loss.backward()
                 total += loss.detach()
         distributed.all_reduce_sum(total)
@@ -158,9 +160,10 @@ class RecommenderTrainer(GRPOTrainer):
         local = distributed.local_rows(len(inputs))
         samples, prompts = batch.take(local), [self.prompts[inputs[place]] for place in local]
         tokens = torch.zeros((), device=self.policy.device)
-        if local:
+        if local or distributed.sharded():
             with self._timed("generate"):
                 completions = self._write_completions(prompts, samples.sample_id)
+        if local:
             try:
                 advantage = self._advantages(completions, samples, len(inputs))
                 tokens += sum(len(t) for group in completions.tokens for t in group)
@@ -180,14 +183,17 @@ class RecommenderTrainer(GRPOTrainer):
         """Sample G completions of each prompt; seed, sample, completion and epoch determine the random numbers."""
         s, epoch = self.sampling, int(self.state.epoch or 0) + 1
         uniforms = generate.sampling_uniforms(self.seed, sample_id.tolist(), s.completions, s.max_new_tokens, epoch)
-        self.policy.model.eval()
         extra = s.completions * (s.max_new_tokens + len(self.policy.marker_ids))
         parts, places = [], []
-        for rows in self.policy.length_batches(prompts, extra):
+        for rows in distributed.same_number(list(self.policy.length_batches(prompts, extra))):
+            limits = [s.max_new_tokens] * s.completions
+            if rows is None:  # other processes share the layers and need them
+                generate.stand_in(self.policy, limits)
+                continue
             written = generate.generate(
                 self.policy,
                 [prompts[row] for row in rows],
-                [s.max_new_tokens] * s.completions,
+                limits,
                 uniforms[rows].to(self.policy.device),
                 s.temperature,
                 s.top_k,
@@ -195,7 +201,7 @@ class RecommenderTrainer(GRPOTrainer):
             )
             parts.append(written)
             places += rows
-        return generate.Completions.concatenate(parts).take(np.argsort(places).tolist())
+        return generate.Completions.concatenate(parts or [self.stand_in]).take(np.argsort(places).tolist())
 
     def _advantages(self, completions: generate.Completions, samples: Split, batch_prompts: int) -> Tensor:
         """Advantages [n, G] of completions by the current item table; notes means of rewards and forced markers."""
@@ -236,6 +242,11 @@ class RecommenderTrainer(GRPOTrainer):
             loss = loss + item * b.prompt_share / count
             self.means["item_loss"] += item.item() * b.prompt_share / count
         return loss
+
+    def _no_loss(self) -> Tensor:
+        """Zero, by the passes of a micro-batch: other processes have one more and share the layers."""
+        log_p, _, hidden = generate.teacher_forced(self.policy, [[0]], self.stand_in)
+        return 0 * (log_p.sum() + hidden.sum())
 
     def refresh_items(self) -> None:
         """Recompute the whole item table with the current policy."""
