@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minirec.cli import estimates
+from minirec.cli import estimates, training_memory
 from minirec.cli.estimates import Estimate, Estimates, duration
 from minirec.cli.jobs import Job, PlannedWork, jobs
 from minirec.cli.workload import Sizes, Work
@@ -21,7 +21,7 @@ from minirec.experiment import limits
 from minirec.experiment.config import DEFAULTS, Config, load, remembered
 from minirec.experiment.job_logs import RULES, cost, events
 from minirec.experiment.paths import Run, compared_runs, experiment_runs, folders, logs
-from minirec.experiment.sections import Passes
+from minirec.experiment.sections import Backward, Passes
 from minirec.storage import memory
 
 TARGETS = {"metrics.json": (experiment_runs, "summarise"), "comparison.parquet": (compared_runs, "compare")}
@@ -161,12 +161,18 @@ def _memory(config: Config, dataset: str, planned: PlannedWork, name: str) -> st
     model, policy = planned.shape(name), planned.language_model(name)
     if model is None or policy is None:
         return "unknown until the model is fetched"
-    tokens = Passes().batch_tokens
-    needed, catalogue = policy.memory(tokens, config.train, config.sampling)
-    text = (
-        f"about {needed / 1e9:.1f} GB ({model.parameters / 1e6:.0f} M parameters in {config.policy.dtype}, "
-        f"{tokens} tokens a pass, {catalogue / 1e9:.1f} GB for the catalogue); less with the resource batch_tokens"
+    step = training_memory.tokens(
+        policy, config.train, config.sampling, Passes().batch_tokens, Backward().micro_batch_prompts
     )
+    parts = training_memory.parts(policy, model, config.train, step)
+    needed = sum(parts.values())
+    text = (
+        f"about {needed / 1e9:.1f} GB in a training step ({model.parameters / 1e6:.0f} M parameters in "
+        f"{config.policy.dtype}, {step.reading:,.0f} tokens read again at a time); less with the resources "
+        "micro_batch_prompts and batch_tokens"
+    )
+    for part, size in parts.items():
+        text += f"\n    {part:<40}{size / 1e9:>7.2f} GB"
     if needed > (free := memory.free()):
         text += (
             f"\n  this machine has {free / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,11 @@ class Shape:
     width: int  # of a hidden state
     key_value_bytes: int  # per token
     layers_alike: bool = True  # else the states of frozen layers are not kept
+    inner: int = 0  # width of the feed-forward part
+    heads: int = 0  # of the attention
+    attention: int = 0  # numbers of a token's queries: heads x their size
+    keys: int = 0  # numbers of a token's keys
+    eager: bool = False  # whether attention keeps the scores of all pairs of tokens
 
     @property
     def parameters(self) -> int:
@@ -117,16 +123,31 @@ def shape(folder: Path, dtype: str) -> Shape | None:
     from transformers import AutoConfig  # here, as it loads torch, which takes seconds
 
     try:
-        text = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        width, heads, layers = text.hidden_size, text.num_attention_heads, text.num_hidden_layers
-        vocabulary, inner = text.vocab_size, getattr(text, "intermediate_size", None) or 4 * width
+        return shape_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype)
     except Exception:  # a file of anything; loading the model will refuse it in a sentence
         return None
+
+
+def shape_of(config: Any, dtype: str) -> Shape:
+    """Shape of a model by its configuration, as transformers has it; raises an error if a number is missing."""
+    text = config.get_text_config()
+    width, heads, layers = text.hidden_size, text.num_attention_heads, text.num_hidden_layers
+    inner = getattr(text, "intermediate_size", None) or 4 * width
     size = getattr(text, "head_dim", None) or width // heads
-    keys = getattr(text, "num_key_value_heads", None) or heads
-    layer = 2 * width * size * (heads + keys) + 3 * width * inner
-    alike = len(set(getattr(text, "layer_types", None) or ())) <= 1
-    return Shape(layers, layer, width * vocabulary, width, 2 * layers * keys * size * BYTES[dtype], alike)
+    keys = size * (getattr(text, "num_key_value_heads", None) or heads)
+    return Shape(
+        layers=layers,
+        layer_parameters=2 * width * (size * heads + keys) + 3 * width * inner,
+        head_parameters=width * text.vocab_size,
+        width=width,
+        key_value_bytes=2 * layers * keys * BYTES[dtype],
+        layers_alike=len(set(getattr(text, "layer_types", None) or ())) <= 1,
+        inner=inner,
+        heads=heads,
+        attention=heads * size,
+        keys=keys,
+        eager=getattr(text, "attn_logit_softcapping", None) is not None,
+    )
 
 
 class LanguageModel:
@@ -206,16 +227,10 @@ class LanguageModel:
             work += self._read(6 * tokens, self.trained)
         return work
 
-    def memory(self, batch_tokens: int, train: sections.Train, sampling: sections.Sampling) -> tuple[float, float]:
-        """(bytes in all, those of the catalogue) that the largest job needs; (0, 0) if the model is not known."""
-        if self.shape is None:
-            return 0, 0
-        size, model = self.size, self.shape
-        weights = model.parameters * BYTES[self.policy.dtype]
-        catalogue = 2 * (4 * model.width * size.items + self.frozen_bytes)  # as `embed` will require
-        tokens = train.batch_prompts * (size.user_tokens + sampling.completions * sampling.max_new_tokens)
-        batch = tokens * model.width * BYTES[self.policy.dtype] if self.above < 1 else 0  # frozen states of a step
-        return weights + 3 * batch_tokens * model.key_value_bytes + catalogue + batch, catalogue
+    @property
+    def catalogue_bytes(self) -> float:
+        """Bytes of memory for the item table and the items' frozen states, as `embed` will require."""
+        return 2 * (4 * self.shape.width * self.size.items + self.frozen_bytes) if self.shape else 0
 
     def _read(self, tokens: float, share: float = 1) -> Work:
         """Reading so many tokens with this share of the layers, without logits."""
