@@ -1,4 +1,4 @@
-# `make help` lists the targets. All but help and clean first build .venv, where that is missing or out of date.
+# `make help` lists the targets. All but help, clean and bench-gpu first build .venv, where that is missing or out of date.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 installed := .venv/.installed
 target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml $(CONFIG) | tail -1)/$(DATASET)/metrics.json
 
-.PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning bench-selection bench-evidence report clean
+.PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning bench-selection bench-evidence bench-gpu report clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ bench-selection: $(installed) ## judge every selection method in the laboratory,
 bench-evidence: $(installed) ## judge the methods that matter in the whole chain (many hours; goes on where it stopped)
 	python benchmarks/long/evidence.py --cores $(CORES)
 	python benchmarks/long/evidence_report.py
+
+bench-gpu: ## measure memory and speed on one GPU, at the shapes of the paper's models (10 minutes; torch and transformers suffice)
+	python3 benchmarks/long/gpu.py
 
 report: $(installed) ## one HTML page about a finished run: pictures, tables, settings, times
 	@test -f $(target) || { echo "$(target) is not there; run the workflow first, e.g. with: make quickstart" >&2; exit 1; }

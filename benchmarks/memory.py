@@ -24,7 +24,6 @@ from minirec.cli.training_memory import Tokens
 from minirec.cli.workload import LanguageModel, Sizes, shape_of
 from minirec.experiment import config as config_file
 from minirec.experiment import sections
-from minirec.model import generate
 from minirec.model.cache import BranchReader
 from minirec.model.one_pass import OnePass
 from minirec.model.policy import Policy
@@ -82,7 +81,7 @@ def peak_bytes(policy: Policy, given: argparse.Namespace) -> float:
         reader.read_with_prompts(bodies, texts)
         states = reader.states.flatten(0, 2)
         chosen = torch.tensor(texts).flatten()
-        loss = generate.token_log_p(policy, states, chosen).sum() + reader.pooled().sum()
+        loss = policy.log_p(states, chosen).sum() + reader.pooled().sum()
         loss.backward()
     policy.model.zero_grad()
     current = most = 0

@@ -9,7 +9,7 @@ from minirec.cli import training_memory
 from minirec.cli.training_memory import Tokens
 from minirec.cli.workload import LanguageModel, Sizes, shape_of
 from minirec.experiment import sections
-from minirec.model import generate
+from minirec.model import logits
 
 WIDE = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 100}
 FAMILIES = {"qwen2": {"intermediate_size": 2560}, "gemma2": {"intermediate_size": 2048}, "llama": {}}
@@ -61,7 +61,7 @@ def test_the_papers_models_train_in_less_than_60_gb_with_the_defaults(family):
 
 
 def test_the_formula_knows_how_many_logits_are_computed_at_once():
-    assert training_memory.LOGITS_AT_ONCE == generate.LOGITS_AT_ONCE
+    assert training_memory.LOGITS_AT_ONCE == logits.LOGITS_AT_ONCE
 
 
 def test_the_frozen_states_of_a_steps_prompts_are_kept_and_only_trained_layers_keep_others():

@@ -6,7 +6,7 @@ import torch
 from transformers import AddedToken, AutoTokenizer, LlamaForCausalLM
 
 from minirec.errors import InputError
-from minirec.model import generate
+from minirec.model import generate, logits
 from minirec.model import prompts as prompts_of
 from minirec.model.cache import BranchingCache, BranchReader, LayerSlice
 from minirec.model.items import FrozenItemStates, ItemEncoder
@@ -134,10 +134,10 @@ def test_logits_computed_in_parts_give_the_log_probabilities_and_gradients_of_al
     vocabulary = policy.model.config.vocab_size
     found, kept = [], []
     for rows in (50, 7):
-        monkeypatch.setattr(generate, "LOGITS_AT_ONCE", rows * vocabulary)
-        kept.append(saved_bytes(lambda: generate.token_log_p(policy, states, ids)))
+        monkeypatch.setattr(logits, "LOGITS_AT_ONCE", rows * vocabulary)
+        kept.append(saved_bytes(lambda: policy.log_p(states, ids)))
         states.grad = None
-        log_p = generate.token_log_p(policy, states, ids)
+        log_p = policy.log_p(states, ids)
         (log_p * torch.arange(50)).sum().backward()
         found.append((log_p.detach(), states.grad))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))

@@ -12,7 +12,7 @@ from minirec.cli.workload import BYTES, LanguageModel, Shape
 from minirec.experiment import sections
 
 FLOAT = 4  # bytes
-LOGITS_AT_ONCE = 2**26  # as in model/generate.py, which loads torch
+LOGITS_AT_ONCE = 2**26  # as in model/logits.py, which loads torch
 LOGIT_BYTES = 14  # of a logit: copies in the model's dtype and in float32, and gradients
 RUN_AGAIN = 1.4  # a layer that is run again also has gradients of some of what it keeps
 NORMS = 3  # of a layer, each with a copy of the states in float32: most families have two, Gemma four

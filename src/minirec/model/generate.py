@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from minirec.model import distributed
 from minirec.model.cache import BranchingCache, BranchReader, LayerSlice, pad
@@ -16,8 +15,6 @@ from minirec.model.one_pass import OnePass
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
-
-LOGITS_AT_ONCE = 2**26  # numbers; 256 MiB in float32
 
 
 def completion_uniforms(seed: int, sample_id: int, completion: int, count: int, epoch: int = 0) -> np.ndarray:
@@ -219,25 +216,8 @@ def teacher_forced(
     ids, real = ids.view(n, groups, longest), real.view(n, groups, longest)
     before = torch.cat([first[:, None, None, :].expand(n, groups, 1, -1), reader.states], 2)[:, :, :longest]
     log_probability = torch.zeros(n, groups, longest, device=policy.device)
-    log_probability[real] = token_log_p(policy, before[real], ids[real])
+    log_probability[real] = policy.log_p(before[real], ids[real])
     return log_probability, real, reader.pooled()
-
-
-def token_log_p(policy: Policy, states: Tensor, ids: Tensor) -> Tensor:
-    """Log-probability [k], at temperature 1, of the token ids [k] that follow the states [k, d]; differentiable.
-
-    Many logits are not kept for the backward pass, which computes them again, a part of the tokens at a time.
-    """
-
-    def log_p(states: Tensor, ids: Tensor) -> Tensor:
-        return policy.logits(states).log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
-
-    vocabulary = policy.model.config.get_text_config().vocab_size
-    size = max(1, LOGITS_AT_ONCE // vocabulary)
-    if len(ids) <= size:
-        return log_p(states, ids)
-    parts = zip(states.split(size), ids.split(size), strict=True)
-    return torch.cat([checkpoint(log_p, *part, use_reentrant=False) for part in parts])
 
 
 def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
@@ -21,7 +20,7 @@ from minirec.data import models
 from minirec.errors import InputError
 from minirec.experiment import sections
 from minirec.experiment.sections import Passes
-from minirec.model import distributed, prompts
+from minirec.model import distributed, logits, prompts
 from minirec.progress import loaded
 from minirec.storage import artefact
 
@@ -157,17 +156,12 @@ class Policy:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of the next token [..., vocabulary], float32, at hidden states [..., d].
+        """Logits of the next token [..., vocabulary], float32, at hidden states [..., d]."""
+        return logits.logits(self._base, hidden)
 
-        The model computes them, as some scale or cap what their head gives; its decoder only hands over the states.
-        """
-        decoder, states = self.decoder, hidden.reshape(1, -1, hidden.shape[-1])
-        decoder.forward = lambda *_, **__: _Read(last_hidden_state=states)
-        try:
-            logits = self._base(inputs_embeds=states, use_cache=False).logits
-        finally:
-            del decoder.forward
-        return logits.reshape(*hidden.shape[:-1], logits.shape[-1]).float()
+    def log_p(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Log-probability [k], at temperature 1, of the token ids [k] that follow the states [k, d]; differentiable."""
+        return logits.token_log_p(self._base, states, ids)
 
     @cached_property
     def context(self) -> int | None:
@@ -215,13 +209,6 @@ class Policy:
         extra: tokens that the pass adds to each prompt, e.g. its completions.
         """
         return batch_rows([len(prompt) + extra for prompt in prompts], batches_per_call * self.batch_tokens)
-
-
-@dataclass
-class _Read(BaseModelOutputWithPastAndCrossAttentions):
-    """What a decoder returns, for every family of models."""
-
-    router_logits: Any = None
 
 
 def _base_model(folder: Path, dtype: str) -> Any:
