@@ -66,6 +66,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
 EXAMPLES = {
     "pick": "example: minirec pick completions/ --budget 1024 --out picks.jsonl --control random",
     "show": "example: minirec show results/movielens/metrics.json",
+    "why": "example: minirec why results/movielens/selections/smollm/minirec-160/seed0 1234",
     "plan": "example: minirec plan results/movielens/metrics.json --configfile config/quickstart.yaml",
     "report": "example: minirec report results/movielens",
     "status": "example: minirec status results/movielens",
@@ -131,6 +132,11 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
         return
     if name == "pick":
         _add_pick(added)
+        return
+    if name == "why":
+        added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run or of a selection, …/seedN")
+        added.add_argument("sample", type=int, nargs="?", help="sample id; without one, some are listed")
+        added.add_argument("--json", action="store_true", help="print JSON")
         return
     if name == "plan":
         added.add_argument("target", help="e.g. results/cds/metrics.json")
