@@ -1,6 +1,7 @@
 """minirec pick: from the rollouts of another library to prompts that its trainer takes."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -118,6 +119,7 @@ def test_a_setting_of_the_method_is_a_flag(wide):
             "the method kmeans needs embeddings, which rollouts do not have; add --diversity",
         ),
         (["--group-size", "0"], {}, "--group-size is 0; it must be at least 1"),
+        (["--report", "a.pdf"], {}, "--report is a.pdf; it must end in .html"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(wide, capsys, words, options, message):
@@ -159,3 +161,11 @@ def test_the_logs_of_a_real_run_of_trl_are_recognised_and_trl_trains_on_the_pick
     trained = train(picks, tmp_path / "second", shuffle_dataset=False, num_train_epochs=1)
     seen = [prompt for log in trained for prompt in pd.read_parquet(log)["prompt"][::2]]
     assert seen == picks["prompt"]
+
+
+def test_the_page_shows_the_picks_in_the_order_of_the_file(wide, capsys):
+    report = wide.parent / "picks.html"
+    found = rows(run(wide, "--report", str(report), "--control", "random"))
+    page = report.read_text(encoding="utf-8")
+    assert re.findall(r'class="t">.*?(word\d+)', page) == [row["prompt"][0]["content"] for row in found]
+    assert f"{report}: the same as a page" in capsys.readouterr().out

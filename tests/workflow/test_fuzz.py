@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
 from minirec.data import amazon, download, models, movielens, titles
-from minirec.data.rollout_logs import RolloutLog
+from minirec.data.logged.rollouts import RolloutLog
 from minirec.errors import InputError
 from minirec.experiment import commands, config, sources
 from minirec.experiment.sections import Prepare, Queries

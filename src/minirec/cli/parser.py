@@ -186,6 +186,7 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument("--group-size", type=int, default=64, metavar="N", help="prompts of a group (default: 64)")
     added.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
+    added.add_argument("--report", type=Path, metavar="FILE", help=".html: a page with charts and the picks to search")
     for name, (_, default, users) in settings().items():
         if set(users) & set(free):
             added.add_argument(flag(name), metavar="VALUE", help=f"of {', '.join(users)} (default: {scalar(default)})")

@@ -12,19 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minirec.data.rollout_logs import RolloutLog
+from minirec.cli.pick_screen import read, screen
+from minirec.data.logged.rollouts import RolloutLog
+from minirec.data.logged.signals import signals_of, word_vectors
 from minirec.errors import InputError
 from minirec.experiment.commands import parse
 from minirec.selection.curriculum import curriculum_order, groups
 from minirec.selection.methods import registry
-from minirec.selection.signals import NOT_THERE, Signals
+from minirec.selection.signals import Signals
 from minirec.storage.database import connect
 from minirec.storage.files import atomic_write
 
 MEMORY = "700MB"  # of DuckDB; larger data spills to disk
-DIMENSIONS = 64  # of the vectors of prompts that diversity compares
-BINS = 10
-BAR = 40  # characters of the longest bar
 OUTPUTS = (".jsonl", ".parquet", ".txt")
 
 
@@ -43,6 +42,7 @@ def run(
     order: str = "curriculum",
     group_size: int = 64,
     seed: int = 0,
+    report: Path | None = None,
     **settings: Any,
 ) -> None:
     """Write the picked prompts in the order of training, and print what was found and picked."""
@@ -51,11 +51,13 @@ def run(
         raise InputError(f"--group-size is {group_size}; it must be at least 1")
     if out.suffix not in OUTPUTS or (out.suffix == ".txt" and not id):
         raise InputError(f"{out} must end in .jsonl, .parquet or, with --id, .txt")
+    if report is not None and report.suffix != ".html":
+        raise InputError(f"--report is {report}; it must end in .html")
     with connect(MEMORY, out.parent) as engine:
         log = RolloutLog(engine, rollouts, prompt, reward or (), which)  # type: ignore[arg-type]
         if id is not None and id not in log.kept:
             raise InputError(f"--id is {id}, which is no column of the prompts; those are {', '.join(log.kept)}")
-        signals, note = signals_of(log, diversity)
+        signals, note = signals_of(log, None if diversity == "none" else word_vectors(log.texts()))
         there = {"rewards"} | ({"embeddings"} if signals.embeddings is not None else set())
         for one in filter(None, (chosen, other)):
             if missing := one.lacks(there):
@@ -66,51 +68,23 @@ def run(
         if not 0 < budget <= len(log):
             raise InputError(f"the budget is {budget:,}, but there are {len(log):,} prompts; it must be 1 to as many")
         count = len(log) if chosen.takes_all else budget
-        rows = _picked(chosen, signals, count, seed, settings)
+        rows = ordered(_picked(chosen, signals, count, seed, settings), signals, order, group_size, seed)
         others = _picked(other, signals, count, seed, {}) if other else None
-        _write(log, ordered(rows, signals, order, group_size, seed), signals, out, id, group_size)
+        _write(log, rows, signals, out, id, group_size)
         if others is not None:
             _write(log, others, signals, control_file(out), id, group_size)
-        sys.stdout.write(screen(log, signals, rows, note, method, out, others, control))
+        said = read(log, note)
+        beside = (control, others, control_file(out)) if control and others is not None else None
+        if report is not None:
+            _write_report(report, log, signals, said, method, rows, beside)
+        sys.stdout.write(screen(said, signals, rows, method, out, beside))
+        if report is not None:
+            sys.stdout.write(f"{report}: the same as a page to look at and search\n")
 
 
 def control_file(out: Path) -> Path:
     """Where the control goes: beside the picks."""
     return out.with_name(f"{out.stem}.control{out.suffix}")
-
-
-def signals_of(log: RolloutLog, diversity: str) -> tuple[Signals, str]:
-    """The signals of all prompts, and a sentence on how rewards were mapped to 0..1; empty if they lie there."""
-    offsets = np.asarray(log.rewards.offsets)
-    counts, values = np.diff(offsets), np.asarray(log.rewards.flatten(), dtype=np.float64)
-    low, high, note = float(values.min()), float(values.max()), ""
-    if low == high:
-        raise InputError(f"all {len(values):,} rewards are {low:g}, so there is nothing to choose by")
-    if low < 0 or high > 1:
-        note = f"rewards lie in {low:g} to {high:g} and are mapped to 0 to 1"
-        values = (values - low) / (high - low)
-    starts = offsets[:-1] - offsets[0]
-    mean = np.add.reduceat(values, starts) / counts
-    squares = np.add.reduceat((values - np.repeat(mean, counts)) ** 2, starts)
-    std = np.sqrt(squares / np.maximum(counts - 1, 1))
-    hits = np.add.reduceat(values > 0, starts, dtype=np.int64)
-    vectors = NOT_THERE if diversity == "none" else embedded(log.texts())
-    return Signals(np.arange(len(counts)), mean_reward=mean, reward_std=std, hits=hits, embeddings=vectors), note
-
-
-def embedded(texts: list[str]) -> np.ndarray:
-    """Vectors [n, d] of texts: TF-IDF of their words, reduced to at most DIMENSIONS by a truncated SVD."""
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    try:
-        words = TfidfVectorizer(sublinear_tf=True, max_features=2**16, dtype=np.float32).fit_transform(texts)
-    except ValueError as error:
-        raise InputError(f"the prompts hold no words, so their diversity is not known ({error})") from error
-    width = min(DIMENSIONS, words.shape[1] - 1, words.shape[0] - 1)
-    if width < 2:
-        return np.asarray(words.todense())
-    return np.asarray(TruncatedSVD(width, random_state=0).fit_transform(words), dtype=np.float32)
 
 
 def _picked(
@@ -150,46 +124,20 @@ def _write(log: RolloutLog, rows: np.ndarray, signals: Signals, out: Path, id: s
                 stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-def screen(
+def _write_report(
+    path: Path,
     log: RolloutLog,
     signals: Signals,
-    rows: np.ndarray,
-    note: str,
+    said: list[str],
     method: str,
-    out: Path,
-    others: np.ndarray | None,
-    control: str | None,
-) -> str:
-    """What was read and picked, on one screen."""
-    n, counts, mean, std = len(log), np.diff(np.asarray(log.rewards.offsets)), signals.mean_reward, signals.reward_std
-    picked = np.zeros(n, dtype=bool)
-    picked[rows] = True
-    columns = f"prompt {log.columns.prompt}, reward {' + '.join(log.columns.rewards)}"
-    several = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    lines = [
-        f"{len(log.files):,} file{'s' if len(log.files) > 1 else ''}, read as {log.columns.kind}: {columns}",
-        f"{n:,} prompts with {several} completions each" + (f"; {note}" if note else ""),
-    ]
-    if counts.max() == 1:
-        lines.append("one completion a prompt says little about what can be learned; several are better")
-    always = (mean == mean.max()) & (std == 0) & (mean > 0)
-    shares = {"never rewarded": signals.hits == 0, "always the best reward": always, "all rewards alike": std == 0}
-    lines += ["", f"  {'':<24}{'prompts':>10}{'picked':>10}"]
-    for name, there in shares.items():
-        lines.append(f"  {name:<24}{there.sum():>10,}{(there & picked).sum():>10,}")
-    lines += ["", "  mean reward   prompts    picked"]
-    place = np.minimum((mean * BINS).astype(int), BINS - 1)
-    all_of, picks_of = (np.bincount(place[kept], minlength=BINS) for kept in (np.ones(n, bool), picked))
-    for number in range(BINS):
-        bar = "█" * round(BAR * picks_of[number] / max(all_of.max(), 1))
-        bar += "░" * round(BAR * (all_of[number] - picks_of[number]) / max(all_of.max(), 1))
-        label = f"{number / BINS:.1f} to {(number + 1) / BINS:.1f}"
-        lines.append(f"  {label:<12}{all_of[number]:>9,}{picks_of[number]:>10,}  {bar}")
-    rewarded = f"mean reward {mean[rows].mean():.3f} (all: {mean.mean():.3f})"
-    lines += ["", f"{out}: {len(rows):,} prompts picked by {method}, {rewarded}"]
-    if others is not None:
-        shared = len(np.intersect1d(rows, others))
-        lines.append(
-            f"{control_file(out)}: as many by {control}, mean reward {mean[others].mean():.3f}; {shared:,} are in both"
-        )
-    return "\n".join(lines) + "\n"
+    rows: np.ndarray,
+    control: tuple[str, np.ndarray, Path] | None,
+) -> None:
+    from minirec.report import pick_page  # takes a second to import
+
+    first = rows[: pick_page.SHOWN]
+    texts, rewards = log.texts(first), log.rewards.take(pa.array(first)).to_pylist()
+    other = control[:2] if control else None
+    page = pick_page.html(said, signals, method, rows, texts, rewards, other)
+    with atomic_write(path) as partial:
+        partial.write_text(page, encoding="utf-8")

@@ -164,21 +164,25 @@ class RolloutLog:
 
     def rows(self, places: np.ndarray) -> pa.Table:
         """What the logs say of these prompts [k], in this order: the columns that all completions of a prompt share."""
-        columns = ", ".join(f"l.{identifier(name)}" for name in self.kept)
-        self.engine.register("wanted", pa.table({"place": places, "turn": np.arange(len(places))}))
-        numbered = "SELECT line, row_number() OVER (ORDER BY line) - 1 AS place FROM by_prompt"
-        return self._table(
-            f"SELECT {columns} FROM ({numbered}) n JOIN wanted w ON n.place = w.place "
-            "JOIN logged l ON l.minirec_row = n.line ORDER BY w.turn"
-        )
+        return self._of(places, ", ".join(f"l.{identifier(name)}" for name in self.kept))
 
-    def texts(self) -> list[str]:
-        """The text of each prompt; of a conversation, its JSON."""
-        text = _text(self.columns.prompt, self.types)
-        found = self._execute(
-            f"SELECT CAST({text} AS VARCHAR) FROM by_prompt p JOIN logged l ON l.minirec_row = p.line ORDER BY line"
-        )
+    def texts(self, places: np.ndarray | None = None) -> list[str]:
+        """The text of each prompt, or of these [k] in this order; of a conversation, its JSON."""
+        text = f"CAST({_text(self.columns.prompt, self.types)} AS VARCHAR) AS text"
+        if places is not None:
+            return [str(value) for value in self._of(places, text)["text"].to_pylist()]
+        found = self._execute(f"SELECT {text} FROM by_prompt p JOIN logged l ON l.minirec_row = p.line ORDER BY line")
         return [str(row[0]) for row in found]
+
+    def _of(self, places: np.ndarray, columns: str) -> pa.Table:
+        """Expressions of SQL about the first rows of these prompts [k], in this order."""
+        wanted = {"minirec_place": places, "minirec_turn": np.arange(len(places))}
+        self.engine.register("wanted", pa.table(wanted))
+        numbered = "SELECT line AS minirec_line, row_number() OVER (ORDER BY line) - 1 AS minirec_place FROM by_prompt"
+        return self._table(
+            f"SELECT {columns} FROM ({numbered}) n JOIN wanted w ON n.minirec_place = w.minirec_place "
+            "JOIN logged l ON l.minirec_row = n.minirec_line ORDER BY w.minirec_turn"
+        )
 
 
 def found(path: Path) -> list[Path]:

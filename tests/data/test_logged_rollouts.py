@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minirec.data.rollout_logs import FORMATS, RolloutLog, found
+from minirec.data.logged.rollouts import FORMATS, RolloutLog, found
 from minirec.errors import InputError
 
 PROMPTS = ["b", "a", "c"]
