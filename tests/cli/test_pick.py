@@ -169,3 +169,15 @@ def test_the_page_shows_the_picks_in_the_order_of_the_file(wide, capsys):
     page = report.read_text(encoding="utf-8")
     assert re.findall(r'class="t">.*?(word\d+)', page) == [row["prompt"][0]["content"] for row in found]
     assert f"{report}: the same as a page" in capsys.readouterr().out
+
+
+def test_diversity_by_an_encoder_passes_over_a_copy_and_another_word_is_no_encoder(tiny_model, tmp_path, capsys):
+    path = tmp_path / "a.parquet"
+    said = [("user", "Kind of Blue"), ("system", "Kind of Blue"), ("tool", "Kind of Blue"), ("user", "Abbey Road")]
+    chats = [[{"role": role, "content": text}] for role, text in said]
+    pd.DataFrame({"prompt": chats, "rewards": [[0.0, 1.0], [0.0, 0.9], [0.0, 0.8], [0.0, 0.1]]}).to_parquet(path)
+    for seed in "0123":
+        found = rows(run(path, "--diversity", str(tiny_model), "--method", "diversity", "--seed", seed, budget=2))
+        assert {row["prompt"][0]["content"] for row in found} == {"Kind of Blue", "Abbey Road"}
+    run(path, "--diversity", "bert", budget=2, code=1)
+    assert "--diversity is bert, but must be none, tfidf or the folder of a sentence encoder" in capsys.readouterr().err

@@ -176,7 +176,11 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
         help="of a prompt's rollouts in several steps or files: all (default), or the first or last alone",
     )
     added.add_argument(
-        "--diversity", choices=("none", "tfidf"), default="none", help="vectors in which picks shall differ: words"
+        "--diversity",
+        default="none",
+        metavar="HOW",
+        help="vectors in which picks shall differ: none (default), tfidf of the prompts' words, or the folder of a "
+        "sentence encoder",
     )
     added.add_argument(
         "--order",

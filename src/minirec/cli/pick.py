@@ -57,7 +57,7 @@ def run(
         log = RolloutLog(engine, rollouts, prompt, reward or (), which)  # type: ignore[arg-type]
         if id is not None and id not in log.kept:
             raise InputError(f"--id is {id}, which is no column of the prompts; those are {', '.join(log.kept)}")
-        signals, note = signals_of(log, None if diversity == "none" else word_vectors(log.texts()))
+        signals, note = signals_of(log, vectors_of(log, diversity))
         there = {"rewards"} | ({"embeddings"} if signals.embeddings is not None else set())
         for one in filter(None, (chosen, other)):
             if missing := one.lacks(there):
@@ -85,6 +85,19 @@ def run(
 def control_file(out: Path) -> Path:
     """Where the control goes: beside the picks."""
     return out.with_name(f"{out.stem}.control{out.suffix}")
+
+
+def vectors_of(log: RolloutLog, diversity: str) -> np.ndarray | None:
+    """Vectors [n, d] of the prompts: none, tfidf of their words, or those of the encoder in a folder."""
+    if diversity == "none":
+        return None
+    if diversity == "tfidf":
+        return word_vectors(log.texts())
+    if not Path(diversity).is_dir():
+        raise InputError(f"--diversity is {diversity}, but must be none, tfidf or the folder of a sentence encoder")
+    from minirec.model.sentence_encoder import encode, spoken  # loads torch
+
+    return encode(Path(diversity), [spoken(text) for text in log.texts()])
 
 
 def _picked(
