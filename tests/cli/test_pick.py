@@ -10,6 +10,7 @@ import pytest
 
 from minirec.cli import main
 from minirec.selection.curriculum import curriculum_order
+from minirec.selection.greedy import greedy
 from minirec.selection.pick import pick
 
 N, G = 40, 4
@@ -181,3 +182,24 @@ def test_diversity_by_an_encoder_passes_over_a_copy_and_another_word_is_no_encod
         assert {row["prompt"][0]["content"] for row in found} == {"Kind of Blue", "Abbey Road"}
     run(path, "--diversity", "bert", budget=2, code=1)
     assert "--diversity is bert, but must be none, tfidf or the folder of a sentence encoder" in capsys.readouterr().err
+
+
+def test_with_vectors_and_gradients_the_paper_s_method_picks_as_it_does_from_its_signals(wide, capsys):
+    generator = np.random.default_rng(1)
+    vectors, gradients = generator.normal(size=(N, 3)), generator.normal(size=(N, 5))
+    np.save(wide.parent / "z.npy", vectors)
+    np.savez(wide.parent / "g.npz", g=gradients[::-1], id=[f"q{number}" for number in range(N)][::-1])
+    files = ["--embeddings", str(wide.parent / "z.npy"), "--gradients", str(wide.parent / "g.npz"), "--id", "id"]
+    mean = REWARDS.mean(1)
+    bell = np.exp(-((mean - 0.3) ** 2) / (2 * mean.std() ** 2))
+    centre = gradients.mean(0) / np.linalg.norm(gradients.mean(0))
+    cosine = gradients @ centre / np.linalg.norm(gradients, axis=1)
+    value = sum((one - one.min()) / np.ptp(one) for one in (bell, cosine))
+    found = rows(run(wide, "--method", "minirec", "--order", "picks", "--mu", "0.3", *files))
+    assert [row["answer"] for row in found] == greedy(vectors, value, 10).tolist()
+    longest = rows(run(wide, "--method", "grand", *files))
+    assert {row["answer"] for row in longest} == {*np.argsort(-np.linalg.norm(gradients, axis=1))[:10].tolist()}
+    run(wide, "--method", "minirec", *files[2:], code=1)
+    assert "the method minirec needs embeddings, which rollouts do not have; add --div" in capsys.readouterr().err
+    run(wide, "--diversity", "tfidf", *files[:2], code=1)
+    assert "--embeddings and --diversity both give vectors" in capsys.readouterr().err

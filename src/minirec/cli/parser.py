@@ -150,7 +150,8 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
 def _add_pick(added: argparse.ArgumentParser) -> None:
     from minirec.selection.methods.registry import methods, settings
 
-    free = sorted(name for name, one in methods().items() if {*one.needs} <= {"rewards", "embeddings"})
+    given = {"rewards", "embeddings", "gradients"}
+    free = sorted(name for name, one in methods().items() if {*one.needs} <= given and name != "el2n")  # needs errors
     added.add_argument(
         "rollouts",
         type=Path,
@@ -168,7 +169,7 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument("--prompt", metavar="COLUMN", help="column of the prompts; without it, recognised")
     added.add_argument("--reward", nargs="+", metavar="COLUMN", help="columns of rewards that add up; or recognised")
-    added.add_argument("--id", metavar="COLUMN", help="column that names a prompt, for --out FILE.txt")
+    added.add_argument("--id", metavar="COLUMN", help="column that names a prompt, for .txt and vectors")
     added.add_argument(
         "--which",
         choices=("all", "first", "last"),
@@ -182,6 +183,9 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
         help="vectors in which picks shall differ: none (default), tfidf of the prompts' words, or the folder of a "
         "sentence encoder",
     )
+    file = "FILE of .npy, .npz, .safetensors or .parquet with a vector a prompt"
+    added.add_argument("--embeddings", type=Path, metavar="FILE", help=f"{file}, in which picks shall differ")
+    added.add_argument("--gradients", type=Path, metavar="FILE", help=f"{file}, for minirec, product, grand, …")
     added.add_argument(
         "--order",
         choices=("curriculum", "picks"),

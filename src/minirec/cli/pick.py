@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 from minirec.cli.pick_screen import read, screen
 from minirec.data.logged.rollouts import RolloutLog
 from minirec.data.logged.signals import signals_of, word_vectors
+from minirec.data.logged.vectors import vectors
 from minirec.errors import InputError
 from minirec.experiment.commands import parse
+from minirec.experiment.sections import Score
 from minirec.selection.curriculum import curriculum_order, groups
 from minirec.selection.methods import registry
 from minirec.selection.signals import Signals
@@ -39,6 +41,8 @@ def run(
     id: str | None = None,
     which: str = "all",
     diversity: str = "none",
+    embeddings: Path | None = None,
+    gradients: Path | None = None,
     order: str = "curriculum",
     group_size: int = 64,
     seed: int = 0,
@@ -51,24 +55,37 @@ def run(
         raise InputError(f"--group-size is {group_size}; it must be at least 1")
     if out.suffix not in OUTPUTS or (out.suffix == ".txt" and not id):
         raise InputError(f"{out} must end in .jsonl, .parquet or, with --id, .txt")
+    if embeddings is not None and diversity != "none":
+        raise InputError("--embeddings and --diversity both give vectors; take one of them")
     if report is not None and report.suffix != ".html":
         raise InputError(f"--report is {report}; it must end in .html")
     with connect(MEMORY, out.parent) as engine:
         log = RolloutLog(engine, rollouts, prompt, reward or (), which)  # type: ignore[arg-type]
         if id is not None and id not in log.kept:
             raise InputError(f"--id is {id}, which is no column of the prompts; those are {', '.join(log.kept)}")
-        signals, note = signals_of(log, vectors_of(log, diversity))
-        there = {"rewards"} | ({"embeddings"} if signals.embeddings is not None else set())
-        for one in filter(None, (chosen, other)):
-            if missing := one.lacks(there):
-                raise InputError(
-                    f"the method {one.name} needs {' and '.join(missing)}, which rollouts do not have; "
-                    "add --diversity tfidf, or take another"
-                )
         if not 0 < budget <= len(log):
             raise InputError(f"the budget is {budget:,}, but there are {len(log):,} prompts; it must be 1 to as many")
+        have = {"rewards": True, "embeddings": embeddings or diversity != "none", "gradients": gradients}
+        for one in filter(None, (chosen, other)):
+            _require(one, {name for name, there in have.items() if there})
+        given = {name: value for name, value in settings.items() if value is not None}
+        checked: Any = parse("select", given, {})["select"]
+        signals, note = signals_of(
+            log,
+            vectors(log, embeddings, id) if embeddings else vectors_of(log, diversity),
+            vectors(log, gradients, id) if gradients else None,
+            checked.mu if "mu" in given else Score().mu,
+        )
+        if "gradients" in chosen.needs:
+            given.pop("mu", None)  # it is in their learnability
         count = len(log) if chosen.takes_all else budget
-        rows = ordered(_picked(chosen, signals, count, seed, settings), signals, order, group_size, seed)
+        rows = ordered(
+            _picked(chosen, signals, count, seed, {name: getattr(checked, name) for name in given}),
+            signals,
+            order,
+            group_size,
+            seed,
+        )
         others = _picked(other, signals, count, seed, {}) if other else None
         _write(log, rows, signals, out, id, group_size)
         if others is not None:
@@ -87,6 +104,17 @@ def control_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}.control{out.suffix}")
 
 
+def _require(method: registry.Method, have: set[str]) -> None:
+    """Raise InputError if a method needs what neither the rollouts nor a file gives."""
+    missing = method.lacks(have)
+    if missing:
+        hints = {"embeddings": "--diversity tfidf", "gradients": "--gradients FILE"}
+        raise InputError(
+            f"the method {method.name} needs {' and '.join(missing)}, which rollouts do not have; "
+            f"add {' and '.join(hints[need] for need in missing)}, or take another"
+        )
+
+
 def vectors_of(log: RolloutLog, diversity: str) -> np.ndarray | None:
     """Vectors [n, d] of the prompts: none, tfidf of their words, or those of the encoder in a folder."""
     if diversity == "none":
@@ -103,12 +131,9 @@ def vectors_of(log: RolloutLog, diversity: str) -> np.ndarray | None:
 def _picked(
     method: registry.Method, signals: Signals, count: int, seed: int, settings: Mapping[str, Any]
 ) -> np.ndarray:
-    words = {name: value for name, value in settings.items() if value is not None}
-    checked = parse("select", words, {})["select"]
-    given = {name: getattr(checked, name) for name in words}
     generator = np.random.default_rng(seed)
     drawn = generator.permutation(len(signals))  # so that of prompts with equal rewards not the first of the file win
-    return np.asarray(drawn[method.pick(signals.take(drawn), count, generator, **given).rows], dtype=np.int64)
+    return np.asarray(drawn[method.pick(signals.take(drawn), count, generator, **settings).rows], dtype=np.int64)
 
 
 def ordered(rows: np.ndarray, signals: Signals, order: str, group_size: int, seed: int) -> np.ndarray:

@@ -124,7 +124,7 @@ class RolloutLog:
         )
         others = [name for name in self.types if name not in (*COMPLETIONS, *STEPS, *of.rewards)]
         hashes = "".join(f", hash({identifier(name)}) AS h{place}" for place, name in enumerate(others))
-        key = f"md5_number(CAST({_text(of.prompt, self.types)} AS VARCHAR))"
+        key = f"md5_number(CAST({text_of(of.prompt, self.types)} AS VARCHAR))"
         self._execute(
             f"CREATE TABLE rollouts AS "
             f"SELECT minirec_row AS line, {key} AS key, {value} AS value, {step} AS step{hashes} FROM logged"
@@ -168,7 +168,7 @@ class RolloutLog:
 
     def texts(self, places: np.ndarray | None = None) -> list[str]:
         """The text of each prompt, or of these [k] in this order; of a conversation, its JSON."""
-        text = f"CAST({_text(self.columns.prompt, self.types)} AS VARCHAR) AS text"
+        text = f"CAST({text_of(self.columns.prompt, self.types)} AS VARCHAR) AS text"
         if places is not None:
             return [str(value) for value in self._of(places, text)["text"].to_pylist()]
         found = self._execute(f"SELECT {text} FROM by_prompt p JOIN logged l ON l.minirec_row = p.line ORDER BY line")
@@ -251,6 +251,6 @@ def _number(name: str, kind: str) -> str:
     return f"list_sum({identifier(name)})::DOUBLE" if kind.endswith("[]") else f"{identifier(name)}::DOUBLE"
 
 
-def _text(prompt: str, types: Mapping[str, str]) -> str:
+def text_of(prompt: str, types: Mapping[str, str]) -> str:
     """An expression of SQL for the prompt as text."""
     return identifier(prompt) if types[prompt] == "VARCHAR" else f"to_json({identifier(prompt)})"

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from minirec.data.logged.rollouts import RolloutLog
 from minirec.errors import InputError
-from minirec.selection.signals import NOT_THERE, Signals
+from minirec.experiment.sections import Score
+from minirec.selection.signals import Signals, learnability, representativeness
 
 DIMENSIONS = 64  # of the vectors of words that diversity compares
 
 
-def signals_of(log: RolloutLog, vectors: np.ndarray | None = None) -> tuple[Signals, str]:
+def signals_of(
+    log: RolloutLog,
+    vectors: np.ndarray | None = None,
+    directions: np.ndarray | None = None,
+    mu: float | str = Score().mu,
+) -> tuple[Signals, str]:
     """The signals of all prompts, and a sentence on how rewards were mapped to 0..1; empty if they lie there.
 
-    vectors [n, d]: in which picks shall differ. Raises InputError if all rewards are the same.
+    vectors [n, d]: in which picks shall differ. directions [n, k]: gradients or what stands for them; learnability,
+    with this mu, comes with them. Raises InputError if all rewards are the same.
     """
     offsets = np.asarray(log.rewards.offsets)
     counts, values = np.diff(offsets), np.asarray(log.rewards.flatten(), dtype=np.float64)
@@ -29,8 +38,14 @@ def signals_of(log: RolloutLog, vectors: np.ndarray | None = None) -> tuple[Sign
     squares = np.add.reduceat((values - np.repeat(mean, counts)) ** 2, starts)
     std = np.sqrt(squares / np.maximum(counts - 1, 1))
     hits = np.add.reduceat(values > 0, starts, dtype=np.int64)
-    embeddings = NOT_THERE if vectors is None else vectors
-    return Signals(np.arange(len(counts)), mean_reward=mean, reward_std=std, hits=hits, embeddings=embeddings), note
+    found = Signals(np.arange(len(counts)), mean_reward=mean, reward_std=std, hits=hits)
+    if vectors is not None:
+        found = replace(found, embeddings=vectors)
+    if directions is not None:
+        lengths = np.sqrt(np.einsum("nd,nd->n", directions, directions, dtype=np.float64))
+        alike, bell = representativeness(directions), learnability(mean, mu, Score().sigma)
+        found = replace(found, learnability=bell, representativeness=alike, gradient_norm=lengths)
+    return found, note
 
 
 def kinds(signals: Signals) -> dict[str, np.ndarray]:
