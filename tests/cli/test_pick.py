@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_from_disk
 
 from minirec.cli import main
 from minirec.selection.curriculum import curriculum_order
@@ -111,6 +112,11 @@ def test_a_setting_of_the_method_is_a_flag(wide):
     [
         ([], {"budget": 41}, "the budget is 41, but there are 40 prompts"),
         ([], {"out": "picks.csv"}, "must end in .jsonl, .parquet or, with --id, .txt"),
+        (["--on", "id"], {}, "--on says how rows of --dataset are found; name the data set, too"),
+        (["--dataset", "x.jsonl"], {}, "x.jsonl does not exist"),
+        (["--dataset", "x.jsonl", "--id", "id"], {"out": "a.txt"}, "--dataset gives rows, but"),
+        (["--layout", "verl"], {}, "verl reads Parquet, but --out is"),
+        (["--layout", "verl"], {"out": "a.parquet"}, "verl chooses the reward by data_source"),
         (["--id", "name"], {"out": "picks.txt"}, "--id is name, which is no column of the prompts"),
         (["--mu", "7"], {}, "mu"),
         (["--method", "diversity"], {}, "the method diversity needs embeddings, which rollouts do not have; add --div"),
@@ -203,3 +209,38 @@ def test_with_vectors_and_gradients_the_paper_s_method_picks_as_it_does_from_its
     assert "the method minirec needs embeddings, which rollouts do not have; add --div" in capsys.readouterr().err
     run(wide, "--diversity", "tfidf", *files[:2], code=1)
     assert "--embeddings and --diversity both give vectors" in capsys.readouterr().err
+
+
+def test_picks_and_control_are_rows_of_the_data_set_in_the_order_of_the_curriculum_also_in_the_columns_of_verl(
+    wide, capsys
+):
+    data = wide.parent / "train.jsonl"
+    originals = [{"question": f"word{number}", "key": f"q{number}", "answer": -number} for number in range(N)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in reversed(originals)))
+    expected = rows(run(wide, "--control", "random"))
+    data.write_text(data.read_text().replace('"key"', '"id"'))
+    joined = ["--control", "random", "--dataset", str(data), "--on", "id"]
+    found = rows(run(wide, *joined, out="joined.jsonl"))
+    assert [row["answer"] for row in found] == [-row["answer"] for row in expected]
+    assert [row["minirec"] for row in found] == [row["minirec"] for row in expected]
+    assert f"the picks are rows of {data}, found by id" in capsys.readouterr().out
+    words = [*joined, "--layout", "verl", "--data-source", "words"]
+    table = pq.read_table(run(wide, *words, out="verl.parquet")).to_pylist()
+    assert [row["reward_model"]["ground_truth"] for row in table] == [-row["answer"] for row in expected]
+    assert table[0]["prompt"] == [{"role": "user", "content": f"word{expected[0]['answer']}"}]
+    assert table[0]["extra_info"]["index"] == expected[0]["answer"]
+    control = pq.read_table(wide.parent / "verl.control.parquet").to_pylist()
+    picked_at_random = rows(wide.parent / "picks.control.jsonl")
+    assert [row["id"] for row in control] == [row["id"] for row in picked_at_random]
+    folder = run(wide, *joined, out="folder")
+    assert load_from_disk(str(folder))["id"][:] == [row["id"] for row in expected]
+    assert load_from_disk(f"{folder}-control")["id"][:] == [row["id"] for row in picked_at_random]
+
+
+def test_picks_of_picks_have_one_column_of_minirec(wide):
+    again = wide.parent / "again.jsonl"
+    first = rows(run(wide))
+    again.write_text("".join(json.dumps(row | {"rewards": REWARDS[row["answer"]].tolist()}) + "\n" for row in first))
+    found = rows(run(again, out="second.jsonl", budget=5))
+    assert [row["minirec"]["position"] for row in found] == list(range(5))
+    assert run(again, out="second.parquet", budget=5).is_file()

@@ -83,7 +83,11 @@ def test_conversations_are_keys_too(tmp_path):
         ("a.npy", lambda p: np.save(p, MATRIX[0]), "must hold one matrix of numbers"),
         ("a.npy", lambda p: np.save(p, MATRIX[:2]), "holds 2 vectors without a key, but there are 3 prompts"),
         ("a.npy", lambda p: np.save(p, np.array([[{}]], dtype=object)), "holds no vectors that can be read"),
-        ("a.npy", lambda p: np.save(p, np.where(MATRIX == 4, np.inf, MATRIX)), "the vector of prompt 1 holds NaN, infin"),
+        (
+            "a.npy",
+            lambda p: np.save(p, np.where(MATRIX == 4, np.inf, MATRIX)),
+            "the vector of prompt 1 holds NaN, infin",
+        ),
         ("a.npy", lambda p: p.write_text("nothing"), "holds no vectors that can be read"),
         ("a.safetensors", lambda p: p.write_text("nothing"), "holds no vectors that can be read"),
         ("a.parquet", lambda p: p.write_text("nothing"), "holds no vectors that can be read"),

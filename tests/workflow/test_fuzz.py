@@ -27,11 +27,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, SLICE
+from datasets import Dataset
 from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from minirec.data import amazon, download, models, movielens, titles
+from minirec.data.logged.originals import Originals
 from minirec.data.logged.rollouts import RolloutLog
 from minirec.data.logged.vectors import vectors
 from minirec.errors import InputError
@@ -290,6 +292,36 @@ def test_damaged_rollouts_of_others_are_prompts_with_rewards_or_refused(folder, 
 
 FILMS = "10|Délice (1995)|01-Jan-1995||http://x|" + "|".join("01" * 9 + "0") + "\n"
 RATINGS = "1\t10\t5\t881250949\n2\t10\t3\t881250950\n"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_a_damaged_data_set_gives_the_rows_of_the_picks_or_is_refused(folder, kind):
+    log, path = folder / "logged.jsonl", folder / f"originals.{kind}"
+    pd.DataFrame(ROLLOUTS).to_json(log, orient="records", lines=True)
+    table = pd.DataFrame([{"prompt": f"q{row}", "level": row, "words": ["a"] * row} for row in range(4)])
+    damaged = path
+    if kind == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    elif kind == "parquet":
+        table.to_parquet(path)
+    else:
+        path = folder / "saved"
+        Dataset.from_pandas(table).save_to_disk(str(path))
+        (damaged,) = path.glob("*.arrow")
+    content = damaged.read_bytes()
+    with duckdb.connect() as engine:
+        rollouts = RolloutLog(engine, [log])
+
+        @inputs(2_000, 15)
+        @given(damage(content))
+        def check(changed):
+            damaged.unlink()  # a new file each time, as the old one may be mapped
+            damaged.write_bytes(changed)
+            with reading(f"originals in {kind}"):
+                found, _ = Originals(rollouts, path, None).rows(np.array([2, 0]))
+                assert found.num_rows == 2
+
+        check()
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "parquet"])

@@ -161,7 +161,11 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument("--budget", type=int, required=True, metavar="N", help="number of prompts to pick")
     added.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help=".jsonl or .parquet: the prompts; .txt: their --id"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".jsonl or .parquet: the prompts; .txt: their --id; a folder: for load_from_disk of datasets",
     )
     added.add_argument("--method", default="learnable", choices=free, metavar="NAME", help=", ".join(free))
     added.add_argument(
@@ -194,6 +198,13 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument("--group-size", type=int, default=64, metavar="N", help="prompts of a group (default: 64)")
     added.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
+    added.add_argument(
+        "--dataset", type=Path, metavar="PATH", help="the training data: the picks are its rows, with all their columns"
+    )
+    added.add_argument("--on", metavar="COLUMN", help="column in logs and --dataset by which rows are found, or prompt")
+    added.add_argument("--layout", choices=("logged", "verl"), default="logged", help="columns: as logged, or verl's")
+    added.add_argument("--answer", metavar="COLUMN", help="of --layout verl: the right answers; without it, recognised")
+    added.add_argument("--data-source", metavar="NAME", help="of --layout verl: data_source of all prompts")
     added.add_argument("--report", type=Path, metavar="FILE", help=".html: a page with charts and the picks to search")
     for name, (_, default, users) in settings().items():
         if set(users) & set(free):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from minirec.cli.pick_screen import read, screen
+from minirec.data.logged.export import require_writable, verl, with_column, write
+from minirec.data.logged.originals import Originals
 from minirec.data.logged.rollouts import RolloutLog
 from minirec.data.logged.signals import signals_of, word_vectors
 from minirec.data.logged.vectors import vectors
@@ -26,7 +26,6 @@ from minirec.storage.database import connect
 from minirec.storage.files import atomic_write
 
 MEMORY = "700MB"  # of DuckDB; larger data spills to disk
-OUTPUTS = (".jsonl", ".parquet", ".txt")
 
 
 def run(
@@ -47,14 +46,23 @@ def run(
     group_size: int = 64,
     seed: int = 0,
     report: Path | None = None,
+    dataset: Path | None = None,
+    on: str | None = None,
+    layout: str = "logged",
+    answer: str | None = None,
+    data_source: str | None = None,
     **settings: Any,
 ) -> None:
     """Write the picked prompts in the order of training, and print what was found and picked."""
     chosen, other = registry.find(method), registry.find(control) if control else None
     if group_size < 1:
         raise InputError(f"--group-size is {group_size}; it must be at least 1")
-    if out.suffix not in OUTPUTS or (out.suffix == ".txt" and not id):
-        raise InputError(f"{out} must end in .jsonl, .parquet or, with --id, .txt")
+    for file in (out, control_file(out)) if control else (out,):
+        require_writable(file, id, layout)
+    if on is not None and dataset is None:
+        raise InputError("--on says how rows of --dataset are found; name the data set, too")
+    if dataset is not None and out.suffix == ".txt":
+        raise InputError(f"--dataset gives rows, but {out} holds ids alone; let --out end in .jsonl or .parquet")
     if embeddings is not None and diversity != "none":
         raise InputError("--embeddings and --diversity both give vectors; take one of them")
     if report is not None and report.suffix != ".html":
@@ -68,6 +76,7 @@ def run(
         have = {"rewards": True, "embeddings": embeddings or diversity != "none", "gradients": gradients}
         for one in filter(None, (chosen, other)):
             _require(one, {name for name, there in have.items() if there})
+        originals = Originals(log, dataset, on) if dataset else None
         given = {name: value for name, value in settings.items() if value is not None}
         checked: Any = parse("select", given, {})["select"]
         signals, note = signals_of(
@@ -87,10 +96,18 @@ def run(
             seed,
         )
         others = _picked(other, signals, count, seed, {}) if other else None
-        _write(log, rows, signals, out, id, group_size)
-        if others is not None:
-            _write(log, others, signals, control_file(out), id, group_size)
-        said = read(log, note)
+        said, made = read(log, note), {}
+        for file, places in {out: rows, control_file(out): others}.items():
+            if places is not None:
+                table, sentence = _originals(originals, places) if originals else (log.rows(places), "")
+                table = _with_facts(table, signals, places, group_size)
+                if layout == "verl":
+                    column = originals.prompt if originals else log.columns.prompt
+                    table = verl(table, column, answer, data_source, places.tolist())
+                made[file] = table
+                said += [sentence] if sentence and file == out else []
+        for file, table in made.items():  # all were made before the first is written
+            write(table, file, id)
         beside = (control, others, control_file(out)) if control and others is not None else None
         if report is not None:
             _write_report(report, log, signals, said, method, rows, beside)
@@ -101,7 +118,7 @@ def run(
 
 def control_file(out: Path) -> Path:
     """Where the control goes: beside the picks."""
-    return out.with_name(f"{out.stem}.control{out.suffix}")
+    return out.with_name(f"{out.stem}.control{out.suffix}" if out.suffix else f"{out.name}-control")
 
 
 def _require(method: registry.Method, have: set[str]) -> None:
@@ -143,23 +160,19 @@ def ordered(rows: np.ndarray, signals: Signals, order: str, group_size: int, see
     return curriculum_order(rows, signals.mean_reward[rows], group_size, seed)
 
 
-def _write(log: RolloutLog, rows: np.ndarray, signals: Signals, out: Path, id: str | None, group_size: int) -> None:
-    """Write these prompts with all their columns, and a column `minirec` with their mean reward and place."""
-    table = log.rows(rows)
-    with atomic_write(out) as partial:
-        if out.suffix == ".txt":
-            partial.write_text("".join(f"{value}\n" for value in table[id].to_pylist()), encoding="utf-8")
-            return
-        facts = {"position": np.arange(len(rows)), "mean_reward": signals.mean_reward[rows]}
-        facts |= {"reward_std": signals.reward_std[rows], "group": groups(len(rows), group_size)}
-        said = pa.StructArray.from_arrays([pa.array(values) for values in facts.values()], list(facts))
-        table = table.append_column("minirec", said)
-        if out.suffix == ".parquet":
-            pq.write_table(table, partial)
-            return
-        with partial.open("w", encoding="utf-8") as stream:
-            for row in table.to_pylist():
-                stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+def _originals(originals: Originals, places: np.ndarray) -> tuple[pa.Table, str]:
+    """The rows of a data set for these prompts, and a sentence on it."""
+    table, several = originals.rows(places)
+    more = f"; {several:,} stand there more than once, and the first row is taken" if several else ""
+    return table, f"the picks are rows of {originals.path}, found by {originals.on}{more}"
+
+
+def _with_facts(rows: pa.Table, signals: Signals, places: np.ndarray, group_size: int) -> pa.Table:
+    """Rows of prompts with a column `minirec`: place, mean reward, its spread and group."""
+    facts = {"position": np.arange(len(places)), "mean_reward": signals.mean_reward[places]}
+    facts |= {"reward_std": signals.reward_std[places], "group": groups(len(places), group_size)}
+    said = pa.StructArray.from_arrays([pa.array(values) for values in facts.values()], list(facts))
+    return with_column(rows, "minirec", said)
 
 
 def _write_report(
