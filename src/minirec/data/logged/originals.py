@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -27,11 +27,9 @@ class Originals:
         """
         self.log, self.path = log, path
         numbered = f"SELECT *, row_number() OVER () - 1 AS minirec_row FROM {self._source()}"
-        try:
+        with self._one_sentence():
             log.engine.execute(f"CREATE OR REPLACE VIEW originals AS {numbered}")
             described = log.engine.execute("DESCRIBE originals").fetchall()
-        except duckdb.Error as error:
-            raise InputError(f"{path} cannot be read: {one_line(error, 300)}") from error
         self.types = {
             name: kind for name, kind, *_ in described if name not in ("minirec_row", "minirec_file", "minirec")
         }
@@ -57,27 +55,37 @@ class Originals:
             return source_of(found(self.path))
         import datasets  # takes a second
 
-        try:
+        with self._one_sentence():
             table = datasets.load_from_disk(str(self.path)).data.table
-        except Exception as error:  # whatever the library raises
-            raise InputError(f"{self.path} cannot be read by datasets: {one_line(error)}") from error
-        self.log.engine.register("saved", table)
+            table.validate(full=True)  # DuckDB trusts its offsets
+            self.log.engine.register("saved", table)
         return "saved"
+
+    def _table(self, query: str) -> pa.Table:
+        with self._one_sentence():
+            return self.log.engine.sql(query).to_arrow_table()
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """Turn whatever a library raises while it reads the data set into an InputError of one sentence."""
+        try:
+            yield
+        except Exception as error:
+            raise InputError(f"{self.path} cannot be read: {one_line(error, 300)}") from error
 
     def rows(self, places: np.ndarray) -> tuple[pa.Table, int]:
         """All columns of the rows of these prompts [k] of the log, in this order; of equal keys the first row.
 
         Also returns how many of the prompts have several rows. Raises InputError if one has none.
         """
-        engine = self.log.engine
-        keys = engine.sql(
-            f"SELECT CAST({self.key} AS VARCHAR) AS key FROM originals ORDER BY minirec_row"
-        ).to_arrow_table()
+        keys = self._table(f"SELECT CAST({self.key} AS VARCHAR) AS key FROM originals ORDER BY minirec_row")["key"]
+        with self._one_sentence():  # text that is not UTF-8
+            texts = [_same(str(key)) for key in keys.to_pylist()]
         wanted = self.log.texts(places) if self.on == self.log.columns.prompt else self._ids(places)
         first: dict[str, int] = {}
         several = set()
         sought = {_same(key) for key in wanted}
-        for row, key in enumerate(map(_same, map(str, keys["key"].to_pylist()))):
+        for row, key in enumerate(texts):
             if key in sought and first.setdefault(key, row) != row:
                 several.add(key)
         missing = [key for key in wanted if _same(key) not in first]
@@ -86,15 +94,12 @@ class Originals:
                 f"{self.path} has no row for {len(missing):,} of {len(wanted):,} picks, the first with the "
                 f"{self.on} {missing[0][:80]!r}; name another column with --on"
             )
-        rows = pa.table(
-            {"minirec_place": [first[_same(key)] for key in wanted], "minirec_turn": np.arange(len(wanted))}
+        matched = {"minirec_place": [first[_same(key)] for key in wanted], "minirec_turn": np.arange(len(wanted))}
+        self.log.engine.register("matched", pa.table(matched))
+        table = self._table(
+            f"SELECT {', '.join(columns_of(self.types))} FROM matched m "
+            "JOIN originals o ON o.minirec_row = m.minirec_place ORDER BY m.minirec_turn"
         )
-        engine.register("matched", rows)
-        columns = ", ".join(columns_of(self.types))
-        table = engine.sql(
-            f"SELECT {columns} FROM matched m JOIN originals o ON o.minirec_row = m.minirec_place "
-            "ORDER BY m.minirec_turn"
-        ).to_arrow_table()
         return table, len(several)
 
     def _ids(self, places: np.ndarray) -> Sequence[str]:
