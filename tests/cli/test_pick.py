@@ -159,15 +159,15 @@ def test_the_logs_of_a_real_run_of_trl_are_recognised_and_trl_trains_on_the_pick
         return sorted((folder / "completions").glob("*.parquet"))
 
     questions = tmp_path / "questions.jsonl"
-    questions.write_text("".join(json.dumps({"prompt": f"number {n}"}) + "\n" for n in range(12)))
+    questions.write_text("".join(json.dumps({"prompt": f"number {n}", "answer": n}) + "\n" for n in range(12)))
     data = load_dataset("json", data_files=str(questions), split="train")
     logs = train(data, tmp_path / "first", num_train_epochs=2)
     assert len(logs) == 12
-    out = run(logs[0].parent, budget=6)
-    picks = load_dataset("json", data_files=str(out), split="train")
+    out = run(logs[0].parent, "--dataset", str(questions), out="picks", budget=6)
+    picks = load_from_disk(str(out))
     trained = train(picks, tmp_path / "second", shuffle_dataset=False, num_train_epochs=1)
     seen = [prompt for log in trained for prompt in pd.read_parquet(log)["prompt"][::2]]
-    assert seen == picks["prompt"]
+    assert seen == picks["prompt"][:] == [f"number {answer}" for answer in picks["answer"]]
 
 
 def test_the_page_shows_the_picks_in_the_order_of_the_file(wide, capsys):
