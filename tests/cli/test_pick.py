@@ -1,14 +1,17 @@
 """minirec pick: from the rollouts of another library to prompts that its trainer takes."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_from_disk
 
 from minirec.cli import main
 from minirec.selection.curriculum import curriculum_order
+from minirec.selection.greedy import greedy
 from minirec.selection.pick import pick
 
 N, G = 40, 4
@@ -109,6 +112,11 @@ def test_a_setting_of_the_method_is_a_flag(wide):
     [
         ([], {"budget": 41}, "the budget is 41, but there are 40 prompts"),
         ([], {"out": "picks.csv"}, "must end in .jsonl, .parquet or, with --id, .txt"),
+        (["--on", "id"], {}, "--on says how rows of --dataset are found; name the data set, too"),
+        (["--dataset", "x.jsonl"], {}, "x.jsonl does not exist"),
+        (["--dataset", "x.jsonl", "--id", "id"], {"out": "a.txt"}, "--dataset gives rows, but"),
+        (["--layout", "verl"], {}, "verl reads Parquet, but --out is"),
+        (["--layout", "verl"], {"out": "a.parquet"}, "verl chooses the reward by data_source"),
         (["--id", "name"], {"out": "picks.txt"}, "--id is name, which is no column of the prompts"),
         (["--mu", "7"], {}, "mu"),
         (["--method", "diversity"], {}, "the method diversity needs embeddings, which rollouts do not have; add --div"),
@@ -118,6 +126,7 @@ def test_a_setting_of_the_method_is_a_flag(wide):
             "the method kmeans needs embeddings, which rollouts do not have; add --diversity",
         ),
         (["--group-size", "0"], {}, "--group-size is 0; it must be at least 1"),
+        (["--report", "a.pdf"], {}, "--report is a.pdf; it must end in .html"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(wide, capsys, words, options, message):
@@ -150,12 +159,88 @@ def test_the_logs_of_a_real_run_of_trl_are_recognised_and_trl_trains_on_the_pick
         return sorted((folder / "completions").glob("*.parquet"))
 
     questions = tmp_path / "questions.jsonl"
-    questions.write_text("".join(json.dumps({"prompt": f"number {n}"}) + "\n" for n in range(12)))
+    questions.write_text("".join(json.dumps({"prompt": f"number {n}", "answer": n}) + "\n" for n in range(12)))
     data = load_dataset("json", data_files=str(questions), split="train")
     logs = train(data, tmp_path / "first", num_train_epochs=2)
     assert len(logs) == 12
-    out = run(logs[0].parent, budget=6)
-    picks = load_dataset("json", data_files=str(out), split="train")
+    out = run(logs[0].parent, "--dataset", str(questions), out="picks", budget=6)
+    picks = load_from_disk(str(out))
     trained = train(picks, tmp_path / "second", shuffle_dataset=False, num_train_epochs=1)
     seen = [prompt for log in trained for prompt in pd.read_parquet(log)["prompt"][::2]]
-    assert seen == picks["prompt"]
+    assert seen == picks["prompt"][:] == [f"number {answer}" for answer in picks["answer"]]
+
+
+def test_the_page_shows_the_picks_in_the_order_of_the_file(wide, capsys):
+    report = wide.parent / "picks.html"
+    found = rows(run(wide, "--report", str(report), "--control", "random"))
+    page = report.read_text(encoding="utf-8")
+    assert re.findall(r'class="t">.*?(word\d+)', page) == [row["prompt"][0]["content"] for row in found]
+    assert f"{report}: the same as a page" in capsys.readouterr().out
+
+
+def test_diversity_by_an_encoder_passes_over_a_copy_and_another_word_is_no_encoder(tiny_model, tmp_path, capsys):
+    path = tmp_path / "a.parquet"
+    said = [("user", "Kind of Blue"), ("system", "Kind of Blue"), ("tool", "Kind of Blue"), ("user", "Abbey Road")]
+    chats = [[{"role": role, "content": text}] for role, text in said]
+    pd.DataFrame({"prompt": chats, "rewards": [[0.0, 1.0], [0.0, 0.9], [0.0, 0.8], [0.0, 0.1]]}).to_parquet(path)
+    for seed in "0123":
+        found = rows(run(path, "--diversity", str(tiny_model), "--method", "diversity", "--seed", seed, budget=2))
+        assert {row["prompt"][0]["content"] for row in found} == {"Kind of Blue", "Abbey Road"}
+    run(path, "--diversity", "bert", budget=2, code=1)
+    assert "--diversity is bert, but must be none, tfidf or the folder of a sentence encoder" in capsys.readouterr().err
+
+
+def test_with_vectors_and_gradients_the_paper_s_method_picks_as_it_does_from_its_signals(wide, capsys):
+    generator = np.random.default_rng(1)
+    vectors, gradients = generator.normal(size=(N, 3)), generator.normal(size=(N, 5))
+    np.save(wide.parent / "z.npy", vectors)
+    np.savez(wide.parent / "g.npz", g=gradients[::-1], id=[f"q{number}" for number in range(N)][::-1])
+    files = ["--embeddings", str(wide.parent / "z.npy"), "--gradients", str(wide.parent / "g.npz"), "--id", "id"]
+    mean = REWARDS.mean(1)
+    bell = np.exp(-((mean - 0.3) ** 2) / (2 * mean.std() ** 2))
+    centre = gradients.mean(0) / np.linalg.norm(gradients.mean(0))
+    cosine = gradients @ centre / np.linalg.norm(gradients, axis=1)
+    value = sum((one - one.min()) / np.ptp(one) for one in (bell, cosine))
+    found = rows(run(wide, "--method", "minirec", "--order", "picks", "--mu", "0.3", *files))
+    assert [row["answer"] for row in found] == greedy(vectors, value, 10).tolist()
+    longest = rows(run(wide, "--method", "grand", *files))
+    assert {row["answer"] for row in longest} == {*np.argsort(-np.linalg.norm(gradients, axis=1))[:10].tolist()}
+    run(wide, "--method", "minirec", *files[2:], code=1)
+    assert "the method minirec needs embeddings, which rollouts do not have; add --div" in capsys.readouterr().err
+    run(wide, "--diversity", "tfidf", *files[:2], code=1)
+    assert "--embeddings and --diversity both give vectors" in capsys.readouterr().err
+
+
+def test_picks_and_control_are_rows_of_the_data_set_in_the_order_of_the_curriculum_also_in_the_columns_of_verl(
+    wide, capsys
+):
+    data = wide.parent / "train.jsonl"
+    originals = [{"question": f"word{number}", "key": f"q{number}", "answer": -number} for number in range(N)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in reversed(originals)))
+    expected = rows(run(wide, "--control", "random"))
+    data.write_text(data.read_text().replace('"key"', '"id"'))
+    joined = ["--control", "random", "--dataset", str(data), "--on", "id"]
+    found = rows(run(wide, *joined, out="joined.jsonl"))
+    assert [row["answer"] for row in found] == [-row["answer"] for row in expected]
+    assert [row["minirec"] for row in found] == [row["minirec"] for row in expected]
+    assert f"the picks are rows of {data}, found by id" in capsys.readouterr().out
+    words = [*joined, "--layout", "verl", "--data-source", "words"]
+    table = pq.read_table(run(wide, *words, out="verl.parquet")).to_pylist()
+    assert [row["reward_model"]["ground_truth"] for row in table] == [-row["answer"] for row in expected]
+    assert table[0]["prompt"] == [{"role": "user", "content": f"word{expected[0]['answer']}"}]
+    assert table[0]["extra_info"]["index"] == expected[0]["answer"]
+    control = pq.read_table(wide.parent / "verl.control.parquet").to_pylist()
+    picked_at_random = rows(wide.parent / "picks.control.jsonl")
+    assert [row["id"] for row in control] == [row["id"] for row in picked_at_random]
+    folder = run(wide, *joined, out="folder")
+    assert load_from_disk(str(folder))["id"][:] == [row["id"] for row in expected]
+    assert load_from_disk(f"{folder}-control")["id"][:] == [row["id"] for row in picked_at_random]
+
+
+def test_picks_of_picks_have_one_column_of_minirec(wide):
+    again = wide.parent / "again.jsonl"
+    first = rows(run(wide))
+    again.write_text("".join(json.dumps(row | {"rewards": REWARDS[row["answer"]].tolist()}) + "\n" for row in first))
+    found = rows(run(again, out="second.jsonl", budget=5))
+    assert [row["minirec"]["position"] for row in found] == list(range(5))
+    assert run(again, out="second.parquet", budget=5).is_file()

@@ -27,15 +27,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, SLICE
+from datasets import Dataset
 from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from minirec.data import amazon, download, models, movielens, titles
-from minirec.data.rollout_logs import RolloutLog
+from minirec.data.logged.originals import Originals
+from minirec.data.logged.rollouts import RolloutLog
+from minirec.data.logged.vectors import vectors
 from minirec.errors import InputError
 from minirec.experiment import commands, config, sources
 from minirec.experiment.sections import Prepare, Queries
-from minirec.model import policy, prompts
+from minirec.model import policy, prompts, sentence_encoder
 from minirec.stages import prepare
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
@@ -290,6 +294,66 @@ FILMS = "10|Délice (1995)|01-Jan-1995||http://x|" + "|".join("01" * 9 + "0") + 
 RATINGS = "1\t10\t5\t881250949\n2\t10\t3\t881250950\n"
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_a_damaged_data_set_gives_the_rows_of_the_picks_or_is_refused(folder, kind):
+    log, path = folder / "logged.jsonl", folder / f"originals.{kind}"
+    pd.DataFrame(ROLLOUTS).to_json(log, orient="records", lines=True)
+    table = pd.DataFrame([{"prompt": f"q{row}", "level": row, "words": ["a"] * row} for row in range(4)])
+    damaged = path
+    if kind == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    elif kind == "parquet":
+        table.to_parquet(path)
+    else:
+        path = folder / "saved"
+        Dataset.from_pandas(table).save_to_disk(str(path))
+        (damaged,) = path.glob("*.arrow")
+    content = damaged.read_bytes()
+    with duckdb.connect() as engine:
+        rollouts = RolloutLog(engine, [log])
+
+        @inputs(2_000, 15)
+        @given(damage(content))
+        def check(changed):
+            damaged.unlink()  # a new file each time, as the old one may be mapped
+            damaged.write_bytes(changed)
+            with reading(f"originals in {kind}"):
+                found, _ = Originals(rollouts, path, None).rows(np.array([2, 0]))
+                assert found.num_rows == 2
+
+        check()
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "parquet"])
+def test_damaged_vectors_of_prompts_are_finite_vectors_or_refused(folder, ending):
+    log, path = folder / "log.jsonl", folder / f"vectors.{ending}"
+    pd.DataFrame(ROLLOUTS).to_json(log, orient="records", lines=True)
+    matrix, keys = np.linspace(0, 1, 12).reshape(4, 3), [f"q{row}" for row in range(4)]
+    if ending == "npy":
+        np.save(path, matrix)
+    elif ending == "npz":
+        np.savez(path, z=matrix, prompt=keys)
+    elif ending == "parquet":
+        pq.write_table(pa.table({"prompt": keys, "z": matrix.tolist()}), path)
+    else:
+        save_file({"z": matrix}, path)
+    content = path.read_bytes()
+    with duckdb.connect() as engine:
+        rollouts = RolloutLog(engine, [log])
+
+        @inputs(2_000, 15)
+        @given(damage(content))
+        def check(changed):
+            path.unlink()  # a new file each time, as the old one may be mapped
+            path.write_bytes(changed)
+            with reading(f"vectors in {ending}"):
+                found = vectors(rollouts, path)
+                assert found.shape[0] == 4
+                assert np.isfinite(found).all()
+
+        check()
+
+
 @pytest.mark.parametrize("which", ["u.data", "u.item", "ml-100k.inter", "ml-100k.item"])
 def test_damaged_files_of_movielens_are_tables_or_refused(folder, which, monkeypatch):
     texts = {
@@ -526,6 +590,8 @@ def test_a_damaged_model_of_a_user_is_a_policy_or_refused(folder, tiny_model, de
         path.write_bytes(head + content[4000:])
         with reading("safetensors of a model"):
             policy.Policy.load(model, defaults.policy)
+        with reading("safetensors of an encoder"):
+            sentence_encoder.encode(model, ["Blue Train"])
 
     check()
 

@@ -66,6 +66,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
 EXAMPLES = {
     "pick": "example: minirec pick completions/ --budget 1024 --out picks.jsonl --control random",
     "show": "example: minirec show results/movielens/metrics.json",
+    "why": "example: minirec why results/movielens/selections/smollm/minirec-160/seed0 1234",
     "plan": "example: minirec plan results/movielens/metrics.json --configfile config/quickstart.yaml",
     "report": "example: minirec report results/movielens",
     "status": "example: minirec status results/movielens",
@@ -132,6 +133,11 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
     if name == "pick":
         _add_pick(added)
         return
+    if name == "why":
+        added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run or of a selection, …/seedN")
+        added.add_argument("sample", type=int, nargs="?", help="sample id; without one, some are listed")
+        added.add_argument("--json", action="store_true", help="print JSON")
+        return
     if name == "plan":
         added.add_argument("target", help="e.g. results/cds/metrics.json")
     else:
@@ -144,7 +150,8 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
 def _add_pick(added: argparse.ArgumentParser) -> None:
     from minirec.selection.methods.registry import methods, settings
 
-    free = sorted(name for name, one in methods().items() if {*one.needs} <= {"rewards", "embeddings"})
+    given = {"rewards", "embeddings", "gradients"}
+    free = sorted(name for name, one in methods().items() if {*one.needs} <= given and name != "el2n")  # needs errors
     added.add_argument(
         "rollouts",
         type=Path,
@@ -154,7 +161,11 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument("--budget", type=int, required=True, metavar="N", help="number of prompts to pick")
     added.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help=".jsonl or .parquet: the prompts; .txt: their --id"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".jsonl or .parquet: the prompts; .txt: their --id; a folder: for load_from_disk of datasets",
     )
     added.add_argument("--method", default="learnable", choices=free, metavar="NAME", help=", ".join(free))
     added.add_argument(
@@ -162,7 +173,7 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument("--prompt", metavar="COLUMN", help="column of the prompts; without it, recognised")
     added.add_argument("--reward", nargs="+", metavar="COLUMN", help="columns of rewards that add up; or recognised")
-    added.add_argument("--id", metavar="COLUMN", help="column that names a prompt, for --out FILE.txt")
+    added.add_argument("--id", metavar="COLUMN", help="column that names a prompt, for .txt and vectors")
     added.add_argument(
         "--which",
         choices=("all", "first", "last"),
@@ -170,8 +181,15 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
         help="of a prompt's rollouts in several steps or files: all (default), or the first or last alone",
     )
     added.add_argument(
-        "--diversity", choices=("none", "tfidf"), default="none", help="vectors in which picks shall differ: words"
+        "--diversity",
+        default="none",
+        metavar="HOW",
+        help="vectors in which picks shall differ: none (default), tfidf of the prompts' words, or the folder of a "
+        "sentence encoder",
     )
+    file = "FILE of .npy, .npz, .safetensors or .parquet with a vector a prompt"
+    added.add_argument("--embeddings", type=Path, metavar="FILE", help=f"{file}, in which picks shall differ")
+    added.add_argument("--gradients", type=Path, metavar="FILE", help=f"{file}, for minirec, product, grand, …")
     added.add_argument(
         "--order",
         choices=("curriculum", "picks"),
@@ -180,6 +198,14 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument("--group-size", type=int, default=64, metavar="N", help="prompts of a group (default: 64)")
     added.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
+    added.add_argument(
+        "--dataset", type=Path, metavar="PATH", help="the training data: the picks are its rows, with all their columns"
+    )
+    added.add_argument("--on", metavar="COLUMN", help="column in logs and --dataset by which rows are found, or prompt")
+    added.add_argument("--layout", choices=("logged", "verl"), default="logged", help="columns: as logged, or verl's")
+    added.add_argument("--answer", metavar="COLUMN", help="of --layout verl: the right answers; without it, recognised")
+    added.add_argument("--data-source", metavar="NAME", help="of --layout verl: data_source of all prompts")
+    added.add_argument("--report", type=Path, metavar="FILE", help=".html: a page with charts and the picks to search")
     for name, (_, default, users) in settings().items():
         if set(users) & set(free):
             added.add_argument(flag(name), metavar="VALUE", help=f"of {', '.join(users)} (default: {scalar(default)})")

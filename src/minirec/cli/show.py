@@ -62,7 +62,7 @@ def _origin(provenance: dict[str, Any]) -> str:
     """What made an artefact, as text."""
     if not provenance.get("stage"):
         return "made elsewhere: it carries no record of how\n"
-    lines = [["settings", _short(value, f"{name}: ", 400)] for name, value in provenance.get("settings", {}).items()]
+    lines = [["settings", short(value, f"{name}: ", 400)] for name, value in provenance.get("settings", {}).items()]
     lines += [["input", f"{name} {str(digest)[:12]}"] for name, digest in provenance.get("inputs", {}).items()]
     return f"made by minirec {provenance.get('version', '?')}, stage {provenance['stage']}\n{align(lines)}"
 
@@ -99,7 +99,7 @@ def _parquet(path: Path, rows: int) -> str:
     text += align(lines)
     if first is not None:
         shown = first.slice(0, rows).to_pylist()
-        data = [schema.names, *([_short(v) for v in row.values()] for row in shown)]
+        data = [schema.names, *([short(v) for v in row.values()] for row in shown)]
         text += f"\nfirst {len(shown)} rows\n{align(data)}"
         if "sample_id" in schema.names and name != "samples":
             text += _titles(path, [row["sample_id"] for row in shown])
@@ -121,8 +121,8 @@ def _titles(path: Path, sample_id: list[int]) -> str:
     lines = [["sample_id", "last items of the history", "target"]]
     for one in dict.fromkeys(sample_id):
         if one in found:
-            history = "; ".join(_short(titles[row]) for row in found[one]["history_rows"][-2:])
-            lines.append([str(one), history, _short(titles[found[one]["target_row"]])])
+            history = "; ".join(short(titles[row]) for row in found[one]["history_rows"][-2:])
+            lines.append([str(one), history, short(titles[found[one]["target_row"]])])
     return f"\ntheir samples\n{align(lines)}"
 
 
@@ -140,7 +140,7 @@ def _span(file: pq.ParquetFile, column: str) -> tuple[int, str]:
         if ends["min"] is not None:
             low = ends["min"] if low is None else min(low, ends["min"])
             high = ends["max"] if high is None else max(high, ends["max"])
-    return nulls, "-" if low is None else f"{_short(low, '', 18)} to {_short(high, '', 18)}{unit}"
+    return nulls, "-" if low is None else f"{short(low, '', 18)} to {short(high, '', 18)}{unit}"
 
 
 def _safetensors(path: Path, in_folder: bool = False) -> str:
@@ -157,9 +157,7 @@ def _safetensors(path: Path, in_folder: bool = False) -> str:
     arrays = tensors.read(path) if provenance else {}  # checks the digest
     for name, (kind, shape) in shapes.items():
         array = arrays.get(name)
-        span = (
-            "-" if array is None or not array.size else f"{_short(array.min().item())} to {_short(array.max().item())}"
-        )
+        span = "-" if array is None or not array.size else f"{short(array.min().item())} to {short(array.max().item())}"
         lines.append([name, str(kind), " x ".join(map(str, shape)) or "scalar", span])
     origin = "" if in_folder and not provenance else f"\n{_origin(provenance or _folder_record(path))}"
     return f"{path}: {len(shapes)} tensors, {count:,} numbers\n{align(lines)}{origin}"
@@ -212,10 +210,10 @@ def _leaves(value: Any, key: str) -> list[list[str]]:
         return [leaf for name, part in value.items() for leaf in _leaves(part, f"{key}.{name}" if key else name)]
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [leaf for i, part in enumerate(value[:20]) for leaf in _leaves(part, f"{key}[{i}]")]
-    return [[key, _short(value, "", 100)]]
+    return [[key, short(value, "", 100)]]
 
 
-def _short(value: Any, before: str = "", width: int = CELL) -> str:
+def short(value: Any, before: str = "", width: int = CELL) -> str:
     """A value as text on one line, truncated to `width` characters."""
     if isinstance(value, float):
         return f"{before}{value:.6g}"

@@ -62,7 +62,7 @@ class Policy:
         artefact.verify_folder(folder, foreign=True)
         disable_progress_bar()  # minirec shows its own
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-        with _one_sentence(folder):
+        with one_sentence(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is None:
             raise InputError(f"{folder} has no chat template; take an instruction-tuned model")
@@ -213,7 +213,7 @@ class Policy:
 
 def _base_model(folder: Path, dtype: str) -> Any:
     """The language model of a folder; raises InputError if weights are missing, which would be set at random."""
-    with _one_sentence(folder):
+    with one_sentence(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
@@ -236,12 +236,12 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     if not (adapter / "adapter_model.safetensors").is_file():
         raise InputError(f"{adapter} has no adapter_model.safetensors; run train again")
     artefact.verify_folder(adapter)
-    with _one_sentence(adapter):
+    with one_sentence(adapter):
         return PeftModel.from_pretrained(model, adapter)
 
 
 @contextmanager
-def _one_sentence(folder: Path) -> Iterator[None]:
+def one_sentence(folder: Path) -> Iterator[None]:
     """Turn whatever a library raises while it loads a folder into an InputError of one sentence."""
     try:
         yield

@@ -17,7 +17,7 @@ function filter() {
     each(row, classes => classes.toggle("off", row.hidden));
     shown += !row.hidden;
   }
-  document.getElementById("count").textContent = `${shown} of ${rows.length} samples`;
+  document.getElementById("count").textContent = `${shown} of ${rows.length} ${table.dataset.rows ?? "samples"}`;
 }
 
 function sort(head, column) {

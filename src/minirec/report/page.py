@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from minirec import __version__
 from minirec.errors import InputError
 from minirec.evaluation.comparison import over_seeds, with_intervals
 from minirec.evaluation.metrics import K
@@ -22,7 +18,7 @@ from minirec.experiment.job_logs import by_rule
 from minirec.experiment.paths import Run, main_runs
 from minirec.experiment.sections import Measure
 from minirec.report import figures, picks
-from minirec.report.style import Figure, inline
+from minirec.report.html import Chart, chart, render
 from minirec.report.summary import covered
 from minirec.storage import artefact, tables
 
@@ -30,21 +26,10 @@ NDCG = f"ndcg@{K}"
 SHOWN = 300  # picks in the table, and as many other samples
 EXAMPLES = 5  # picks shown with prompt and completions, and as many other samples
 DRAWN = 2000  # most picks in a picture, besides those of the table, and most others, so that the page stays small
-TEMPLATES = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart of the page: its SVG, and what it shows in a sentence."""
-
-    svg: str
-    caption: str
 
 
 def html(config: Config, top: Path) -> str:
     """The page; top: results of the data set. Raises InputError if its experiment is not done, or is another."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     metrics = top / "metrics.json"
     if not metrics.is_file():
         raise InputError(f"{metrics} is not there; run the workflow first, minirec status {top} says what is left")
@@ -57,20 +42,15 @@ def html(config: Config, top: Path) -> str:
         )
     method, signals = config.method(runs[0].method), picks.signals_of(config, runs[0], top)
     shown = picks.samples(config, top, runs[0], signals, SHOWN)
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         name=top.name,
-        version=__version__,
-        style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         summary=summary,
         ndcg=summary["metrics"][NDCG],
         verdicts=list(verdicts(summary)),
         covered=covered(main["seeds"], main["signals"]).strip(),
         sentence=method.sentence,
-        result=_chart("result", figures.result(summary), "NDCG@10 on test of every recommender, with intervals"),
+        result=chart("result", figures.result(summary), "NDCG@10 on test of every recommender, with intervals"),
         recommenders=figures.recommenders(summary),
         comparison=_comparison(top, Measure(**summary["provenance"]["settings"])),
         rows=table_rows(shown),
@@ -83,7 +63,7 @@ def html(config: Config, top: Path) -> str:
         adds=method.name == "minirec",
         charts=list(_charts(top, runs[0], signals, shown)),
         curves=_curves(top, runs),
-        costs=_chart(
+        costs=chart(
             "cost", figures.seconds_by_rule(by_rule(summary["cost"])), "Seconds of each rule, all seeds together"
         ),
         stages=stages(summary["cost"]),
@@ -92,7 +72,6 @@ def html(config: Config, top: Path) -> str:
         libraries=summary["provenance"].get("libraries", {}),
         command=f"snakemake --cores 8 --configfile {top / 'config.yaml'} -- {metrics}",
     )
-    return page.lstrip()  # its macros leave empty lines
 
 
 def verdicts(summary: dict[str, Any]) -> Iterator[str]:
@@ -151,10 +130,6 @@ def _examples(config: Config, top: Path, shown: pd.DataFrame) -> Iterator[dict[s
         yield row | {"prompt": prompt}
 
 
-def _chart(name: str, figure: Figure, caption: str, tips: Mapping[str, str] | None = None) -> Chart:
-    return Chart(inline(name, figure, caption, tips), caption)
-
-
 def _comparison(top: Path, settings: Measure) -> dict[str, Any] | None:
     """Quality against cost of all configurations, if the grid was run."""
     if not (top / "comparison.parquet").is_file():
@@ -167,8 +142,8 @@ def _comparison(top: Path, settings: Measure) -> dict[str, Any] | None:
     places = [f"{row['model']}/{row['selector']}/{row['method']}-{row['budget']}" for row in cells.to_dict("records")]
     cells["test"] = [tests["paired_tests"].get(place) for place in places]
     caption = "NDCG@10 on test against seconds of selection and training, by method; a number is a budget"
-    chart = _chart("quality", figures.quality_and_cost(cells, NDCG), caption)
-    return {"cells": cells.to_dict("records"), "chart": chart, "main": tests["main"]}
+    drawn = chart("quality", figures.quality_and_cost(cells, NDCG), caption)
+    return {"cells": cells.to_dict("records"), "chart": drawn, "main": tests["main"]}
 
 
 def _charts(top: Path, run: Run, signals: picks.SignalFiles, shown: pd.DataFrame) -> Iterator[Chart]:
@@ -177,7 +152,7 @@ def _charts(top: Path, run: Run, signals: picks.SignalFiles, shown: pd.DataFrame
     if (scores := picks.rewards_of(signals)) is not None:
         picked = scores["sample_id"].isin(selection["sample_id"]).to_numpy()
         label = f"Rewards of {len(scores):,} samples: {(scores['hits'] == 0).mean():.0%} never get a hit"
-        yield _chart("rewards", figures.mean_rewards(scores["mean_reward"].to_numpy(), picked), label)
+        yield chart("rewards", figures.mean_rewards(scores["mean_reward"].to_numpy(), picked), label)
         rows = _drawn(picked, scores["sample_id"].isin(shown["sample_id"]).to_numpy())
         ids, drawn = scores["sample_id"].to_numpy()[rows], picked[rows]
         tips = {f"#sample-{row['sample_id']}": _tip(row) for row in shown.to_dict("records")}
@@ -186,18 +161,18 @@ def _charts(top: Path, run: Run, signals: picks.SignalFiles, shown: pd.DataFrame
         if signals.scores:
             reward, alike = (scores[name].to_numpy()[rows] for name in ("mean_reward", "representativeness"))
             label = f"Mean reward, which decides learnability, and representativeness{note}"
-            yield _chart("signals", figures.signals(reward, alike, drawn, links), label, tips)
+            yield chart("signals", figures.signals(reward, alike, drawn, links), label, tips)
         if signals.embeddings and len(rows) > 1:
             places, shares = picks.plane(signals.embeddings, ids)
             label = f"Map of the embeddings: samples close to each other are alike{note}"
-            yield _chart("map", figures.embedding_map(places, shares, drawn, links), label, tips)
+            yield chart("map", figures.embedding_map(places, shares, drawn, links), label, tips)
     if selection["diversity"].notna().any():
         label = "Diversity: how far each pick was from the nearest earlier one"
-        yield _chart("diversity", figures.diversity(selection), label)
+        yield chart("diversity", figures.diversity(selection), label)
     order = tables.read("curriculum", run.selection(top) / "curriculum.parquet")
     if not order["mean_reward"].null_count:
         label = f"The curriculum: {max(order['group'].to_pylist()) + 1} groups, each from easy to hard"
-        yield _chart("curriculum", figures.training_order(order), label)
+        yield chart("curriculum", figures.training_order(order), label)
 
 
 def _drawn(picked: np.ndarray, in_table: np.ndarray) -> np.ndarray:
@@ -217,4 +192,4 @@ def _tip(row: Mapping[Any, Any]) -> str:
 def _curves(top: Path, runs: list[Run]) -> Chart:
     histories = {f"seed {run.seed}": tables.read("history", run.folder(top) / "history.parquet") for run in runs}
     caption = "Reward of the policy's completions (smoothed), and NDCG@10 on valid, by training step"
-    return _chart("learning", figures.learning(histories), caption)
+    return chart("learning", figures.learning(histories), caption)

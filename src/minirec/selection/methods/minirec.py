@@ -8,7 +8,7 @@ import numpy as np
 from annotated_types import MinLen
 
 from minirec.selection.greedy import greedy_with_diversity
-from minirec.selection.methods.registry import Picks, Weight, method
+from minirec.selection.methods.registry import Factors, Picks, Weight, method
 from minirec.selection.signals import Signals
 
 Term = Literal["learnability", "representativeness", "diversity"]
@@ -16,7 +16,21 @@ Terms = Annotated[list[Term], MinLen(1)]
 ALL: list[Term] = ["learnability", "representativeness", "diversity"]
 
 
-@method(needs=("rewards", "gradients", "embeddings"))
+def factors(signals: Signals, *, alpha: Weight = 1.0, terms: Terms = ALL, centre: bool = False) -> Factors:
+    """The value of every sample [n] before diversity, and the vectors [n, d] that diversity compares, if it counts."""
+    value = np.zeros(len(signals))
+    if "learnability" in terms:
+        value += alpha * signals.learnability
+    if "representativeness" in terms:
+        value += signals.representativeness
+    if set(terms) == {"diversity"}:
+        value = np.ones(len(signals))
+    if "diversity" not in terms or signals.embeddings is None:
+        return value, None
+    return value, signals.embeddings - signals.embeddings.mean(0) if centre else signals.embeddings
+
+
+@method(needs=("rewards", "gradients", "embeddings"), factors=factors)
 def minirec(
     signals: Signals,
     budget: int,
@@ -31,15 +45,8 @@ def minirec(
     terms: the factors and summands that count; with diversity alone, all samples have the value 1.
     centre: measure distances between the embeddings minus their mean.
     """
-    value = np.zeros(len(signals))
-    if "learnability" in terms:
-        value += alpha * signals.learnability
-    if "representativeness" in terms:
-        value += signals.representativeness
-    if set(terms) == {"diversity"}:
-        value = np.ones(len(signals))
-    if "diversity" in terms:
-        embeddings = signals.embeddings - signals.embeddings.mean(0) if centre else signals.embeddings
+    value, embeddings = factors(signals, alpha=alpha, terms=terms, centre=centre)
+    if embeddings is not None:
         rows, diversity = greedy_with_diversity(embeddings, value, budget)
     else:
         rows, diversity = np.argsort(-value, kind="stable")[:budget], np.ones(budget)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from minirec.selection.greedy import greedy
-from minirec.selection.methods.registry import method
+from minirec.selection.methods.registry import Factors, method
 from minirec.selection.signals import Signals
 
 
-@method(needs=("rewards", "gradients", "embeddings"))
+def factors(signals: Signals) -> Factors:
+    """The value of every sample [n] before diversity, and the vectors that diversity compares."""
+    return signals.learnability * signals.representativeness, signals.embeddings
+
+
+@method(needs=("rewards", "gradients", "embeddings"), factors=factors)
 def product(signals: Signals, budget: int, generator: np.random.Generator) -> np.ndarray:
     """Greedy by learnability x representativeness x distance to the nearest pick."""
-    return greedy(signals.embeddings, signals.learnability * signals.representativeness, budget)
+    return greedy(signals.embeddings, factors(signals)[0], budget)

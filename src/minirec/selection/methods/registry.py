@@ -25,6 +25,11 @@ Weight = Annotated[float, Ge(0)]
 Mu = Share | Literal["mean", "q25", "q50", "q75", "q90"]  # see `signals.learnability`
 
 
+Factors = tuple[
+    np.ndarray, np.ndarray | None
+]  # value [n] before diversity; vectors [n, d] compared, None: no diversity
+
+
 @dataclass(frozen=True)
 class Picks:
     """Rows [k] in the order of picking; value and diversity [k] of each pick when it was picked, or None."""
@@ -45,6 +50,7 @@ class Method:
     takes_all: bool  # keeps every sample, whatever the budget
     settings: Mapping[str, tuple[Any, Any]]  # name: (type, default)
     function: Callable[..., np.ndarray | Picks]
+    factors: Callable[..., Factors] | None = None  # of a greedy method: (signals, **settings) -> what it multiplies
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -75,9 +81,13 @@ _registered: dict[str, Method] = {}
 
 
 def method(
-    *, needs: tuple[str, ...] = (), uses: tuple[str, ...] = (), takes_all: bool = False
+    *,
+    needs: tuple[str, ...] = (),
+    uses: tuple[str, ...] = (),
+    takes_all: bool = False,
+    factors: Callable[..., Factors] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the selection method of its name; needs, uses, takes_all: see `Method`."""
+    """Register a function as the selection method of its name; needs, uses, takes_all, factors: see `Method`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         hints = get_type_hints(function, include_extras=True)
@@ -85,7 +95,7 @@ def method(
         settings = {p.name: (hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
         sentence = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
         name = function.__name__
-        _registered[name] = Method(name, sentence, needs, uses, takes_all, settings, function)
+        _registered[name] = Method(name, sentence, needs, uses, takes_all, settings, function, factors)
         return function
 
     return register

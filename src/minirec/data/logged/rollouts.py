@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,32 +87,31 @@ class RolloutLog:
         InputError if the files cannot be read, or a reward is no finite number.
         """
         self.engine, self.files = engine, [file for path in paths for file in found(path)]
-        self._execute(f"CREATE VIEW logged AS SELECT *, row_number() OVER () - 1 AS minirec_row FROM {self._source()}")
+        self._execute(
+            f"CREATE VIEW logged AS SELECT *, row_number() OVER () - 1 AS minirec_row FROM {source_of(self.files)}"
+        )
         self.types = {name: kind for name, kind, *_ in self._execute("DESCRIBE logged") if name not in ADDED}
         self.columns = recognised(self.types, prompt, tuple(rewards), self.files[0])
         self._read(which)
 
-    def _source(self) -> str:
-        kinds = {ending_of(file) for file in self.files}
-        if len(kinds) > 1:
-            raise InputError(f"the files end in .{' and .'.join(sorted(kinds))}; give files of one format")
-        listed = "[" + ", ".join(quoted(str(file)) for file in self.files) + "]"
-        kind = kinds.pop()
-        delimiter = delimiter_of(self.files[0]) if READERS[kind] is CSV else ""
-        return READERS[kind].format(listed, quoted(delimiter)).replace("union", "filename = 'minirec_file', union")
-
     def _execute(self, query: str) -> list[tuple[Any, ...]]:
-        try:
+        with self._one_sentence():
             return self.engine.execute(query).fetchall()
+
+    def _table(self, query: str) -> pa.Table:
+        with self._one_sentence():
+            return self.engine.sql(query).to_arrow_table()
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        try:
+            yield
         except duckdb.Error as error:
             message = " ".join(str(error).split())
             where = (
                 str(self.files[0]) if len(self.files) == 1 else f"the {len(self.files)} files, {self.files[0]} first,"
             )
             raise InputError(f"{where} cannot be read: {message[:300]}") from error
-
-    def _table(self, query: str) -> pa.Table:
-        return self.engine.sql(query).to_arrow_table()
 
     def _read(self, which: str) -> None:
         """Make the table by_prompt: first line and rewards of each prompt; and `kept`, the columns of a prompt."""
@@ -124,7 +124,7 @@ class RolloutLog:
         )
         others = [name for name in self.types if name not in (*COMPLETIONS, *STEPS, *of.rewards)]
         hashes = "".join(f", hash({identifier(name)}) AS h{place}" for place, name in enumerate(others))
-        key = f"md5_number(CAST({_text(of.prompt, self.types)} AS VARCHAR))"
+        key = f"md5_number(CAST({text_of(of.prompt, self.types)} AS VARCHAR))"
         self._execute(
             f"CREATE TABLE rollouts AS "
             f"SELECT minirec_row AS line, {key} AS key, {value} AS value, {step} AS step{hashes} FROM logged"
@@ -164,21 +164,43 @@ class RolloutLog:
 
     def rows(self, places: np.ndarray) -> pa.Table:
         """What the logs say of these prompts [k], in this order: the columns that all completions of a prompt share."""
-        columns = ", ".join(f"l.{identifier(name)}" for name in self.kept)
-        self.engine.register("wanted", pa.table({"place": places, "turn": np.arange(len(places))}))
-        numbered = "SELECT line, row_number() OVER (ORDER BY line) - 1 AS place FROM by_prompt"
+        return self._of(places, ", ".join(columns_of({name: self.types[name] for name in self.kept})))
+
+    def texts(self, places: np.ndarray | None = None) -> list[str]:
+        """The text of each prompt, or of these [k] in this order; of a conversation, its JSON."""
+        text = f"CAST({text_of(self.columns.prompt, self.types)} AS VARCHAR) AS text"
+        if places is not None:
+            return [str(value) for value in self._of(places, text)["text"].to_pylist()]
+        found = self._execute(f"SELECT {text} FROM by_prompt p JOIN logged l ON l.minirec_row = p.line ORDER BY line")
+        return [str(row[0]) for row in found]
+
+    def _of(self, places: np.ndarray, columns: str) -> pa.Table:
+        """Expressions of SQL about the first rows of these prompts [k], in this order."""
+        wanted = {"minirec_place": places, "minirec_turn": np.arange(len(places))}
+        self.engine.register("wanted", pa.table(wanted))
+        numbered = "SELECT line AS minirec_line, row_number() OVER (ORDER BY line) - 1 AS minirec_place FROM by_prompt"
         return self._table(
-            f"SELECT {columns} FROM ({numbered}) n JOIN wanted w ON n.place = w.place "
-            "JOIN logged l ON l.minirec_row = n.line ORDER BY w.turn"
+            f"SELECT {columns} FROM ({numbered}) n JOIN wanted w ON n.minirec_place = w.minirec_place "
+            "JOIN logged l ON l.minirec_row = n.minirec_line ORDER BY w.minirec_turn"
         )
 
-    def texts(self) -> list[str]:
-        """The text of each prompt; of a conversation, its JSON."""
-        text = _text(self.columns.prompt, self.types)
-        found = self._execute(
-            f"SELECT CAST({text} AS VARCHAR) FROM by_prompt p JOIN logged l ON l.minirec_row = p.line ORDER BY line"
-        )
-        return [str(row[0]) for row in found]
+
+def columns_of(types: Mapping[str, str]) -> list[str]:
+    """Columns as expressions of SQL; of 128 bits, which DuckDB takes for integers of both signs, 64 remain."""
+    names = {name: identifier(name) for name in types}
+    wide = {name: kind.replace("HUGEINT", "BIGINT") for name, kind in types.items() if "HUGEINT" in kind}
+    return [f"{name}::{wide[key]} AS {name}" if key in wide else name for key, name in names.items()]
+
+
+def source_of(files: Sequence[Path]) -> str:
+    """Files of one format as an expression of SQL, with a column minirec_file."""
+    kinds = {ending_of(file) for file in files}
+    if len(kinds) > 1:
+        raise InputError(f"the files end in .{' and .'.join(sorted(kinds))}; give files of one format")
+    listed = "[" + ", ".join(quoted(str(file)) for file in files) + "]"
+    kind = kinds.pop()
+    delimiter = delimiter_of(files[0]) if READERS[kind] is CSV else ""
+    return READERS[kind].format(listed, quoted(delimiter)).replace("union", "filename = 'minirec_file', union")
 
 
 def found(path: Path) -> list[Path]:
@@ -247,6 +269,6 @@ def _number(name: str, kind: str) -> str:
     return f"list_sum({identifier(name)})::DOUBLE" if kind.endswith("[]") else f"{identifier(name)}::DOUBLE"
 
 
-def _text(prompt: str, types: Mapping[str, str]) -> str:
+def text_of(prompt: str, types: Mapping[str, str]) -> str:
     """An expression of SQL for the prompt as text."""
     return identifier(prompt) if types[prompt] == "VARCHAR" else f"to_json({identifier(prompt)})"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minirec.data.rollout_logs import FORMATS, RolloutLog, found
+from minirec.data.logged.rollouts import FORMATS, RolloutLog, found
 from minirec.errors import InputError
 
 PROMPTS = ["b", "a", "c"]
@@ -86,6 +86,15 @@ def test_conversations_are_prompts_and_stay_as_they_are(tmp_path):
     log = read(lines(tmp_path / "a.jsonl", [{"messages": CHAT, "reward": reward} for reward in (0.0, 1.0)]))
     assert json.loads(log.texts()[0]) == CHAT
     assert log.rows(np.array([0])).to_pylist() == [{"messages": CHAT}]
+
+
+def test_positive_and_negative_integers_stay_integers(tmp_path):
+    rows = [{"prompt": p, "reward": r, "level": {"a": -1, "b": 2}[p], "more": [-1, 1]} for p, r in LONG if p != "c"]
+    log = read(lines(tmp_path / "a.jsonl", rows))
+    expected = [{"prompt": "b", "level": 2, "more": [-1, 1]}, {"prompt": "a", "level": -1, "more": [-1, 1]}]
+    found_rows = log.rows(np.array([0, 1])).to_pylist()
+    assert found_rows == expected
+    assert {type(row["level"]) for row in found_rows} == {int}
 
 
 def test_what_differs_between_completions_is_no_part_of_a_prompt(tmp_path):

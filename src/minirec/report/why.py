@@ -1,0 +1,287 @@
+"""Why one sample was picked or not: its texts, its signals when it was picked, and what would have to change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.preprocessing import normalize
+
+from minirec.data import splits, stored_signals
+from minirec.errors import InputError
+from minirec.report.picks import SignalFiles, nearest_picks
+from minirec.selection import counterfactual
+from minirec.selection.methods import registry
+from minirec.selection.methods.registry import Method
+from minirec.storage import artefact, tables
+
+EXAMPLES = 3  # picks that are listed without a sample, and as many that were passed over
+AHEAD = 2  # greedy methods pick this many times the budget to find a sample's place
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A finished selection and what made it. top: results of its data set. settings: of the method alone."""
+
+    folder: Path
+    top: Path
+    selector: str
+    method: Method
+    settings: dict[str, Any]
+    seed: int
+    shards: int
+    inputs: dict[str, str]
+    table: pd.DataFrame  # selection.parquet in the order of picking
+
+    @property
+    def picks(self) -> np.ndarray:
+        """Sample ids [k] in the order of picking."""
+        return self.table["sample_id"].to_numpy()
+
+
+def opened(folder: Path) -> Selection:
+    """The selection of a folder below `selections`, or of a run below `runs`; raises InputError if it is not there."""
+    plain = Path(os.path.normpath(folder))
+    for where in (plain, plain.absolute()):
+        names = [parent.name for parent in where.parents]
+        if "runs" in names[3:4]:
+            top = where.parents[4]
+            where = top.joinpath("selections", *where.parts[-3:])
+            break
+        if "selections" in names[2:3]:
+            top = where.parents[3]
+            break
+    else:
+        raise InputError(
+            f"{folder} is no run and no selection; name a folder like "
+            "results/DATASET/selections/SELECTOR/METHOD-BUDGET/seed0"
+        )
+    file = where / "selection.parquet"
+    if not file.is_file():
+        raise InputError(f"{folder} has no selection yet; minirec status {top} says what is left to run")
+    record = tables.read_provenance(file)
+    settings, table = record["settings"], tables.read("selection", file).to_pandas().sort_values("position")
+    method = registry.find(settings["method"])
+    own = {name: settings[name] for name in method.settings}
+    more = settings["seed"], settings["shards"], record["inputs"]
+    return Selection(where, top, where.parents[1].name, method, own, *more, table)
+
+
+def signal_files(chosen: Selection) -> SignalFiles:
+    """The signals that a selection was made from, by their digests, and those made from the same rollouts.
+
+    Raises InputError if a file has changed since, or is gone.
+    """
+    inputs = chosen.inputs
+    folders = sorted(chosen.top.glob(f"signals/{chosen.selector}/seed*"))
+    folders += sorted(chosen.top.glob(f"signals/{chosen.selector}@*/seed*"))
+
+    def found(name: str, digest: str | None, needed: bool) -> Path | None:
+        for file in (folder / name for folder in folders):
+            if digest and file.is_file() and artefact.digest(file) == digest:
+                return file
+        if needed and digest:
+            raise InputError(
+                f"the {name} from which {chosen.folder} was made has changed or is gone; run the workflow again"
+            )
+        return None
+
+    scores = found("scores.parquet", inputs.get("scores"), True)
+    of_rollouts = inputs.get("rollouts") or (
+        tables.read_provenance(scores)["inputs"].get("rollouts") if scores else None
+    )
+    rollouts = found("rollouts.parquet", of_rollouts, "rollouts" in inputs)
+    embeddings = found("embeddings.safetensors", inputs.get("embeddings"), True)
+    if rollouts and scores is None and (file := rollouts.with_name("scores.parquet")).is_file():
+        scores = file if tables.read_provenance(file)["inputs"].get("rollouts") == of_rollouts else None
+    if rollouts and embeddings is None and (file := rollouts.with_name("embeddings.safetensors")).is_file():
+        embeddings = file
+    return SignalFiles(scores, rollouts, embeddings)
+
+
+class Explanation:
+    """The signals of a selection's candidates, and what they say of any of its samples."""
+
+    def __init__(self, folder: Path) -> None:
+        self.chosen = chosen = opened(folder)
+        self.samples, self.titles = chosen.top / "samples.parquet", splits.titles(chosen.top / "catalogue.parquet")
+        self.files = files = signal_files(chosen)
+        shards = [chosen.folder / "shards" / str(number) / "selection.parquet" for number in range(chosen.shards)]
+        self.pool = stored_signals.pool(self.samples, None, chosen.shards, shards if chosen.shards > 1 else [])
+        influences = chosen.top / "surrogate" / "influences.parquet"
+        self.influences = influences if influences.is_file() else None
+        self.signals = stored_signals.load(
+            self.pool, self.samples, files.scores, files.rollouts, files.embeddings, self.influences
+        )
+        self.rows = tables.rows_of(self.pool, chosen.picks, chosen.folder / "selection.parquet")
+        settings = tables.read_provenance(files.scores)["settings"] if files.scores else {}
+        self.bell = settings.get("mu", 0.5), settings.get("sigma")  # by which learnability was made
+
+    def examples(self) -> list[dict[str, Any]]:
+        """The first picks, and those passed over with the largest value before diversity, else the first ids."""
+        left = np.setdiff1d(np.arange(len(self.pool)), self.rows)
+        if (value := self._factors()[0]) is not None:
+            left = left[np.argsort(-value[left], kind="stable")]
+        both = [*self.chosen.picks[:EXAMPLES].tolist(), *self.pool[left[:EXAMPLES]].tolist()]
+        return [self._texts(sample) | {"pick": self._turn(sample)} for sample in both]
+
+    def of(self, sample: int) -> dict[str, Any]:
+        """Everything about a sample as JSON could hold it; raises InputError if it could not be picked."""
+        texts, turn = self._texts(sample), self._turn(sample)
+        about: dict[str, Any] = texts | {"pick": turn, "budget": len(self.rows), "method": self.chosen.method.name}
+        about["sentence"], about["selection"] = self.chosen.method.sentence, str(self.chosen.folder)
+        if sample not in self.pool:
+            about["completions"] = list(self._completions(sample))
+            return about | {"left_by_its_shard": True}
+        row = int(np.searchsorted(self.pool, sample))
+        about |= {
+            "samples": len(self.pool),
+            "signals": self._signals(row),
+            "completions": list(self._completions(sample)),
+        }
+        about |= self._diversity(row, turn)
+        return about | {"places": list(self._places(row, turn)), "change": self._change(row)}
+
+    def _turn(self, sample: int) -> int | None:
+        """Its number in the order of picking, from 1; None: not picked."""
+        found = np.flatnonzero(self.chosen.picks == sample)
+        return int(found[0]) + 1 if len(found) else None
+
+    def _texts(self, sample: int) -> dict[str, Any]:
+        columns = ["sample_id", "split", "target_row", "history_rows"]
+        if not hasattr(self, "_table"):
+            self._table = tables.read("samples", self.samples, columns).to_pandas().set_index("sample_id")
+        table = self._table
+        if sample not in table.index:
+            raise InputError(
+                f"{self.samples} has no sample {sample}; its ids are {table.index.min()} to {table.index.max()}, "
+                "and without an id the command lists some"
+            )
+        row = table.loc[sample]
+        if row["split"] != "train":
+            raise InputError(f"sample {sample} belongs to {row['split']}; only samples of train can be picked")
+        history = [self.titles[item] for item in row["history_rows"]]
+        return {"sample_id": int(sample), "history": history, "target": self.titles[row["target_row"]]}
+
+    def _completions(self, sample: int) -> Iterator[dict[str, Any]]:
+        if self.files.rollouts is None:
+            return
+        columns = ["sample_id", "completion", "reward", "rank", "hit", "text"]
+        table = tables.read("rollouts", self.files.rollouts, columns).to_pandas()
+        for row in table[table["sample_id"] == sample].sort_values("completion").to_dict("records"):
+            yield {name: row[name] for name in ("reward", "rank", "hit", "text")}
+
+    def _signals(self, row: int) -> dict[str, dict[str, float]]:
+        """Of each number that is known: the sample's, and the medians of the picks and of all samples."""
+        found = {}
+        for name in ("mean_reward", "hits", "learnability", "representativeness", "gradient_norm", "influence"):
+            if (values := getattr(self.signals, name)) is not None:
+                medians = {"picks": float(np.median(values[self.rows])), "all": float(np.median(values))}
+                found[name] = {"sample": float(values[row]), **medians}
+        if (value := self._factors()[0]) is not None:
+            medians = {"picks": float(np.median(value[self.rows])), "all": float(np.median(value))}
+            found["value before diversity"] = {"sample": float(value[row]), **medians}
+        return found
+
+    def _factors(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Value before diversity of every sample, and the vectors compared, if the method is greedy by them."""
+        method = self.chosen.method
+        return method.factors(self.signals, **self.chosen.settings) if method.factors else (None, None)
+
+    def _diversity(self, row: int, turn: int | None) -> dict[str, Any]:
+        """D~ when it was picked or after the last pick, value and nearest pick; empty without embeddings."""
+        value, vectors = self._factors()
+        vectors = self.signals.embeddings if vectors is None else vectors
+        if vectors is None:
+            return {}
+        earlier = self.rows[: turn - 1] if turn else self.rows
+        if not len(earlier):
+            return {"diversity": 1.0, "value": None if value is None else float(value[row])}
+        unit = normalize(vectors.astype(np.float64))
+        distance, nearest = nearest_picks(unit, unit[earlier])
+        diversity = float(distance[row] / (distance.max() or 1.0))
+        near = int(nearest[row])
+        said = {"diversity": diversity, "value": None if value is None else diversity * float(value[row])}
+        return said | {"nearest": self._pick(near) | {"distance": float(distance[row])}}
+
+    def _pick(self, number: int) -> dict[str, Any]:
+        """A pick by its number in the order of picking, from 0."""
+        sample = int(self.chosen.picks[number])
+        return {"pick": number + 1, "sample_id": sample, "target": self._texts(sample)["target"]}
+
+    def _places(self, row: int, turn: int | None) -> Iterator[dict[str, Any]]:
+        """Its place by every method that the signals allow; other methods than the selection's have default settings.
+
+        place: from 1; None: not among the first `of`. drawn: another seed gives another. Methods that need no signals
+        are left out.
+        """
+        there = {"targets"} | {
+            need
+            for need, value in (
+                ("rewards", self.signals.mean_reward),
+                ("gradients", self.signals.representativeness),
+                ("embeddings", self.signals.embeddings),
+                ("influence", self.signals.influence),
+            )
+            if value is not None
+        }
+        n, budget = len(self.pool), len(self.rows)
+        for name, method in registry.methods().items():
+            own = name == self.chosen.method.name
+            if method.takes_all or not method.needs or method.lacks(there):
+                continue
+            if own and turn:
+                yield {"method": name, "place": turn, "of": n, "drawn": False}
+                continue
+            compares = {"embeddings", "influence"} & {*method.reads} & there
+            count = n if not compares else min(n, AHEAD * budget) if method.factors else budget
+            settings = self.chosen.settings if own else {}
+            seeds = [self.chosen.seed] if compares else [self.chosen.seed, self.chosen.seed + 1]
+            try:
+                found = [self._place(method, count, seed, settings, row) for seed in seeds]
+            except InputError:  # all samples are alike to it
+                continue
+            yield {"method": name, "place": found[0], "of": count, "drawn": len({*found}) > 1}
+
+    def _place(self, method: Method, count: int, seed: int, settings: dict[str, Any], row: int) -> int | None:
+        """Its number from 1 in the order of picking `count` samples by a method; None: not among them."""
+        rows = method.pick(self.signals, count, np.random.default_rng(seed), **settings).rows
+        at = np.flatnonzero(rows == row)
+        return int(at[0]) + 1 if len(at) else None
+
+    def _change(self, row: int) -> dict[str, Any]:
+        """What decides, all else equal (see `selection.counterfactual`), or why no number of the sample does.
+
+        vectors: the method compares vectors, without a value of its own. chance: it draws.
+        """
+        method, settings, budget = self.chosen.method, self.chosen.settings, len(self.rows)
+        value, vectors = self._factors()
+        if value is not None and vectors is not None:
+            least = counterfactual.threshold(vectors, value, budget, row)
+            test = counterfactual.picked_by_value(method, settings, row, least.value)
+            said = self._threshold(least, row) | {"value": float(value[row]), "last_value": float(value[self.rows[-1]])}
+        elif not method.reads or "influence" in method.needs:
+            return {"chance": True}
+        elif "embeddings" in method.needs:
+            return {"vectors": True}
+        else:
+            said, test = {}, counterfactual.picked_by_method(method, settings, row, budget, self.chosen.seed)
+        return said | {"ranges": counterfactual.ranges(self.signals, method, row, test, self.rows, self.bell)}
+
+    def _threshold(self, least: counterfactual.Threshold, row: int) -> dict[str, Any]:
+        """What greedy asks of a sample, and the picks concerned if it was passed over; None: nothing is enough."""
+        if not np.isfinite(least.value):
+            return {"least_value": None}
+        said: dict[str, Any] = {"least_value": least.value, "turn": least.turn + 1}
+        if row in self.rows:
+            return said
+        said["winner"] = self._pick(least.turn)
+        if least.near_turn > 0:
+            near = {"turn": least.near_turn + 1, "distance": least.distance, "needed": least.needed_distance}
+            said["closest"] = near | {"to": self._pick(least.nearest)}
+        return said

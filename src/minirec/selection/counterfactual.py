@@ -1,0 +1,177 @@
+"""What would have to change for a sample to be picked, all else equal: another value, distance, reward or budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from minirec.selection.distances import SAME, NearestDistances
+from minirec.selection.greedy import greedy
+from minirec.selection.methods.registry import Method
+from minirec.selection.signals import NOT_THERE, Signals, learnability
+
+NUMBERS = {  # the signals that are one number a sample, by what a method must read to use them
+    "rewards": ("mean_reward", "reward_std", "hits"),
+    "gradients": ("representativeness", "gradient_norm", "error_norm"),
+    "influence": ("influence",),
+}
+GRID, HALVINGS = 41, 12  # values that are tried of a number, and halvings of the step between two that decide otherwise
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What greedy asks of a row, all else equal.
+
+    It is picked if its value before diversity exceeds `value`, infinite for a copy of the first pick; that is least at
+    `turn`, 0 for the first, where now the row `winner` is picked. With the value that it has, it comes closest at the
+    later turn `near_turn`, -1 if there is none: there its `distance` to the nearest earlier pick, number `nearest` in
+    the order of picking, has to exceed `needed_distance`.
+    """
+
+    value: float
+    turn: int
+    winner: int
+    near_turn: int = -1
+    nearest: int = -1
+    distance: float = np.inf
+    needed_distance: float = np.inf
+
+
+def threshold(embeddings: np.ndarray, value: np.ndarray, budget: int, row: int) -> Threshold:
+    """The value from which `greedy` picks a row, if everything else stays (METHOD 4.6, greedy).
+
+    embeddings [n, d]; value [n] before diversity. Greedy picks without the row. Its pick of turn t has the gain
+    v_t d_t: value times distance to the nearest earlier pick. At distance d the row needs a value above v_t d_t / d, at
+    the first turn above v_0; the threshold is the least of these.
+    """
+    others = np.delete(np.arange(len(value)), row)
+    if budget > len(others):
+        return Threshold(0.0, 0, row)
+    picks = others[greedy(embeddings[others], value[others], budget)]
+    own, nearest = distances_to_earlier(embeddings, picks, row)
+    gains = value[picks[1:]] * distances_between(embeddings, picks)[1:]
+    asked = np.full(budget, np.inf)
+    asked[0] = value[picks[0]]
+    np.divide(gains, own[1:], out=asked[1:], where=own[1:] > 0)
+    turn = int(np.argmin(asked))
+    least = Threshold(float(asked[turn]), turn, int(picks[turn]))
+    if budget == 1 or not np.isfinite(asked[1:]).any() or value[row] == 0:
+        return least
+    near = int(np.argmin(asked[1:])) + 1
+    needed = float(gains[near - 1] / value[row])
+    return replace(least, near_turn=near, nearest=int(nearest[near]), distance=float(own[near]), needed_distance=needed)
+
+
+def distances_to_earlier(embeddings: np.ndarray, picks: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distance [k] of a row to the nearest earlier pick at each turn, and the number [k] of that pick.
+
+    At the first turn there is none: infinite, -1.
+    """
+    vectors = NearestDistances(embeddings, 0)
+    distance = 1.0 - vectors.unit(picks) @ vectors.unit(np.array([row]))[0]
+    distance[distance < SAME] = 0.0
+    so_far = np.minimum.accumulate(distance)
+    first = np.maximum.accumulate(np.where(np.r_[True, distance[1:] < so_far[:-1]], np.arange(len(picks)), 0))
+    return np.r_[np.inf, so_far[:-1]], np.r_[-1, first[:-1]]
+
+
+def distances_between(embeddings: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Distance [k] of each pick to the nearest earlier one; infinite for the first."""
+    nearest = NearestDistances(embeddings[picks], len(picks))
+    found = np.full(len(picks), np.inf)
+    for turn in range(len(picks)):
+        nearest.update(np.array([turn]))
+        found[turn] = nearest.distance[turn]
+        nearest.pick(turn)
+    return found
+
+
+def with_number(signals: Signals, row: int, name: str, number: float, bell: tuple[Any, Any]) -> Signals:
+    """The signals with another number of one sample; a mean reward changes the learnability that is stored, too.
+
+    bell: mu and sigma by which that learnability was made.
+    """
+    values = np.array(getattr(signals, name), dtype=np.float64)
+    values[row] = number
+    changed: dict[str, Any] = {name: values}
+    if name == "mean_reward" and signals.learnability is not None:
+        changed["learnability"] = learnability(values, *bell)
+    return replace(signals, **changed)
+
+
+def ranges(
+    signals: Signals, method: Method, row: int, picked: Callable[[Signals], bool], picks: np.ndarray, bell: Any
+) -> dict[str, list[tuple[float, float]]]:
+    """For each number that a method reads, the ranges of it with which a sample is picked, all else equal.
+
+    picked: whether the sample is picked, given the signals. picks: rows of those picked now. Tries GRID values of each
+    number from the least to the largest of all samples, mean rewards from 0 to 1, and those of the picks. Numbers that
+    do not matter are left out; no ranges: no value of it is enough.
+    """
+    found = {}
+    for name in (name for need in method.reads for name in NUMBERS.get(need, ())):
+        values = getattr(signals, name)
+        if values is None:
+            continue
+        ends = (
+            (0.0, 1.0) if name in ("mean_reward", "representativeness") else (float(values.min()), float(values.max()))
+        )
+        steps = np.arange(ends[0], ends[1] + 1) if name == "hits" else np.linspace(*ends, GRID)
+        tried = np.unique(np.r_[steps, np.quantile(values[picks], [0, 0.25, 0.5, 0.75, 1]), values[row]])
+        if name == "hits":
+            tried = np.unique(tried.round())
+
+        def works(number: float, name: str = name) -> bool:
+            return picked(with_number(signals, row, name, number, bell))
+
+        outcomes = [works(number) for number in tried]
+        if all(outcomes) or (not any(outcomes) and name != "mean_reward"):
+            continue
+        found[name] = _joined(tried, outcomes, works, exact=name == "hits")
+    return found
+
+
+def _joined(
+    tried: np.ndarray, outcomes: list[bool], works: Callable[[float], bool], exact: bool
+) -> list[tuple[float, float]]:
+    """Ranges of the values that work, with ends found by halving the step to the next value that does not."""
+    edges = np.flatnonzero(np.diff(np.r_[False, outcomes, False]))
+    found = []
+    for start, end in edges.reshape(-1, 2):
+        low, high = float(tried[start]), float(tried[end - 1])
+        if not exact and start > 0:
+            low = _edge(works, low, float(tried[start - 1]))
+        if not exact and end < len(tried):
+            high = _edge(works, high, float(tried[end]))
+        found.append((low, high))
+    return found
+
+
+def _edge(works: Callable[[float], bool], inside: float, outside: float) -> float:
+    """The value nearest to `outside` that works, up to rounding."""
+    for _ in range(HALVINGS):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if works(middle) else (inside, middle)
+    return inside
+
+
+def picked_by_value(method: Method, settings: dict[str, Any], row: int, least: float) -> Callable[[Signals], bool]:
+    """For `ranges`: whether a sample's value before diversity exceeds the threshold of a greedy method."""
+    assert method.factors is not None
+    factors = method.factors
+    return lambda signals: bool(factors(replace(signals, embeddings=NOT_THERE), **settings)[0][row] > least)
+
+
+def picked_by_method(
+    method: Method, settings: dict[str, Any], row: int, budget: int, seed: int
+) -> Callable[[Signals], bool]:
+    """For `ranges`: whether a method, which compares no vectors, picks a sample with the same draws."""
+
+    def picked(signals: Signals) -> bool:
+        rows = method.pick(signals, budget, np.random.default_rng(seed), **settings).rows
+        return bool((rows == row).any())
+
+    return picked
