@@ -22,6 +22,12 @@ PAGES = {  # file of the repository: its page on the site
     "CITATION.cff": "citation.md",
     "tests/selection/published/README.md": "published.md",
 }
+GENERATED = {  # code that a reader of the repository looks at: the page that `reference` makes of it
+    "src/minirec/cli/parser.py": "reference/commands.md",
+    "src/minirec/experiment/sections.py": "reference/settings.md",
+    "src/minirec/selection/methods": "reference/methods.md",
+    "src/minirec/storage/columns.py": "reference/tables.md",
+}
 SECTIONS = {  # page: the section of the README that it is, or begins with
     "howto/own-data.md": "Your own data",
     "howto/own-model.md": "Your own model",
@@ -78,7 +84,7 @@ def target(link: str, source: str, page: str) -> str:
     if re.match(r"[a-z]+:", link) or (not path and PAGES.get(source, page) == page):
         return link
     file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path)) if path else source
-    if file not in PAGES and not file.startswith("docs/"):
+    uri = PAGES.get(file) or GENERATED.get(file) or file.removeprefix("docs/")
+    if uri == file:
         return link
-    uri = PAGES.get(file, file.removeprefix("docs/"))
     return posixpath.relpath(uri, posixpath.dirname(page)) + hash_sign + anchor

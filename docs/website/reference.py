@@ -87,8 +87,8 @@ def setting_rows(section: type[Section]) -> Iterator[str]:
         field = section.model_fields[name]
         default = "needed" if field.is_required() else code(plain(field.get_default(call_default_factory=True)))
         described = entry.get("description") or schema.get("$defs", {}).get(named(entry), {}).get("description", "")
-        rows.append((code(name), kind(entry), default, ", ".join(bounds(entry)), described))
-    yield from table(("setting", "type", "default", "bounds", "meaning"), rows)
+        rows.append((code(name), described, kind(entry), default, ", ".join(bounds(entry))))
+    yield from table(("setting", "meaning", "type", "default", "bounds"), rows)
 
 
 def plain(value: Any) -> str:
@@ -130,8 +130,8 @@ def tables_page() -> Iterator[str]:
         yield f"\n## {name}\n"
         if one.key:
             yield f"A row is identified by {' and '.join(map(code, one.key))}.\n"
-        rows = [(code(c), code(column.type), allowed(column), column.meaning) for c, column in one.columns.items()]
-        yield from table(("column", "type", "values", "meaning"), rows)
+        rows = [(code(c), column.meaning, code(column.type), allowed(column)) for c, column in one.columns.items()]
+        yield from table(("column", "meaning", "type", "values"), rows)
 
 
 def allowed(column: Column) -> str:

@@ -115,9 +115,9 @@ def test_every_setting_is_in_the_reference_with_its_sentence(site):
 @pytest.mark.slow
 def test_bounds_and_defaults_of_a_setting_are_those_that_the_code_checks(site):
     text = " ".join(below(site, "reference/settings", "policy").split())
-    assert "lora_layers whole number or null null ≥ 1 only the top n layers" in text
-    assert "tau number 0.02 > 0 temperature of the softmax" in text
-    assert "pooling last , mean , context last hidden state" in text
+    assert "only the top n layers get adapters; null: all whole number or null null ≥ 1" in text
+    assert "tau temperature of the softmax over items number 0.02 > 0 prompt_history" in text
+    assert "last , mean , context last whiten_dim" in text
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_every_column_of_every_table_is_in_the_reference(site):
     for name, table in TABLES.items():
         text = " ".join(below(site, "reference/tables", name).split())
         for column, one in table.columns.items():
-            assert re.search(rf"\b{column} {re.escape(one.type)} .*?{re.escape(one.meaning)}", text), f"{name}.{column}"
+            assert f" {column} {one.meaning} {one.type} " in f" {text} ", f"{name}.{column}"
 
 
 @pytest.mark.slow
@@ -181,6 +181,13 @@ def test_no_main_page_is_wider_than_a_phone(site, tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
     widths = re.search(r"<title>(.*?)</title>", done.stdout)[1].split()
     assert dict(zip(MAIN, widths, strict=True)) == dict.fromkeys(MAIN, "390/390")
+
+
+def test_every_link_of_a_text_leads_to_a_file_of_the_repository():
+    texts = [*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+    for file in [*texts, ROOT / "data" / "README.md"]:
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text(encoding="utf-8")):
+            assert re.match(r"[a-z]+:", link) or (file.parent / link).exists(), f"{file.name}: {link}"
 
 
 def test_the_picture_of_the_stages_names_every_stage():
