@@ -65,7 +65,7 @@ report: $(installed) ## one HTML page about a finished run: pictures, tables, se
 	@minirec report $(patsubst %/,%,$(dir $(target)))$(if $(wildcard $(dir $(target))config.yaml),, --configfile $(CONFIG))
 
 docs: $(installed) ## build the documentation into site/, without a network; it fails on a broken link
-	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 	@echo "The documentation is in site/index.html."
 
 docs-serve: $(installed) ## show the documentation in a browser, with search, while you write

@@ -55,7 +55,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory) -> Path:
     """The site, built by a process that has no network."""
     folder = tmp_path_factory.mktemp("site")
-    words = [sys.executable, "-c", OFFLINE, "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    words = [sys.executable, "-c", OFFLINE, "build", "--strict", "--site-dir", str(folder)]
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
