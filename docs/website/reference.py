@@ -156,9 +156,9 @@ def commands_page() -> Iterator[str]:
 
 
 def help_of(name: str) -> str:
-    """What `minirec NAME --help` prints on a terminal of 100 columns without colours."""
+    """What `minirec NAME --help` prints on a terminal of 80 columns without colours."""
     said, former = io.StringIO(), dict(os.environ)
-    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1"}
+    os.environ |= {"COLUMNS": "80", "NO_COLOR": "1"}
     try:
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             parser([name]).parse_args([name, "--help"])

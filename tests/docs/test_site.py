@@ -183,11 +183,21 @@ def test_no_main_page_is_wider_than_a_phone(site, tmp_path):
     assert dict(zip(MAIN, widths, strict=True)) == dict.fromkeys(MAIN, "390/390")
 
 
+TEXTS = [*(ROOT / "docs").glob("*.md"), ROOT / "data" / "README.md"]
+TEXTS += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+
+
 def test_every_link_of_a_text_leads_to_a_file_of_the_repository():
-    texts = [*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
-    for file in [*texts, ROOT / "data" / "README.md"]:
+    for file in TEXTS:
         for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text(encoding="utf-8")):
             assert re.match(r"[a-z]+:", link) or (file.parent / link).exists(), f"{file.name}: {link}"
+
+
+def test_an_empty_line_stands_between_text_and_a_list():
+    """Without it a list shows on GitHub, but not on the site."""
+    for file in TEXTS:
+        text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        assert re.findall(r"^(?![ #*\-\d]).+\n(?:[*-]|\d+\.) .*", text, re.MULTILINE) == [], file.name
 
 
 def test_the_picture_of_the_stages_names_every_stage():
