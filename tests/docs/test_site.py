@@ -197,7 +197,7 @@ def test_an_empty_line_stands_between_text_and_a_list():
     """Without it a list shows on GitHub, but not on the site."""
     for file in TEXTS:
         text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        assert re.findall(r"^(?![ #*\-\d]).+\n(?:[*-]|\d+\.) .*", text, re.MULTILINE) == [], file.name
+        assert re.findall(r"^(?!\s|#|[*-] |\d+\. ).+\n(?:[*-]|\d+\.) .*", text, re.MULTILINE) == [], file.name
 
 
 def test_the_picture_of_the_stages_names_every_stage():
