@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 installed := .venv/.installed
 target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml $(CONFIG) | tail -1)/$(DATASET)/metrics.json
 
-.PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning bench-selection bench-evidence bench-gpu report clean
+.PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning bench-selection bench-evidence bench-gpu report docs docs-serve clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -67,9 +67,16 @@ report: $(installed) ## one HTML page about a finished run: pictures, tables, se
 	@test -f $(target) || { echo "$(target) is not there; run the workflow first, e.g. with: make quickstart" >&2; exit 1; }
 	@minirec report $(patsubst %/,%,$(dir $(target)))$(if $(wildcard $(dir $(target))config.yaml),, --configfile $(CONFIG))
 
+docs: $(installed) ## build the documentation into site/, without a network; it fails on a broken link
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
+	@echo "The documentation is in site/index.html."
+
+docs-serve: $(installed) ## show the documentation in a browser, with search, while you write
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs serve --strict
+
 clean: ## remove results and caches; data and models stay
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
-	@rm -rf results .snakemake .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf results site .snakemake .mypy_cache .pytest_cache .ruff_cache
 
 # torch comes first and exact: asked for together with the rest, pip may choose a build of several gigabytes.
 $(installed): pyproject.toml requirements.lock

@@ -23,6 +23,7 @@ FOLDER = (
 )
 Budget = Annotated[int, Field(ge=1)] | Literal["all"]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # also what yaml raises over month 13 and over deep nesting
+Changes = Annotated[dict[str, Any], Field(description="settings of this section to change")]
 S = TypeVar("S", bound=Section)
 DEFAULTS = Path("config/config.yaml")
 HEADS = "heads"  # proxy.kind, and the name of their signals
@@ -32,38 +33,38 @@ MADE_BY = "config.yaml"  # in a data set's results: the configuration of the las
 class Main(Section):
     """The main experiment, whose results are in results/DATASET/metrics.json."""
 
-    model: Name
-    selector: Name
-    method: Name
-    budget: Budget
-    seeds: list[Seed] = Field(min_length=1)
-    control: Name | None = None
+    model: Name = Field(description="the model that is trained, a name under models")
+    selector: Name = Field(description="the model that judges the samples; another one than model is transfer")
+    method: Name = Field(description="a selection method, or a name under variants")
+    budget: Budget = Field(description="training samples to keep, or all")
+    seeds: list[Seed] = Field(min_length=1, description="one run each")
+    control: Name | None = Field(None, description="a method that picks as many samples to compare with, e.g. random")
 
 
 class Compare(Section):
     """The grid of runs in results/DATASET/comparison.parquet, besides the main experiment."""
 
-    models: list[Name] = []
-    selectors: list[Name] = []
-    methods: list[Name] = []
-    budgets: list[Budget] = []
-    seeds: list[Seed] = []
+    models: list[Name] = Field([], description="as main.model")
+    selectors: list[Name] = Field([], description="as main.selector")
+    methods: list[Name] = Field([], description="as main.method")
+    budgets: list[Budget] = Field([], description="as main.budget")
+    seeds: list[Seed] = Field([], description="as main.seeds")
 
 
 class Variant(Section):
     """An ablation under a name of its own, used like a method: a method with settings of these sections changed."""
 
-    method: Name = "minirec"
-    sampling: dict[str, Any] = {}
-    reward: dict[str, Any] = {}
-    proxy: dict[str, Any] = {}
-    rollout: dict[str, Any] = {}
-    crossfit: dict[str, Any] = {}
-    gradient: dict[str, Any] = {}
-    score: dict[str, Any] = {}
-    select: dict[str, Any] = {}
-    curriculum: dict[str, Any] = {}
-    train: dict[str, Any] = {}
+    method: Name = Field("minirec", description="the selection method that it changes")
+    sampling: Changes = {}
+    reward: Changes = {}
+    proxy: Changes = {}
+    rollout: Changes = {}
+    crossfit: Changes = {}
+    gradient: Changes = {}
+    score: Changes = {}
+    select: Changes = {}
+    curriculum: Changes = {}
+    train: Changes = {}
 
     @property
     def changes(self) -> dict[str, dict[str, Any]]:
