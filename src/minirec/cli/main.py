@@ -25,6 +25,8 @@ TYPED = {  # sub-commands that are no stages
     "pick": "Pick the prompts to train on from rollouts that any library logged.",
     "show": "Print what made a file, its columns with their meaning, counts and first rows.",
     "why": "Print why a sample was picked or passed over, and what would have to change.",
+    "recommend": "Print what a trained run recommends to a user, or write it for many.",
+    "export": "Write a trained run's model for transformers, or its samples for other trainers.",
     "plan": "Estimate what each stage of a target will need: jobs, tokens, disk and memory.",
     "report": "Write one HTML page about a finished experiment: the answer, the picks, the signals, the costs.",
     "status": "Print which jobs are done, running, failed or stale, and how long the rest will take.",

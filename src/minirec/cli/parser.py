@@ -67,6 +67,8 @@ EXAMPLES = {
     "pick": "example: minirec pick completions/ --budget 1024 --out picks.jsonl --control random",
     "show": "example: minirec show results/movielens/metrics.json",
     "why": "example: minirec why results/movielens/selections/smollm/minirec-160/seed0 1234",
+    "recommend": 'example: minirec recommend results/movielens/runs/…/seed0 --history "Fargo (1996); Heat (1995)"',
+    "export": "example: minirec export model results/movielens/runs/…/seed0 --out recommender",
     "plan": "example: minirec plan results/movielens/metrics.json --configfile config/quickstart.yaml",
     "report": "example: minirec report results/movielens",
     "status": "example: minirec status results/movielens",
@@ -133,6 +135,14 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
     if name == "pick":
         _add_pick(added)
         return
+    if name == "recommend":
+        _add_recommend(added)
+        return
+    if name == "export":
+        added.add_argument("what", choices=("model", "samples"), help="a folder for transformers, or training samples")
+        added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, …/seedN")
+        added.add_argument("--out", type=Path, required=True, help="folder; of samples also .jsonl or .parquet")
+        return
     if name == "why":
         added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run or of a selection, …/seedN")
         added.add_argument("sample", type=int, nargs="?", help="sample id; without one, some are listed")
@@ -145,6 +155,16 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
     if name == "report":
         added.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: FOLDER/report.html)")
     added.add_argument("--configfile", type=Path, nargs="+", metavar="FILE", help=f"{CONFIGFILE}, config/config.yaml")
+
+
+def _add_recommend(added: argparse.ArgumentParser) -> None:
+    added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, …/seedN")
+    added.add_argument("--history", metavar="TITLES", help="titles or item ids of the catalogue, oldest first, with ;")
+    added.add_argument("--users", type=Path, metavar="FILE", help="Parquet: history (lists of titles or ids), user_id")
+    added.add_argument("--out", type=Path, metavar="FILE", help="with --users: Parquet, a row a user")
+    added.add_argument("--top", type=int, default=10, metavar="N", help="items to recommend (default: 10)")
+    added.add_argument("--no-reasoning", dest="reasoning", action="store_false", help="recommend without writing first")
+    added.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_pick(added: argparse.ArgumentParser) -> None:

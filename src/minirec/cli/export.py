@@ -1,0 +1,64 @@
+"""export: a trained run's recommender as a folder for transformers, or its samples for other trainers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from minirec.errors import InputError
+from minirec.storage import artefact, tables
+
+
+def run(*, what: str, folder: Path, out: Path) -> None:
+    """Export the `model` or the `samples` of a run; raises InputError if one of its files is missing."""
+    (model if what == "model" else samples)(folder, out)
+
+
+def model(folder: Path, out: Path) -> None:
+    """Write the merged model with item table, whitening, head and model card to a new folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already; name a new folder, or remove it")
+    from minirec.evaluation import exported
+    from minirec.evaluation.recommender import Recommender, TrainedRun
+    from minirec.report.model_card import card
+
+    opened = TrainedRun.opened(folder)
+    metrics = artefact.read_json(opened.folder / "metrics.json")
+    recommender = Recommender(opened)
+    text = card(opened.folder, opened.settings, metrics, opened.model.name, len(recommender.titles))
+    exported.write(recommender, out, text)
+    sys.stdout.write(f"{out}: the model for transformers; README.md says how to use it without minirec\n")
+
+
+def samples(folder: Path, out: Path) -> None:
+    """Write the run's training samples in training order, with prompts as chats, as .jsonl, .parquet or a folder."""
+    from minirec.data import splits
+    from minirec.data.logged import export
+    from minirec.evaluation.recommender import TrainedRun
+    from minirec.model.prompts import USER_INSTRUCTION
+
+    export.require_writable(out, None, "logged")
+    opened = TrainedRun.opened(folder)
+    policy, top = opened.policy, opened.top
+    curriculum = tables.read("curriculum", top.joinpath("selections", *opened.folder.parts[-3:], "curriculum.parquet"))
+    curriculum = curriculum.sort_by("position")
+    files = top / "samples.parquet", top / "catalogue.parquet"
+    chosen = splits.load(*files, "train", policy.prompt_history, tables.numpy(curriculum, "sample_id"))
+    catalogue = tables.read("catalogue", files[1]).sort_by("row")
+    target = catalogue.take(pa.array(chosen.target))
+    system: list[dict[str, Any]] = [{"role": "system", "content": policy.system}] if policy.system is not None else []
+    instruction = USER_INSTRUCTION + policy.marker
+    prompts = [[*system, {"role": "user", "content": f"{instruction}\n{body}"}] for body in chosen.bodies]
+    table = {
+        "prompt": pa.array(prompts, export.PROMPT),
+        "target": target["title"],
+        "item_id": target["item_id"],
+        "sample_id": curriculum["sample_id"],
+        "position": curriculum["position"],
+        "mean_reward": curriculum["mean_reward"],
+    }
+    export.write(pa.table(table), out, None)
+    sys.stdout.write(f"{out}: {len(chosen):,} samples in training order\n")

@@ -1,0 +1,144 @@
+"""recommend: what a trained run recommends to a user whose history is typed, or to many users in a file."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from minirec.cli.show import align
+from minirec.errors import InputError
+from minirec.progress import log, progress
+from minirec.storage.files import atomic_write
+
+USERS = 1024  # that are read at a time
+KEY, HISTORY = "user_id", "history"  # columns of the file of users
+COLUMNS = pa.schema(
+    [
+        (KEY, pa.string()),
+        ("titles", pa.list_(pa.string())),
+        ("item_ids", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("reasoning", pa.string()),
+        ("unknown", pa.list_(pa.string())),
+    ]
+)
+
+
+def run(
+    *,
+    folder: Path,
+    history: str | None = None,
+    users: Path | None = None,
+    out: Path | None = None,
+    top: int = 10,
+    reasoning: bool = True,
+    json: bool = False,
+) -> None:
+    """Print or write recommendations; raises InputError if nothing of a history is in the catalogue."""
+    if (history is None) == (users is None) or (users is None) != (out is None):
+        raise InputError('name a history, --history "title; title", or a file of users, --users FILE --out FILE')
+    if top < 1:
+        raise InputError(f"--top is {top}; it must be at least 1")
+    from minirec.evaluation.recommender import Recommender, TrainedRun  # loads torch, which takes seconds
+
+    recommender = Recommender(TrainedRun.opened(folder))
+    if history is not None:
+        typed(recommender, [title for title in history.split(";") if title.strip()], top, reasoning, json)
+    elif users is not None and out is not None:
+        of_file(recommender, users, out, top, reasoning)
+
+
+def typed(recommender: Any, titles: list[str], top: int, reasoning: bool, json: bool) -> None:
+    """Print the recommendations for a typed history, oldest title first."""
+    found = [recommender.lookup.row(title) for title in titles]
+    for title, row in zip(titles, found, strict=True):
+        if row is None:
+            close = recommender.lookup.suggestions(title)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            log.warning("the catalogue has no %s%s", title.strip(), hint)
+    rows = [row for row in found if row is not None]
+    if not rows:
+        raise InputError("nothing of this history is in the catalogue; minirec show CATALOGUE lists titles")
+    one = recommend(recommender, [rows], top, reasoning)[0]
+    names = [recommender.titles[row] for row in one.rows]
+    if json:
+        answer = {"history": [recommender.titles[row] for row in rows], "reasoning": one.reasoning}
+        answer["recommended"] = [
+            {"title": name, "item_id": recommender.item_ids[row], "score": round(score, 4)}
+            for name, row, score in zip(names, one.rows, one.scores, strict=True)
+        ]
+        sys.stdout.write(json_format.dumps(answer, indent=2, ensure_ascii=False) + "\n")
+        return
+    lines = [["", "score", "title"]]
+    lines += [[str(n), f"{s:.3f}", name] for n, (s, name) in enumerate(zip(one.scores, names, strict=True), 1)]
+    after = f"after {'; '.join(recommender.titles[row] for row in rows)}\n"
+    text = f"reasoning: {one.reasoning}\n" if one.reasoning else ""
+    sys.stdout.write(after + align(lines) + text + "the score is the cosine of user and item, -1 to 1\n")
+
+
+def of_file(recommender: Any, users: Path, out: Path, top: int, reasoning: bool) -> None:
+    """Write the recommendations for the users of a Parquet file, a row each, in its order."""
+    try:
+        source = pq.ParquetFile(users)
+    except (OSError, pa.ArrowException) as problem:
+        raise InputError(f"{users} is no readable Parquet file ({problem}); name another") from problem
+    kind = source.schema_arrow.field(HISTORY).type if HISTORY in source.schema_arrow.names else None
+    if kind is None or not pa.types.is_list(kind) or not pa.types.is_string(kind.value_type):
+        raise InputError(f"{users} needs a column {HISTORY}, lists of titles or item ids, oldest first")
+    total, without = source.metadata.num_rows, 0
+    with (
+        atomic_write(out) as partial,
+        pq.ParquetWriter(partial, COLUMNS) as writer,
+        progress("recommend", total, "users") as bar,
+    ):
+        done = 0
+        for batch in source.iter_batches(USERS):
+            names = batch.schema.names
+            keys = batch[KEY].to_pylist() if KEY in names else range(done, done + len(batch))
+            histories = [[title for title in one or [] if title is not None] for one in batch[HISTORY].to_pylist()]
+            found = [[recommender.lookup.row(title) for title in one] for one in histories]
+            known = [[row for row in rows if row is not None] for rows in found]
+            some = [place for place, rows in enumerate(known) if rows]
+            given = dict(
+                zip(some, recommend(recommender, [known[place] for place in some], top, reasoning), strict=True)
+            )
+            rows = []
+            for place, key in enumerate(keys):
+                one = given.get(place)
+                best = one.rows if one else []
+                missing = [t for t, row in zip(histories[place], found[place], strict=True) if row is None]
+                rows.append(
+                    {
+                        KEY: str(key),
+                        "titles": [recommender.titles[row] for row in best],
+                        "item_ids": [recommender.item_ids[row] for row in best],
+                        "scores": one.scores if one else [],
+                        "reasoning": one.reasoning if one else "",
+                        "unknown": missing,
+                    }
+                )
+            writer.write_table(pa.Table.from_pylist(rows, COLUMNS))
+            without += len(rows) - len(some)
+            done += len(rows)
+            bar.add(len(rows))
+    if without:
+        log.warning(
+            "%d of %d users have no item of the catalogue in their history; their lists are empty", without, total
+        )
+
+
+def recommend(recommender: Any, histories: list[list[int]], top: int, reasoning: bool) -> list[Any]:
+    """Recommendations for histories of catalogue rows, oldest first; times and ratings are not known."""
+    from minirec.data.titles import history_lines
+
+    shown = recommender.policy.settings.prompt_history
+    bodies = []
+    for rows in histories:
+        last = rows[-shown:]
+        bodies.append(history_lines([recommender.titles[row] for row in last], [None] * len(last), [None] * len(last)))
+    return list(recommender.recommend(bodies, histories, top, reasoning))

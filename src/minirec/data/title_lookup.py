@@ -1,0 +1,47 @@
+"""Find catalogue rows by what a person types: an item id, a title, or nearly a title."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Sequence
+
+SUGGESTIONS = 3
+
+
+def plain(title: str) -> str:
+    """A title without case, accents and punctuation, as it is compared.
+
+    >>> plain("Amélie: The  Movie!")
+    'amelie the movie'
+    """
+    letters = unicodedata.normalize("NFKD", title.casefold())
+    kept = "".join(c if c.isalnum() else " " for c in letters if not unicodedata.combining(c))
+    return " ".join(kept.split()) or " ".join(title.split())  # a title of signs alone is compared as it is
+
+
+class TitleLookup:
+    """Rows of a catalogue by item id or title; of items with the same title, the most popular one."""
+
+    def __init__(self, item_ids: Sequence[str], titles: Sequence[str], popularity: Sequence[int]) -> None:
+        popular = sorted(range(len(titles)), key=lambda row: (popularity[row], -row))  # the last one stays
+        self.by_id = {item_id: row for row, item_id in enumerate(item_ids)}
+        self.by_title = {titles[row].strip(): row for row in popular}
+        self.by_plain = {plain(titles[row]): row for row in popular}
+        self.titles = titles
+
+    def row(self, text: str) -> int | None:
+        """The row of an item id or a title; case, accents and punctuation do not matter. None: there is none."""
+        text = text.strip()
+        for found in (self.by_title.get(text), self.by_id.get(text), self.by_plain.get(plain(text))):
+            if found is not None:
+                return found
+        return None
+
+    def suggestions(self, text: str) -> list[str]:
+        """Titles that are spelled almost like a text, or contain it; the most similar first."""
+        wanted = plain(text)
+        close = difflib.get_close_matches(wanted, self.by_plain, n=SUGGESTIONS, cutoff=0.7)
+        within = sorted((title for title in self.by_plain if wanted and wanted in title), key=len)
+        names = list(dict.fromkeys([*close, *within]))[:SUGGESTIONS]
+        return [self.titles[self.by_plain[name]] for name in names]

@@ -1,0 +1,140 @@
+"""The recommender that a run has trained: recommend items to users (METHOD 5, without a target)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirec.data import splits
+from minirec.data.title_lookup import TitleLookup
+from minirec.errors import InputError
+from minirec.experiment import sections
+from minirec.model import generate, scoring
+from minirec.model.items import ItemEncoder
+from minirec.model.policy import Policy
+from minirec.model.whitening import Whitening
+from minirec.storage import artefact, tables
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """What a user gets."""
+
+    rows: list[int]  # catalogue rows, best first
+    scores: list[float]  # cosines of user and items, -1 to 1
+    reasoning: str  # what the policy wrote
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that has been trained: where its files lie and the settings that made it."""
+
+    folder: Path
+    top: Path  # results of the data set
+    model: Path  # of the base model
+    settings: dict[str, Any]
+
+    @classmethod
+    def opened(cls, folder: Path) -> TrainedRun:
+        """The run in results/DATASET/runs/MODEL/SELECTOR/METHOD-BUDGET/seedN; raises InputError if it is not usable."""
+        where = folder.absolute()
+        if "runs" not in [parent.name for parent in where.parents][3:4]:
+            raise InputError(
+                f"{folder} is no run; name a folder like results/DATASET/runs/MODEL/SELECTOR/METHOD-BUDGET/seed0"
+            )
+        top, adapter = where.parents[4], where / "adapter"
+        if not (adapter / "adapter_config.json").is_file():
+            raise InputError(f"{folder} has no adapter yet; minirec status {top} says what is left to run")
+        artefact.verify_folder(adapter)
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not (Path(base) / "config.json").is_file():
+            raise InputError(f"the base model {base} of {folder} is not there; run minirec in the project's folder")
+        record = artefact.load_json(adapter / artefact.FOLDER_RECORD)
+        catalogue = top / "catalogue.parquet"
+        if not catalogue.is_file() or artefact.digest(catalogue) != record["inputs"]["catalogue"]:
+            raise InputError(f"{catalogue} is not the catalogue that {folder} was trained with; run train again")
+        return cls(where, top, Path(base), record["settings"])
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of adapter and whitening."""
+        return self.folder / "adapter"
+
+    @property
+    def policy(self) -> sections.Policy:
+        """The settings of the policy."""
+        return sections.Policy(**{k: v for k, v in self.settings.items() if k in sections.Policy.model_fields})
+
+
+class Recommender:
+    """Recommends items of a catalogue to users with a trained policy."""
+
+    def __init__(self, run: TrainedRun, batch_tokens: int = sections.Passes().batch_tokens) -> None:
+        """Load the run's policy; raises InputError if a file is missing or damaged."""
+        self.run, self.max_new_tokens = run, run.settings["max_new_tokens"]
+        self.policy = Policy.load(run.model, run.policy, run.adapter, batch_tokens)
+        self.whitening = Whitening.read(None, run.adapter)
+        self.catalogue = tables.read("catalogue", run.top / "catalogue.parquet").sort_by("row")
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Titles [m] by catalogue row."""
+        return self.catalogue["title"].to_pylist()
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """Item ids [m] by catalogue row."""
+        return self.catalogue["item_id"].to_pylist()
+
+    @cached_property
+    def lookup(self) -> TitleLookup:
+        """Finds catalogue rows by titles and item ids."""
+        return TitleLookup(self.item_ids, self.titles, self.catalogue["popularity"].to_pylist())
+
+    @cached_property
+    def items(self) -> Tensor:
+        """Vectors of the catalogue [m, d'], whitened, with the head applied; computed when first used."""
+        texts = self.catalogue["text"].to_pylist()
+        with torch.no_grad():
+            return self.whitening.item(ItemEncoder(self.policy, texts).embed(what="items"))
+
+    @torch.no_grad()
+    def recommend(
+        self, bodies: Sequence[str], histories: Sequence[Sequence[int]], top: int, reasoning: bool = True
+    ) -> list[Recommended]:
+        """The `top` items for each user [n]; none of the user's history.
+
+        bodies: the histories as they stand in the prompt. histories: all their catalogue rows. reasoning: let the
+        policy write first, greedily.
+        """
+        found: list[Recommended | None] = [None] * len(bodies)
+        prompts, tau = self.policy.user_bodies(bodies), self.policy.settings.tau
+        branch = 0 if reasoning else 1
+        extra = self.max_new_tokens + 2 * len(self.policy.marker_ids)
+        for rows in self.policy.length_batches(prompts, extra):
+            # both branches, as `evaluate` has them: the same bits
+            written = generate.generate(self.policy, [prompts[row] for row in rows], [self.max_new_tokens, 0])
+            h = self.whitening.user(written.hidden[:, branch])
+            longest = max(1, *(len(histories[row]) for row in rows))
+            past = [[*histories[row], *[-1] * (longest - len(histories[row]))] for row in rows]
+            scores = scoring.mask(scoring.scores(h, self.items, tau), torch.tensor(past, device=h.device))
+            ordered = scores.sort(dim=1, descending=True, stable=True)
+            for place, row in enumerate(rows):
+                count = min(top, len(self.titles) - len({*histories[row]}))
+                best = ordered.indices[place, :count].tolist()
+                values = (ordered.values[place, :count] * tau).tolist()
+                text = self.policy.tokenizer.decode(written.tokens[place][branch], skip_special_tokens=True).strip()
+                found[row] = Recommended(best, values, text)
+        return [one for one in found if one is not None]
+
+    def test_samples(self) -> splits.Split:
+        """The test samples of the run's data set."""
+        top, shown = self.run.top, self.policy.settings.prompt_history
+        return splits.load(top / "samples.parquet", top / "catalogue.parquet", "test", shown)
