@@ -11,7 +11,7 @@ from made_by_hand import BASE, PICKED, project  # noqa: F401  a fixture
 from minirec.storage import tensors
 from minirec.storage.artefact import Provenance
 
-THERE = {"smollm@heads": "gemma", "/smollm/learnable-160/": f"/gemma/minirec-{PICKED}/", "runs/smollm": "runs/gemma"}
+THERE = {"smollm@heads": "gemma", "/smollm/learnable-160/": f"/gemma/minirec-{PICKED}/", "base/smollm": "base/gemma"}
 
 
 def test_the_code_of_the_page_runs_on_results_and_agrees_with_their_metrics(project):
