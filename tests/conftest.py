@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import snakemake_server
 import torch
 import yaml
 
@@ -59,15 +59,8 @@ def pytest_terminal_summary(terminalreporter):
 
 def snakemake(folder: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run snakemake in a folder, with the code of this tree where no environment is given; all it says is in stdout."""
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "--nocolor", *words],
-        cwd=folder,
-        env=environment or os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
+    environment = environment or os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return snakemake_server.snakemake(folder, list(words), dict(environment))
 
 
 @pytest.fixture(scope="session", autouse=True)
