@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import yaml
 
 from minirec.experiment import config
 from minirec.experiment.sections import Passes
-from minirec.storage import artefact, tables
+from minirec.storage import artefact, files, tables
 from minirec.storage.artefact import Provenance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +62,20 @@ def snakemake(folder: Path, *words: str, environment: dict[str, str] | None = No
     """Run snakemake in a folder, with the code of this tree where no environment is given; all it says is in stdout."""
     environment = environment or os.environ | {"PYTHONPATH": str(ROOT / "src")}
     return snakemake_server.snakemake(folder, list(words), dict(environment))
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder made by the first worker of pytest-xdist that asks for it and shared by all: copy it to change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with files.exclusive_lock(folder, wait=True):
+        if not folder.exists():
+            part = folder.with_name(f"{name}.part")  # where it stays if it fails; the next worker starts again
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
