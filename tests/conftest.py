@@ -6,19 +6,20 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import snakemake_server
 import torch
 import yaml
 
 from minirec.experiment import config
 from minirec.experiment.sections import Passes
-from minirec.storage import artefact, tables
+from minirec.storage import artefact, files, tables
 from minirec.storage.artefact import Provenance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,15 +60,22 @@ def pytest_terminal_summary(terminalreporter):
 
 def snakemake(folder: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run snakemake in a folder, with the code of this tree where no environment is given; all it says is in stdout."""
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "--nocolor", *words],
-        cwd=folder,
-        env=environment or os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
+    environment = environment or os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return snakemake_server.snakemake(folder, list(words), dict(environment))
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder made by the first worker of pytest-xdist that asks for it and shared by all: copy it to change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with files.exclusive_lock(folder, wait=True):
+        if not folder.exists():
+            part = folder.with_name(f"{name}.part")  # where it stays if it fails; the next worker starts again
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,11 @@
 import math
 import random
+from threading import current_thread
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from minirec.selection import distances
 from minirec.selection.curriculum import curriculum_order, groups
@@ -96,6 +98,31 @@ def test_greedy_and_its_diversity_equal_what_comparing_everything_gives(n, d, bu
         assert picks.tolist() == expected.tolist()
         assert diversity == pytest.approx(relative, abs=1e-9)
         assert greedy(points, value, budget).tolist() == expected.tolist()
+
+
+def test_any_number_of_threads_gives_the_same_bits_and_a_matrix_product_has_one(monkeypatch):
+    points, value = clustered(2000, 24, 0)
+    found, used, compare = {}, {}, distances.NearestDistances.compare
+
+    def watched(self, rows, *block):
+        blas = libraries.select(user_api="blas").info()
+        used[threads] |= {(current_thread().name, library["num_threads"]) for library in blas}
+        return compare(self, rows, *block)
+
+    libraries = ThreadpoolController()
+    monkeypatch.setattr(distances, "POOL_NUMBERS", 24 * 64)
+    monkeypatch.setattr(distances, "BLOCK_NUMBERS", 24 * 64)
+    monkeypatch.setattr(distances.NearestDistances, "compare", watched)
+    for threads in (1, 2, 3):
+        used[threads] = set()
+        with threadpool_limits(threads, "blas"):
+            found[threads] = greedy_with_diversity(points, value, 100)
+    assert len(used[1]) == 1
+    assert len(used[3]) > 1  # this thread, for the pools, and others
+    assert {number for names in used.values() for _, number in names} == {1}
+    for picks, diversity in (found[2], found[3]):
+        assert picks.tolist() == found[1][0].tolist()
+        assert diversity.tobytes() == found[1][1].tobytes()
 
 
 def test_greedy_compares_few_rows_with_few_picks(monkeypatch):

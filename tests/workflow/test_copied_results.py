@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import snakemake
-from test_workflow import CONFIG, TARGET, plan, pretending, spawn
+from test_workflow import CONFIG, TARGET, copy_of_a_run, plan, pretending, spawn
 
 COPIES = {"cp -r": ["cp", "-r"], "cp -a": ["cp", "-a"], "rsync -a": ["rsync", "-a"], "rsync -r": ["rsync", "-r"]}
 
@@ -16,11 +16,7 @@ COPIES = {"cp -r": ["cp", "-r"], "cp -a": ["cp", "-a"], "rsync -a": ["rsync", "-
 @pytest.fixture(scope="module")
 def colleague(tmp_path_factory) -> Path:
     """A folder in which the workflow has run with `score.mu` .5."""
-    folder = tmp_path_factory.mktemp("colleague")
-    pretending(folder)
-    (folder / "toy.yaml").write_text(CONFIG, encoding="utf-8")
-    assert spawn(folder, "--cores", "2", TARGET).returncode == 0
-    return folder
+    return copy_of_a_run(tmp_path_factory)
 
 
 @pytest.fixture

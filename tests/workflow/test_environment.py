@@ -89,7 +89,7 @@ def test_every_rule_has_the_environment_of_the_rule_that_all_come_from():
 # Stands for conda, which no registry of Python packages has: it makes an environment of the packages that are here,
 # without this one, and activates it. All else is Snakemake's doing and environment.post-deploy.sh's.
 CONDA = """
-import json, pathlib, sys, sysconfig, venv
+import importlib.util, json, pathlib, sys, sysconfig, venv
 top = pathlib.Path(__file__).resolve().parent
 match sys.argv[1:]:
     case ["--version"]:
@@ -104,7 +104,7 @@ match sys.argv[1:]:
         with (top / "created").open("a") as created:
             print(words[words.index("--file") + 1], words[words.index("--prefix") + 1], file=created)
         prefix = pathlib.Path(words[words.index("--prefix") + 1])
-        venv.create(prefix, with_pip=True)
+        venv.create(prefix, with_pip=importlib.util.find_spec("pip") is None)
         (packages,) = prefix.glob("lib/python*/site-packages")
         (packages / "here.pth").write_text(f"import sys; sys.path.insert(0, {sysconfig.get_path('purelib')!r})")
     case other:
@@ -138,6 +138,7 @@ def _report(stage):
     (tools / "bin" / "activate").write_text('export PATH="$1/bin:$PATH"\n', encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PATH": f"{tools}/bin:{os.environ['PATH']}", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 turns it off
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}  # no job imports torch to count the GPUs
     targets = ["results/toy/metrics.json", "results/toy/comparison.parquet", "data/cds/interactions.parquet"]
     targets += [f"results/toy/selections/tiny/{name}-8/seed0/selection.parquet" for name in ("by_heads", "dealrec")]
     words = ["--cores", "2", "--use-conda", "--configfile", "toy.yaml", "--", *targets]

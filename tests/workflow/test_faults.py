@@ -169,7 +169,10 @@ def unfinished(job: Job, whole: dict[Path, bytes]) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Iterator[Path]:
-    """A folder in which the whole workflow has run; the environment of the jobs, as long as the tests of faults run."""
+    """A folder in which the whole workflow has run; the environment of the jobs, as long as the tests of faults run.
+
+    Its jobs run as forks, in the order of the plan; Snakemake finds their results and runs the last two itself.
+    """
     before = dict(os.environ)
     os.environ |= ENVIRONMENT
     FORKS.set_forkserver_preload(["transformers.models.llama.modeling_llama", *(f"minirec.stages.{s}" for s in STAGES)])
@@ -180,7 +183,16 @@ def project(tmp_path_factory) -> Iterator[Path]:
     (folder / "shop.yaml").write_text(CONFIG + "compare: {models: []}\n", encoding="utf-8")
     shop(folder / "data" / "shop")
     FORKS.Process(target=time.monotonic).start()  # the libraries are imported meanwhile
+    planned = spawn(folder, "-n", "-p", "--", METRICS, COMPARISON)
+    assert planned.returncode == 0, planned.stdout
+    for job in (Job(folder, tuple(shlex.split(line))) for line in commands(planned.stdout)):
+        if job.stage not in ("summarise", "compare"):
+            code, said = job.run()
+            assert code == 0, said
     done = spawn(folder, "--", METRICS, COMPARISON)
+    assert done.returncode == 0, done.stdout
+    assert sorted(set(re.findall(r"\(Rule: (\w+)\)", done.stdout))) == ["compare", "summarise"]
+    done = spawn(folder, "--touch", "--forceall", "--", METRICS, COMPARISON)  # so that it has records of all
     assert done.returncode == 0, done.stdout
     yield folder
     os.environ.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, snakemake
+from conftest import ROOT, made_once, snakemake
 
 from minirec.experiment import job_logs, paths
 
@@ -66,16 +67,32 @@ def pretending(folder: Path, calls: str = "_pretend(stage, given)", definitions:
         (folder / "data" / "toy" / f"{name}.parquet").write_text("mine\n", encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A folder in which the whole workflow has run."""
-    folder = tmp_path_factory.mktemp("project")
+def run_everything(folder: Path) -> None:
+    """Let the whole workflow run in an empty folder."""
     pretending(folder)
+    compileall.compile_dir(folder / "src", quiet=1)  # which neither the jobs nor the plans do
     (folder / "toy.yaml").write_text(CONFIG, encoding="utf-8")
     done = spawn(folder, "--cores", "2", TARGET)
     assert done.returncode == 0, done.stdout
     assert "summarise wrote this" in done.stdout
-    return folder
+
+
+def copy_of_a_run(tmp_path_factory) -> Path:
+    """A folder in which the whole workflow has run; it does so only once for all files of tests."""
+    folder = tmp_path_factory.mktemp("project")
+    return shutil.copytree(made_once(tmp_path_factory, "pretended", run_everything), folder, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the whole workflow has run."""
+    return copy_of_a_run(tmp_path_factory)
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """The environment in which a project's own code runs; no job imports torch to count the GPUs."""
+    own = {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | own
 
 
 def spawn(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -84,8 +101,7 @@ def spawn(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> subpr
     for number, text in enumerate(configs):
         (folder / f"over{number}.yaml").write_text(text, encoding="utf-8")
         files.append(f"over{number}.yaml")
-    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    return snakemake(folder, "--configfile", *files, *arguments, environment=environment)
+    return snakemake(folder, "--configfile", *files, *arguments, environment=environment_of(folder))
 
 
 def plan(folder: Path, *arguments: str, configs: tuple[str, ...] = ()) -> dict[str, int]:
@@ -405,13 +421,13 @@ def test_another_number_of_shards_can_leave_finished_rollouts_alone(finished):
 
 
 def test_a_picture_is_a_result_like_any_other(finished):
-    top = finished / "results" / "toy"
-    for name in ("figures/scores.png", "figures/curriculum.svg", "summary.txt"):
-        assert plan(finished, f"results/toy/{name}") == {}
-        with deleted(top / name):
-            assert plan(finished, f"results/toy/{name}") == once("summarise")
-    for name in ("figures/comparison.png", "figures/comparison.svg", "comparison.json", "comparison.txt"):
-        assert plan(finished, f"results/toy/{name}")["compare"] == 1
+    pictures = [f"results/toy/{name}" for name in ("figures/scores.png", "figures/curriculum.svg", "summary.txt")]
+    assert plan(finished, *pictures) == {}
+    for picture in pictures:
+        with deleted(finished / picture):
+            assert plan(finished, picture) == once("summarise")
+    compared = ("figures/comparison.png", "figures/comparison.svg", "comparison.json", "comparison.txt")
+    assert plan(finished, *(f"results/toy/{name}" for name in compared))["compare"] == 1
     assert {"results/toy/figures/rewards.png", "results/toy/summary.txt"} <= set(
         re.findall(r"^Would delete (.*)$", spawn(finished, "-n", "--delete-all-output", TARGET).stdout, re.M)
     )

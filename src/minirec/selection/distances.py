@@ -7,25 +7,44 @@ last update, in one matrix product.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 SAME = 1e-6  # smaller distances count as 0
 TIE = 1e-12  # values that differ by less are equal but for rounding
-BLOCK_NUMBERS = 500_000  # numbers in a block of rows or of similarities; limits memory
+BLOCK_NUMBERS = 250_000  # numbers in a block of rows or of similarities: the work of a thread; limits memory
 POOL_NUMBERS = 260_000  # numbers in the rows that every pick updates; so few stay in the processor's cache
+
+_blas = cache(ThreadpoolController)  # looks for the libraries once
+
+
+@contextmanager
+def parallel_map() -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` that uses as many threads as BLAS would have used; BLAS itself uses one for as long.
+
+    So the order of the additions in a matrix product, and with it every bit, is the same for any number of threads.
+    """
+    threads = max((library["num_threads"] for library in _blas().select(user_api="blas").info()), default=1)
+    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        yield pool.map if threads > 1 else map
 
 
 class NearestDistances:
     """Cosine distance [n] of every row to its nearest pick, in float64; infinite before the first.
 
     embeddings [n, d]: an array, memory-mapped or not, or a torch tensor on any device, of any floating type; read and
-    normalised a block at a time. A zero row has distance 1 to every other.
+    normalised a block at a time. A zero row has distance 1 to every other. `over_blocks`: map, or what `parallel_map`
+    gives.
     """
 
-    def __init__(self, embeddings: Any, budget: int) -> None:
-        self.embeddings = embeddings
+    def __init__(self, embeddings: Any, budget: int, over_blocks: Callable[..., Iterator[Any]] = map) -> None:
+        self.embeddings, self.over_blocks = embeddings, over_blocks
         n, width = embeddings.shape
         if isinstance(embeddings, np.ndarray):
             self.picks: Any = np.empty((budget, width))
@@ -36,22 +55,22 @@ class NearestDistances:
         self.seen = np.zeros(n, dtype=np.int32)  # how many picks each row's distance accounts for
         self.similarities = 0  # how many were computed so far
 
-    def unit(self, rows: np.ndarray) -> Any:
-        """The embeddings of these rows in float64, scaled to length 1."""
+    def read(self, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The embeddings of these rows in float64, and their lengths; 1 is the length of a zero row."""
         block = self.embeddings[rows]
         if isinstance(block, np.ndarray):
             block = block.astype(np.float64)
             length = np.sqrt(np.einsum("ij,ij->i", block, block))
         else:
             block = block.double()
-            length = block.norm(dim=1)
+            length = block.norm(dim=1).cpu().numpy()
         length[length == 0] = 1.0
-        block /= length[:, None]
-        return block
+        return block, length
 
     def pick(self, row: int) -> None:
         """Make this row a pick; its distance becomes 0."""
-        self.picks[self.count] = self.unit(np.array([row]))[0]
+        block, length = self.read(np.array([row]))
+        self.picks[self.count] = block[0] / float(length[0])
         self.count += 1
         self.distance[row] = 0.0
 
@@ -59,26 +78,29 @@ class NearestDistances:
         """Bring the distances of these rows up to date; rows last updated together share a matrix product."""
         rows = rows[self.seen[rows] < self.count]
         rows = rows[np.argsort(self.seen[rows], kind="stable")]
-        done = 0
+        blocks, done = [], 0
         while done < len(rows):
             since = int(self.seen[rows[done]])
             fits = BLOCK_NUMBERS // max(self.embeddings.shape[1], self.count - since)
-            block = rows[done : done + max(fits, 16)]
-            self.compare(block, self.unit(block))
-            done += len(block)
+            blocks.append(rows[done : done + max(fits, 16)])
+            done += len(blocks[-1])
+        self.similarities += sum(self.over_blocks(lambda block: self.compare(block, *self.read(block)), blocks))
 
-    def compare(self, rows: np.ndarray, unit: Any) -> None:
-        """Bring the distances of `rows` up to date in one matrix product; unit: what `unit(rows)` returns."""
+    def compare(self, rows: np.ndarray, block: Any, length: np.ndarray) -> int:
+        """Bring the distances of `rows` up to date in one matrix product; returns how many similarities it computed.
+
+        block and length: what `read(rows)` returns.
+        """
         since = int(self.seen[rows].min(initial=self.count))
         if since == self.count:
-            return
-        product = unit @ self.picks[since : self.count].T
-        self.similarities += product.shape[0] * product.shape[1]
+            return 0
+        product = block @ self.picks[since : self.count].T
         closest = product.max(1) if isinstance(product, np.ndarray) else product.amax(1).cpu().numpy()
-        distance = 1.0 - closest
+        distance = 1.0 - closest / length
         distance[distance < SAME] = 0.0
         self.distance[rows] = np.minimum(self.distance[rows], distance)
         self.seen[rows] = self.count
+        return int(product.shape[0]) * int(product.shape[1])
 
 
 class ArgmaxCache:
@@ -91,7 +113,7 @@ class ArgmaxCache:
     def __init__(self, nearest: NearestDistances, weight: np.ndarray) -> None:
         self.nearest, self.weight = nearest, weight
         self.bound: np.ndarray | None = None
-        self.pool, self.unit = np.empty(0, dtype=np.int64), None
+        self.pool, self.embeddings = np.empty(0, dtype=np.int64), nearest.read(np.empty(0, dtype=np.int64))
         self.outside = np.inf  # upper bound of all rows outside the pool
         self.room = max(POOL_NUMBERS // nearest.embeddings.shape[1], 2)
         self.block, self.served = 2 * self.room, 0
@@ -107,7 +129,7 @@ class ArgmaxCache:
             self.bound = self.nearest.distance * self.weight
         self.served += 1
         if len(self.pool):
-            self.nearest.compare(self.pool, self.unit)
+            self.nearest.similarities += self.nearest.compare(self.pool, *self.embeddings)
             value = self.nearest.distance[self.pool] * self.weight[self.pool]
             self.bound[self.pool] = value
             top = value.max()
@@ -131,12 +153,12 @@ class ArgmaxCache:
             size *= 2
         self.block = max(size // 4, self.block)
         if top <= TIE:
-            self.pool, self.unit = self.pool[:0], None
+            self.pool = self.pool[:0]
             return 0.0, self.pool
         best, beyond = _highest(value, self.room)
         self.outside = max(self.outside, beyond)
         self.pool = rows[best[value[best] >= self.outside]]
-        self.unit = self.nearest.unit(self.pool)
+        self.embeddings = self.nearest.read(self.pool)
         return top, rows[value >= top - TIE]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minirec.selection.distances import TIE, ArgmaxCache, NearestDistances
+from minirec.selection.distances import TIE, ArgmaxCache, NearestDistances, parallel_map
 
 
 def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
@@ -40,21 +40,22 @@ def _greedy(
         raise ValueError(f"budget {budget} is not within 0..{len(value)}")
     if not (value >= 0).all():
         raise ValueError("a value is negative or not a number")
-    distances = NearestDistances(embeddings, budget)
-    best, farthest = ArgmaxCache(distances, value), ArgmaxCache(distances, np.ones(len(value)))
-    left = np.ones(len(value), dtype=bool)
-    picks = np.empty(budget, dtype=np.int64)
-    for position in range(budget):
-        if position == 0:
-            ties = np.flatnonzero(value >= value.max() - TIE)
-        else:
-            _, ties = best.find()
-        pick = int(ties[0] if len(ties) else np.argmax(left))  # all gains are 0: the first row left
-        if position and diversity is not None:
-            largest, _ = farthest.find()
-            distances.update(np.array([pick]))
-            diversity[position] = distances.distance[pick] / largest if largest else 0.0
-        picks[position], left[pick] = pick, False
-        distances.pick(pick)
-        picked()
-    return picks
+    with parallel_map() as over_blocks:
+        distances = NearestDistances(embeddings, budget, over_blocks)
+        best, farthest = ArgmaxCache(distances, value), ArgmaxCache(distances, np.ones(len(value)))
+        left = np.ones(len(value), dtype=bool)
+        picks = np.empty(budget, dtype=np.int64)
+        for position in range(budget):
+            if position == 0:
+                ties = np.flatnonzero(value >= value.max() - TIE)
+            else:
+                _, ties = best.find()
+            pick = int(ties[0] if len(ties) else np.argmax(left))  # all gains are 0: the first row left
+            if position and diversity is not None:
+                largest, _ = farthest.find()
+                distances.update(np.array([pick]))
+                diversity[position] = distances.distance[pick] / largest if largest else 0.0
+            picks[position], left[pick] = pick, False
+            distances.pick(pick)
+            picked()
+        return picks

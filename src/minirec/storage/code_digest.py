@@ -96,32 +96,35 @@ def imports(file: Path, package: Path = PACKAGE) -> set[str]:
     return {name for name in inside if _file(name, package).is_file()}
 
 
-@cache
-def _imported(file: Path) -> set[str]:
-    """The names that a file imports, anywhere in it; of `from a import b`, a and a.b."""
-    names: set[str] = set()
-    for node in ast.walk(_tree(file)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
 def _file(module: str, package: Path) -> Path:
     return package.joinpath(*module.split(".")).with_suffix(".py")
 
 
-@cache
+def _imported(file: Path) -> set[str]:
+    """The names that a file imports, anywhere in it; of `from a import b`, a and a.b."""
+    return _read(file)[0]
+
+
 def _code(file: Path) -> str:
     """SHA-256 of a file's syntax tree without docstrings."""
+    return _read(file)[1]
+
+
+@cache
+def _read(file: Path) -> tuple[set[str], str]:
+    """What `_imported` and `_code` return, from one walk through the syntax tree: a plan needs both of every file."""
+    names: set[str] = set()
     tree = _tree(file)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and first.value.value is not ...:
                 node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return names, hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _tree(file: Path) -> ast.Module:
