@@ -10,7 +10,7 @@ from minirec import __version__
 from minirec.report.html import TEMPLATES
 
 RECIPE = "model_recipe.py.txt"
-SHOWN = ("ndcg@10", "hit@10")
+SHOWN = ("ndcg@10", "hr@10")
 
 
 def card(run: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any], base: str, items: int) -> str:
@@ -31,7 +31,7 @@ def card(run: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any], bas
         method=method,
         seed=settings["seed"],
         metrics=metrics,
-        names=[name.replace("ndcg", "NDCG").replace("hit", "HR") for name in names],
+        names=[name.replace("ndcg", "NDCG").replace("hr", "HR") for name in names],
         rows=[(label.replace("_", " "), [_interval(found[name]) for name in names]) for label, found in rows],
         items=f"{items:,}",
         recipe=(TEMPLATES / RECIPE).read_text(encoding="utf-8"),

@@ -1,0 +1,186 @@
+"""minirec recommend and export: the recommender of a trained run for people, files, transformers and trainers."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import training_runs
+from conftest import PASSES
+
+from minirec.cli import main
+from minirec.data import splits
+from minirec.data.title_lookup import TitleLookup
+from minirec.evaluation.recommender import Recommender, TrainedRun
+from minirec.stages import evaluate
+from minirec.storage import artefact, tables
+from minirec.storage.artefact import Provenance
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, project, tiny_model, defaults):
+    """The folder of a run that is trained and evaluated, in the results of a data set."""
+    top = tmp_path_factory.mktemp("recommend") / "results" / "shop"
+    folder = top / "runs" / "tiny" / "none" / "full-11" / "seed0"
+    selection = top / "selections" / "none" / "full-11" / "seed0"
+    selection.mkdir(parents=True)
+    for name in ("samples", "catalogue"):
+        shutil.copy(project[name], top)
+    shutil.copy(project["curriculum"], selection)
+    training_runs.run(project, tiny_model, defaults, folder)
+    evaluate.run(
+        policy=training_runs.policy(defaults),
+        sampling=defaults.sampling.model_copy(update={"max_new_tokens": 3, "completions": 2}),
+        passes=PASSES,
+        samples=top / "samples.parquet",
+        catalogue=top / "catalogue.parquet",
+        model=tiny_model,
+        adapter=folder / "adapter",
+        ranks=folder / "ranks.parquet",
+    )
+    interval = {name: {"mean": 0.5, "low": 0.25, "high": 0.75} for name in ("ndcg@10", "hr@10")}
+    metrics = {"samples": 6, "metrics": interval, "before": interval, "baselines": {"tfidf_last": interval}}
+    artefact.write_json(metrics, folder / "metrics.json", Provenance("measure"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(run):
+    """What evaluate found, by sample."""
+    return tables.read("ranks", run / "ranks.parquet").sort_by("sample_id").to_pydict()
+
+
+def command(*words, code=0):
+    assert main.main([str(word) for word in words]) == code
+
+
+def test_a_test_user_gets_what_evaluate_found_with_and_without_reasoning(run, ranks):
+    recommender = Recommender(TrainedRun.opened(run), PASSES.batch_tokens)
+    test = splits.load(run.parents[4] / "samples.parquet", run.parents[4] / "catalogue.parquet", "test", 5)
+    histories = [[row for row in one.tolist() if row >= 0] for one in test.history]
+    for reasoning, column in ((True, "rank"), (False, "rank_without_reasoning")):
+        found = recommender.recommend(test.bodies, histories, top=30, reasoning=reasoning)
+        places = [one.rows.index(target) + 1 for one, target in zip(found, test.target, strict=True)]
+        assert places == ranks[column]
+        for one, history in zip(found, histories, strict=True):
+            assert sorted([*one.rows, *history]) == list(range(30))
+            assert one.scores == sorted(one.scores, reverse=True)
+            assert max(map(abs, one.scores)) <= 1.0001
+            assert bool(one.reasoning) or not reasoning
+
+
+def test_a_typed_history_gives_titles_and_says_what_is_not_found(run, capsys):
+    command("recommend", run, "--history", "kind  BLUE 2!; Blue Trane 1; i05", "--top", "3", "--json")
+    shown = capsys.readouterr()
+    said = json.loads(shown.out)
+    assert said["history"] == ["Kind Blue 2", "Red Blue 5"]
+    assert len({one["title"] for one in said["recommended"]} - set(said["history"])) == 3
+    assert "the catalogue has no Blue Trane 1; did you mean " in shown.err
+
+
+def test_the_screen_has_a_line_an_item_and_no_more_than_there_are(run, capsys):
+    command("recommend", run, "--history", "Kind Blue 2", "--top", "100", "--no-reasoning")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "after Kind Blue 2"
+    assert lines[1].split() == ["score", "title"]
+    assert len([line for line in lines if re.match(r" +\d+ +-?\d\.\d{3} ", line)]) == 29
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--history", "nothing; of this"], "nothing of this history is in the catalogue"),
+        (["--history", " ; "], "nothing of this history"),
+        ([], 'name a history, --history "title; title"'),
+        (["--users", "users.parquet"], "--users FILE --out FILE"),
+        (["--history", "Kind Blue 2", "--top", "0"], "--top is 0"),
+        (["--users", "no.parquet", "--out", "out.parquet"], "no.parquet is no readable Parquet file"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence(run, capsys, words, said):
+    command("recommend", run, *words, code=1)
+    assert said in capsys.readouterr().err
+
+
+def test_users_of_a_file_get_a_row_each_in_their_order(run, tmp_path):
+    users = {"user_id": ["b", "a", "b", None], "history": [["i02", "Red Blue 5"], ["gone"], None, ["i07", None]]}
+    pq.write_table(pa.table(users), tmp_path / "users.parquet")
+    command("recommend", run, "--users", tmp_path / "users.parquet", "--out", tmp_path / "out.parquet", "--top", "4")
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    assert found["user_id"].tolist() == ["b", "a", "b", "None"]
+    assert [len(items) for items in found["titles"]] == [4, 0, 0, 4]
+    assert found["unknown"][1].tolist() == ["gone"]
+    one = Recommender(TrainedRun.opened(run), PASSES.batch_tokens)
+    assert found["titles"][0].tolist() == [one.titles[one.lookup.row(item)] for item in found["item_ids"][0]]
+    assert not {"i02", "i05"} & set(found["item_ids"][0])
+
+
+@pytest.mark.parametrize("history", [pa.array(["a", "b"]), pa.array([[1], [2]])])
+def test_a_file_of_users_without_lists_of_titles_is_refused(run, tmp_path, capsys, history):
+    pq.write_table(pa.table({"history": history}), tmp_path / "users.parquet")
+    command("recommend", run, "--users", tmp_path / "users.parquet", "--out", tmp_path / "out.parquet", code=1)
+    assert "needs a column history, lists of titles or item ids" in capsys.readouterr().err
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_of_items_with_one_title_the_most_popular_is_found():
+    lookup = TitleLookup(["a", "b", "c"], ["Blue", "Blue", "blue!"], [1, 5, 3])
+    assert lookup.row("Blue") == 1
+    assert lookup.row("BLUE") == 1
+    assert lookup.row("c") == 2
+    assert lookup.row("red") is None
+
+
+def test_the_recipe_of_the_model_card_ranks_as_evaluate_does_with_transformers_alone(run, ranks, tmp_path, monkeypatch):
+    out = tmp_path / "exported"
+    command("export", "model", run, "--out", out)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "| after RL | 0.5000 [0.2500, 0.7500] | 0.5000 [0.2500, 0.7500] |" in card
+    recipe = re.search(r"```python\n(.*)```", card, re.DOTALL).group(1)
+    assert "minirec" not in recipe
+    monkeypatch.chdir(out)
+    names = {}
+    exec(compile(recipe, "recipe", "exec"), names)  # of this repository
+    test = splits.load(run.parents[4] / "samples.parquet", run.parents[4] / "catalogue.parquet", "test", 5)
+    for body, target, history, rank in zip(test.bodies, test.target, test.history, ranks["rank"], strict=True):
+        rows, scores, _ = names["recommend"](body, history[history >= 0].tolist())
+        assert rows.index(target) + 1 == rank
+        assert len(rows) == len(scores) == 27
+    assert np.allclose(names["kept"]["items"].shape, (30, 8))
+
+
+def test_samples_are_exported_in_training_order_with_the_prompt_that_the_policy_reads(run, tmp_path):
+    command("export", "samples", run, "--out", tmp_path / "samples.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["sample_id"] for row in rows] == [3, 1, 4, 15, 9, 2, 6, 5, 12, 8, 7]
+    recommender = Recommender(TrainedRun.opened(run), PASSES.batch_tokens)
+    policy, top = recommender.policy, run.parents[4]
+    chosen = splits.load(top / "samples.parquet", top / "catalogue.parquet", "train", 5, np.array([3]))
+    chat = policy.tokenizer.apply_chat_template(rows[0]["prompt"], tokenize=False, add_generation_prompt=True)
+    assert chat == policy.tokenizer.decode([*policy.user_prompts.prefix, *policy.user_prompts.encode(chosen.bodies[0])])
+    assert rows[0]["target"] == recommender.titles[chosen.target[0]]
+
+
+def test_an_export_takes_no_folder_in_which_something_is(run, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("keep")
+    command("export", "model", run, "--out", tmp_path, code=1)
+    assert "is there already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_run_that_is_not_usable_is_one_sentence(run, tmp_path, capsys):
+    command("recommend", tmp_path, "--history", "x", code=1)
+    assert "is no run; name a folder like" in capsys.readouterr().err
+    copied = tmp_path / "results" / "shop"
+    shutil.copytree(run.parents[4], copied)
+    again = copied / run.relative_to(run.parents[4])
+    shutil.move(copied / "catalogue.parquet", copied / "other.parquet")
+    command("recommend", again, "--history", "x", code=1)
+    assert "is not the catalogue that" in capsys.readouterr().err
+    shutil.rmtree(again / "adapter")
+    command("export", "model", again, "--out", tmp_path / "out", code=1)
+    assert "has no adapter yet; minirec status" in capsys.readouterr().err
