@@ -41,6 +41,14 @@ MACHINE = {  # errors that are not minirec's fault, and what to do about them
 }
 
 
+EXTRAS = {  # the extra of pyproject.toml that brings a library
+    **dict.fromkeys(("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf"), "train"),
+    **dict.fromkeys(("huggingface_hub", "httpx", "tokenizers"), "train"),
+    **dict.fromkeys(("matplotlib", "jinja2", "pandas"), "report"),
+    "snakemake": "workflow",
+}
+
+
 class Terminated(BaseException):
     """The job got the signal to end; not an Exception, so that no handler of errors catches it."""
 
@@ -119,6 +127,13 @@ def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
         given = with_sections(stage, flags)
         runner(stage)(**given)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in EXTRAS:
+            raise
+        sentence = f'{stage} needs {library}; pip install "minirec[{EXTRAS[library]}]"'
+        log.error("error: %s", sentence)
+        return 1, f"error: {sentence}"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, "the reader of its output went away"

@@ -70,8 +70,9 @@ def distances_to_earlier(embeddings: np.ndarray, picks: np.ndarray, row: int) ->
 
     At the first turn there is none: infinite, -1.
     """
-    vectors = NearestDistances(embeddings, 0)
-    distance = 1.0 - vectors.unit(picks) @ vectors.unit(np.array([row]))[0]
+    block, length = NearestDistances(embeddings, 0).read(np.r_[picks, row])
+    units = block / length[:, None]
+    distance = 1.0 - units[:-1] @ units[-1]
     distance[distance < SAME] = 0.0
     so_far = np.minimum.accumulate(distance)
     first = np.maximum.accumulate(np.where(np.r_[True, distance[1:] < so_far[:-1]], np.arange(len(picks)), 0))

@@ -1,0 +1,107 @@
+"""The package: what is installed without extras works without the libraries of the extras, and the wheel is whole."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ONLY = """
+import sys
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def names(requirements):
+    """Names of distributions, as registries compare them."""
+    return {re.split(r"[<>=!\[]", one)[0].lower().replace("_", "-") for one in requirements}
+
+
+@pytest.fixture
+def minirec(tmp_path):
+    """Runs Python where no library of an extra can be imported."""
+    optional = set().union(*map(names, PROJECT["optional-dependencies"].values())) - {"minirec"}
+    missing = {
+        module
+        for module, found in packages_distributions().items()
+        if names(found) & optional and not names(found) & names(PROJECT["dependencies"])
+    }
+    assert {"torch", "transformers", "pandas", "matplotlib", "jinja2", "snakemake"} <= missing
+    (tmp_path / "sitecustomize.py").write_text(ONLY.format(missing=missing))
+
+    def run(*words):
+        environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'src'}"}
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_rollouts_become_picks_without_the_libraries_of_the_extras(minirec, tmp_path):
+    rewards = np.random.default_rng(0).integers(0, 2, (50, 4)).tolist()
+    lines = [f'{{"prompt": "q{number}", "rewards": {row}}}\n' for number, row in enumerate(rewards)]
+    (tmp_path / "rollouts.jsonl").write_text("".join(lines))
+    words = ["pick", "rollouts.jsonl", "--budget", "10", "--control", "random", "--diversity", "tfidf"]
+    done = minirec("-m", "minirec", *words, "--out", "picks.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "picks.jsonl").read_text().splitlines()) == 10
+    assert len((tmp_path / "picks.control.jsonl").read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize("words", [["--help"], ["pick", "--help"], ["select", "--help"], ["--version"]])
+def test_help_needs_no_extra(minirec, words):
+    done = minirec("-m", "minirec", *words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_command_whose_extra_is_missing_names_it(minirec):
+    done = minirec("-m", "minirec", "recommend", "results/x/runs/a/b/c-1/seed0", "--history", "x")
+    assert done.returncode == 1
+    assert 'recommend needs torch; pip install "minirec[train]"' in done.stderr
+
+
+def test_importing_the_selection_loads_none_of_the_heavy_libraries(minirec):
+    code = "import minirec, minirec.selection, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = minirec("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "numpy" in done.stdout.split()
+    assert not {"sklearn", "scipy", "pydantic", "pyarrow", "duckdb", "pandas", "torch"} & set(done.stdout.split())
+
+
+def test_the_functions_of_the_library_are_there_by_name():
+    import minirec
+
+    for name in minirec.__all__:
+        assert callable(getattr(minirec, name))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+    copy = tmp_path / "copy"  # a build leaves files beside the sources
+    shutil.copytree(ROOT / "src" / "minirec", copy / "src" / "minirec", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(copy)]
+    done = subprocess.run([*command, "-w", str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("minirec-*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("minirec/")}
+    tracked = subprocess.run(["git", "ls-files", "src/minirec"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert packed == {name.removeprefix("src/") for name in tracked.stdout.split()}
