@@ -30,15 +30,17 @@ class Rules:
     """Computes parts of the workflow's rules from one configuration."""
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> Rules:
-        """Check the configuration that Snakemake merged; if it is wrong, end the program with one sentence.
+    def of(cls, raw: Mapping[str, Any], defaults: str) -> Rules:
+        """Lay the configuration that Snakemake has over that of the file `defaults`, and check the whole.
+
+        If it is wrong, ends the program with one sentence.
 
         Also puts the Python that runs Snakemake first on PATH; an environment that a job activates still wins.
         """
         folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
         os.environ["PATH"] = os.pathsep.join(dict.fromkeys(folders))
         try:
-            rules = cls(config.validate(raw))
+            rules = cls(config.validate(config.overlay(config.read(defaults), raw)))
         except InputError as error:
             sys.exit(f"minirec: configuration error: {error}")
         hooks.check_targets(rules.config, sys.argv[1:])
