@@ -19,14 +19,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minirec.cli import training_memory
-from minirec.cli.training_memory import Tokens
-from minirec.cli.workload import LanguageModel, Sizes, shape_of
 from minirec.experiment import config as config_file
 from minirec.experiment import sections
 from minirec.model.cache import BranchReader
 from minirec.model.one_pass import OnePass
 from minirec.model.policy import Policy
+from minirec.planning import training_memory
+from minirec.planning.training_memory import Tokens
+from minirec.planning.workload import LanguageModel, Sizes, shape_of
 
 SHAPES = {  # from the models' config.json
     "Gemma-2-2B": {

@@ -60,9 +60,10 @@ ROOMS = {  # room: what it may import besides itself
     "model": "data experiment selection storage",
     "training": "model data experiment selection storage",
     "evaluation": "model data experiment selection storage",
+    "planning": "data experiment selection storage",
     "report": "evaluation model data experiment selection storage",
     "stages": "report training evaluation model data experiment selection storage",
-    "cli": "stages report training evaluation model data experiment selection storage",
+    "cli": "stages report planning training evaluation model data experiment selection storage",
 }
 
 

@@ -190,8 +190,8 @@ class Bench:
     def formula(self) -> Iterator[Row]:
         """What `minirec plan` says of the same step."""
         try:
-            from minirec.cli import training_memory, workload
             from minirec.experiment import sections
+            from minirec.planning import training_memory, workload
         except ImportError as missing:
             print(f"  the formula of plan is left out: {missing}")
             return

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from minirec.cli import plan
-from minirec.cli.estimates import REACHED
-from minirec.cli.jobs import Job, PlannedWork
 from minirec.errors import InputError
 from minirec.experiment import config
+from minirec.planning.estimates import REACHED
+from minirec.planning.jobs import Job, PlannedWork
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
@@ -114,7 +114,7 @@ def test_hours_come_from_the_jobs_of_another_data_set_scaled_by_the_work(gemma, 
 
 
 def test_without_any_job_the_hours_are_guesses_and_say_at_which_speed(gemma, capsys, monkeypatch):
-    monkeypatch.setattr("minirec.cli.estimates.matrix_rate", lambda dtype: 50e9)
+    monkeypatch.setattr("minirec.planning.estimates.matrix_rate", lambda dtype: 50e9)
     text = planned(capsys, configfile=[gemma / "mine.yaml"])
     assert cells(text, "rollout")[-1] == cells(text, "summarise", "-")[-1] == "guess"
     assert f"{50 * REACHED:.0f} GFLOP a second, {REACHED:.0%} of what this machine does" in text

@@ -14,10 +14,11 @@ import pytest
 from conftest import ROOT
 
 from minirec import progress
-from minirec.cli import main, planned_jobs, status
-from minirec.cli.estimates import GUESSED, MEASURED, Estimate
-from minirec.cli.jobs import Job, PlannedWork
+from minirec.cli import main, status
 from minirec.errors import InputError
+from minirec.planning import planned_jobs
+from minirec.planning.estimates import GUESSED, MEASURED, Estimate
+from minirec.planning.jobs import Job, PlannedWork
 
 SNAKEFILE = """
 rule all:

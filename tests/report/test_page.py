@@ -160,7 +160,7 @@ def test_a_browser_is_told_to_load_nothing_and_to_run_the_script_of_the_page_alo
 
 
 def test_text_and_lines_are_seen_on_the_page_in_light_and_dark():
-    sheet = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
+    sheet = (Path(page.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
     light, dark = (dict(re.findall(r"--(\w+): #(\w+);", part)) for part in sheet.split("prefers-color-scheme")[:2])
     for theme in (light, dark):
         for name in ("ink", "soft", "link", "line1"):  # words are written in these

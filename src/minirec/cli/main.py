@@ -157,7 +157,7 @@ def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
 
 def _operations(stage: str, given: dict[str, Any]) -> float:
     """Operations of the work of a stage that has ended; 0 if they are not known."""
-    from minirec.cli.jobs import work_done
+    from minirec.planning.jobs import work_done
 
     try:
         return work_done(stage, given).flop

@@ -12,16 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minirec.cli import estimates, training_memory
-from minirec.cli.estimates import Estimate, Estimates, duration
-from minirec.cli.jobs import Job, PlannedWork, jobs
-from minirec.cli.workload import Sizes, Work
 from minirec.errors import InputError
 from minirec.experiment import limits
 from minirec.experiment.config import DEFAULTS, Config, load, remembered
 from minirec.experiment.job_logs import RULES, cost, events
 from minirec.experiment.paths import Run, compared_runs, experiment_runs, folders, logs
 from minirec.experiment.sections import Backward, Passes
+from minirec.planning import estimates, training_memory
+from minirec.planning.estimates import Estimate, Estimates, duration
+from minirec.planning.jobs import Job, PlannedWork, jobs
+from minirec.planning.workload import Sizes, Work
 from minirec.storage import memory
 
 TARGETS = {"metrics.json": (experiment_runs, "summarise"), "comparison.parquet": (compared_runs, "compare")}

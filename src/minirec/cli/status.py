@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 
-from minirec.cli import jobs
-from minirec.cli.estimates import GUESSED, Estimate, Estimates, duration
-from minirec.cli.planned_jobs import Planned, planned_jobs
 from minirec.errors import InputError
 from minirec.experiment.config import DEFAULTS, Config, load, remembered
 from minirec.experiment.job_logs import cost, events
+from minirec.planning import jobs
+from minirec.planning.estimates import GUESSED, Estimate, Estimates, duration
+from minirec.planning.planned_jobs import Planned, planned_jobs
 
 STATES = ("done", "running", "failed", "stale", "planned")
 SILENCE = 120.0  # seconds; a job on another machine that has not touched its log for so long counts as dead

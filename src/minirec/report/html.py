@@ -12,7 +12,7 @@ from typing import Any
 from minirec import __version__
 from minirec.report.style import Figure, inline
 
-TEMPLATES = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)

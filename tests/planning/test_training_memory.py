@@ -5,11 +5,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minirec.cli import training_memory
-from minirec.cli.training_memory import Tokens
-from minirec.cli.workload import LanguageModel, Sizes, shape_of
 from minirec.experiment import sections
 from minirec.model import logits
+from minirec.planning import training_memory
+from minirec.planning.training_memory import Tokens
+from minirec.planning.workload import LanguageModel, Sizes, shape_of
 
 WIDE = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 100}
 FAMILIES = {"qwen2": {"intermediate_size": 2560}, "gemma2": {"intermediate_size": 2048}, "llama": {}}

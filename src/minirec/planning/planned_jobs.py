@@ -1,4 +1,4 @@
-"""Print each job that Snakemake would start as a line of JSON: `python -m minirec.cli.planned_jobs ARGUMENTS`."""
+"""Print each job that Snakemake would start as a line of JSON: `python -m minirec.planning.planned_jobs ARGUMENTS`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def planned_jobs(*arguments: str) -> list[Planned]:
     command = [
         sys.executable,
         "-m",
-        "minirec.cli.planned_jobs",
+        "minirec.planning.planned_jobs",
         "--dry-run",
         "--nocolor",
         "--rerun-incomplete",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from minirec.cli.jobs import STAGES, Job
 from minirec.experiment.job_logs import events
+from minirec.planning.jobs import STAGES, Job
 
 GUESSED_STARTUP = 6.0  # seconds: libraries and a small model
 REACHED = 0.5  # of the speed of a product of matrices; measured with the quickstart, float32, two CPU cores

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
-from minirec.cli import workload
-from minirec.cli.workload import LanguageModel, Shape, Sizes, Work
 from minirec.experiment.config import Config
 from minirec.experiment.paths import Run, signal_seed, signal_set
 from minirec.experiment.sections import Policy
+from minirec.planning import workload
+from minirec.planning.workload import LanguageModel, Shape, Sizes, Work
 from minirec.storage import tables
 
 MODELS = Path("data/models")

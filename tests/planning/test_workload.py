@@ -5,9 +5,9 @@ import json
 import pyarrow as pa
 import pytest
 
-from minirec.cli import workload
-from minirec.cli.workload import TURN_TOKENS, LanguageModel, Shape, Sizes, Work
 from minirec.experiment import sections
+from minirec.planning import workload
+from minirec.planning.workload import TURN_TOKENS, LanguageModel, Shape, Sizes, Work
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from conftest import PASSES, ROOT
 
-from minirec.cli.jobs import Job, PlannedWork, jobs, work_done
-from minirec.cli.planned_jobs import planned_jobs
 from minirec.experiment import config, sections
 from minirec.experiment.paths import compared_runs, main_runs
+from minirec.planning.jobs import Job, PlannedWork, jobs, work_done
+from minirec.planning.planned_jobs import planned_jobs
 
 GRID = {
     "main": {"budget": 8, "seeds": [0, 1]},
@@ -128,7 +128,7 @@ def test_the_log_of_a_job_says_its_startup_and_its_work(tmp_path, monkeypatch):
 
     words = ["baselines", "--samples", "s", "--catalogue", "c", "--baselines", "b", "--log", str(tmp_path / "b.log")]
     monkeypatch.setattr("minirec.stages.baselines.run", lambda **given: None)
-    monkeypatch.setattr("minirec.cli.jobs.work_done", lambda stage, given: 1 / 0)
+    monkeypatch.setattr("minirec.planning.jobs.work_done", lambda stage, given: 1 / 0)
     assert main.main(words) == 0  # that the work is not known is no failure
     end = json.loads((tmp_path / "b.log").read_text().splitlines()[-1])
     assert (end["reason"], end["flop"]) == ("done", 0)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minirec.cli.workload import BYTES, LanguageModel, Shape
 from minirec.experiment import sections
+from minirec.planning.workload import BYTES, LanguageModel, Shape
 
 FLOAT = 4  # bytes
 LOGITS_AT_ONCE = 2**26  # as in model/logits.py, which loads torch

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from minirec.cli import estimates
-from minirec.cli.estimates import GUESSED, GUESSED_STARTUP, MEASURED, SIMILAR, Estimate, Estimates
-from minirec.cli.jobs import Job
+from minirec.planning import estimates
+from minirec.planning.estimates import GUESSED, GUESSED_STARTUP, MEASURED, SIMILAR, Estimate, Estimates
+from minirec.planning.jobs import Job
 
 RATE = 1e9  # operations a second that a guess assumes
 ROLLOUT, TRAIN = Job("rollout", signal_set="gemma", seed="0"), Job("train", model="gemma")

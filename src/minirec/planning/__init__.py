@@ -1,0 +1,1 @@
+"""What planned jobs will need: tokens, operations, memory and time."""
