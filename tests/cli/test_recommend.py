@@ -98,6 +98,7 @@ def test_the_screen_has_a_line_an_item_and_no_more_than_there_are(run, capsys):
         ([], 'name a history, --history "title; title"'),
         (["--users", "users.parquet"], "--users FILE --out FILE"),
         (["--history", "Kind Blue 2", "--top", "0"], "--top is 0"),
+        (["--users", "x.parquet", "--out", "./x.parquet"], "the file of the users itself"),
         (["--users", "no.parquet", "--out", "out.parquet"], "no.parquet is no readable Parquet file"),
     ],
 )

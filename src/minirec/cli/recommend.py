@@ -83,6 +83,8 @@ def typed(recommender: Any, titles: list[str], top: int, reasoning: bool, json: 
 
 def of_file(recommender: Any, users: Path, out: Path, top: int, reasoning: bool) -> None:
     """Write the recommendations for the users of a Parquet file, a row each, in its order."""
+    if out.resolve() == users.resolve():
+        raise InputError(f"--out is {out}, the file of the users itself; name another")
     try:
         source = pq.ParquetFile(users)
     except (OSError, pa.ArrowException) as problem:
