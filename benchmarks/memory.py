@@ -25,31 +25,10 @@ from minirec.model.cache import BranchReader
 from minirec.model.one_pass import OnePass
 from minirec.model.policy import Policy
 from minirec.planning import training_memory
+from minirec.planning.paper_models import SHAPES
 from minirec.planning.training_memory import Tokens
 from minirec.planning.workload import LanguageModel, Sizes, shape_of
 
-SHAPES = {  # from the models' config.json
-    "Gemma-2-2B": {
-        "model_type": "gemma2",
-        "num_hidden_layers": 26,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 256_000,
-    },
-    "Qwen2.5-3B": {
-        "model_type": "qwen2",
-        "num_hidden_layers": 36,
-        "hidden_size": 2048,
-        "intermediate_size": 11_008,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-        "tie_word_embeddings": True,
-    },
-}
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = Sizes(10_748, 1_000, 1_000, 10_000, 300, 200)  # samples, items, and tokens of their prompts
 DEPTHS = (1, 3)

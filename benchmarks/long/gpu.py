@@ -31,30 +31,9 @@ sys.path.insert(0, str(ROOT / "src"))  # minirec need not be installed
 from minirec.model.cache import BranchingCache, BranchReader  # noqa: E402
 from minirec.model.logits import logits, token_log_p  # noqa: E402
 from minirec.model.one_pass import OnePass  # noqa: E402
+from minirec.planning.paper_models import SHAPES  # noqa: E402
 from minirec.selection.greedy import greedy  # noqa: E402
 
-SHAPES = {  # from the models' config.json
-    "Gemma-2-2B": {
-        "model_type": "gemma2",
-        "num_hidden_layers": 26,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 256_000,
-    },
-    "Qwen2.5-3B": {
-        "model_type": "qwen2",
-        "num_hidden_layers": 36,
-        "hidden_size": 2048,
-        "intermediate_size": 11_008,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-        "tie_word_embeddings": True,
-    },
-}
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 500}
 PREFIX = 64  # tokens that all prompts share

@@ -8,17 +8,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minirec.experiment import sections
 from minirec.model import logits
 from minirec.planning import training_memory
+from minirec.planning.paper_models import SHAPES
 from minirec.planning.training_memory import Tokens
 from minirec.planning.workload import LanguageModel, Sizes, shape_of
 
 WIDE = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 100}
 FAMILIES = {"qwen2": {"intermediate_size": 2560}, "gemma2": {"intermediate_size": 2048}, "llama": {}}
-PAPER = {
-    "gemma2": {"num_hidden_layers": 26, "hidden_size": 2304, "intermediate_size": 9216, "vocab_size": 256_000}
-    | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
-    "qwen2": {"num_hidden_layers": 36, "hidden_size": 2048, "intermediate_size": 11_008, "vocab_size": 151_936}
-    | {"num_attention_heads": 16, "num_key_value_heads": 2},
-}
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], sections.Policy().lora_targets], ids=["two", "all"])
@@ -47,9 +42,9 @@ def test_a_layer_keeps_the_bytes_that_the_formula_says_within_15_percent(family,
     assert expected == pytest.approx(sum(kept.values()) / tokens, rel=0.15)
 
 
-@pytest.mark.parametrize("family", PAPER)
-def test_the_papers_models_train_in_less_than_60_gb_with_the_defaults(family):
-    shape = shape_of(AutoConfig.for_model(family, **PAPER[family]), "bfloat16")
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_papers_models_train_in_less_than_60_gb_with_the_defaults(name):
+    shape = shape_of(AutoConfig.for_model(**SHAPES[name]), "bfloat16")
     model = LanguageModel(Sizes(10_748, 1_000, 1_000, 10_000, 300, 200), shape, sections.Policy(), False)
     train, sampling = sections.Train(), sections.Sampling()
     step = training_memory.tokens(model, train, sampling, passes=4096, micro_batch=4)
