@@ -1,5 +1,8 @@
 """Errors that the user can correct, and how they are worded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(Exception):
     """A setting, file or argument is wrong; the message is one sentence that names it and says what to do."""
@@ -23,3 +26,14 @@ def one_line(error: BaseException, length: int = 200) -> str:
     'bad value'
     """
     return " ".join(str(error).split())[:length]
+
+
+@contextmanager
+def one_sentence(before: str, after: str = "", length: int = 200, kind: type[Exception] = Exception) -> Iterator[None]:
+    """Turn an error of this kind that a library raises into an InputError: before, its message as one line, after."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kind as error:
+        raise InputError(f"{before}{one_line(error, length)}{after}") from error

@@ -153,6 +153,17 @@ def test_a_command_from_outside_returns_its_status_and_says_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_module_that_no_extra_brings_is_a_defect_with_traceback_and_status_70(tmp_path, capsys, monkeypatch):
+    def missing(**_):
+        raise ModuleNotFoundError("No module named 'nowhere'", name="nowhere")
+
+    monkeypatch.setattr("minirec.cli.show.run", missing)
+    minirec("show", tmp_path, code=70)
+    said = capsys.readouterr().err
+    assert "defect of minirec" in said
+    assert "No module named 'nowhere'" in said
+
+
 def test_a_pipe_that_closes_early_is_no_defect(tmp_path):
     (tmp_path / "big.json").write_text(json.dumps({f"key{i}": i for i in range(50_000)}))
     command = f"{shlex.quote(sys.executable)} -m minirec show {shlex.quote(str(tmp_path / 'big.json'))} | head -1"

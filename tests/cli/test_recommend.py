@@ -63,7 +63,7 @@ def test_a_test_user_gets_what_evaluate_found_with_and_without_reasoning(run, ra
     test = splits.load(run.parents[4] / "samples.parquet", run.parents[4] / "catalogue.parquet", "test", 5)
     histories = [[row for row in one.tolist() if row >= 0] for one in test.history]
     for reasoning, column in ((True, "rank"), (False, "rank_without_reasoning")):
-        found = recommender.recommend(test.bodies, histories, top=30, reasoning=reasoning)
+        found = recommender.recommend_to(test.bodies, test.history, top=30, reasoning=reasoning)
         places = [one.rows.index(target) + 1 for one, target in zip(found, test.target, strict=True)]
         assert places == ranks[column]
         for one, history in zip(found, histories, strict=True):

@@ -294,6 +294,23 @@ FILMS = "10|Délice (1995)|01-Jan-1995||http://x|" + "|".join("01" * 9 + "0") + 
 RATINGS = "1\t10\t5\t881250949\n2\t10\t3\t881250950\n"
 
 
+def with_rollouts_and_damage(log, file, what, read):
+    """Damage a file in many ways, and read it each time beside undamaged rollouts."""
+    content = file.read_bytes()
+    with duckdb.connect() as engine:
+        rollouts = RolloutLog(engine, [log])
+
+        @inputs(2_000, 15)
+        @given(damage(content))
+        def check(changed):
+            file.unlink()  # a new file each time, as the old one may be mapped
+            file.write_bytes(changed)
+            with reading(what):
+                read(rollouts)
+
+        check()
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
 def test_a_damaged_data_set_gives_the_rows_of_the_picks_or_is_refused(folder, kind):
     log, path = folder / "logged.jsonl", folder / f"originals.{kind}"
@@ -308,20 +325,12 @@ def test_a_damaged_data_set_gives_the_rows_of_the_picks_or_is_refused(folder, ki
         path = folder / "saved"
         Dataset.from_pandas(table).save_to_disk(str(path))
         (damaged,) = path.glob("*.arrow")
-    content = damaged.read_bytes()
-    with duckdb.connect() as engine:
-        rollouts = RolloutLog(engine, [log])
 
-        @inputs(2_000, 15)
-        @given(damage(content))
-        def check(changed):
-            damaged.unlink()  # a new file each time, as the old one may be mapped
-            damaged.write_bytes(changed)
-            with reading(f"originals in {kind}"):
-                found, _ = Originals(rollouts, path, None).rows(np.array([2, 0]))
-                assert found.num_rows == 2
+    def read(rollouts):
+        found, _ = Originals(rollouts, path, None).rows(np.array([2, 0]))
+        assert found.num_rows == 2
 
-        check()
+    with_rollouts_and_damage(log, damaged, f"originals in {kind}", read)
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "parquet"])
@@ -337,21 +346,13 @@ def test_damaged_vectors_of_prompts_are_finite_vectors_or_refused(folder, ending
         pq.write_table(pa.table({"prompt": keys, "z": matrix.tolist()}), path)
     else:
         save_file({"z": matrix}, path)
-    content = path.read_bytes()
-    with duckdb.connect() as engine:
-        rollouts = RolloutLog(engine, [log])
 
-        @inputs(2_000, 15)
-        @given(damage(content))
-        def check(changed):
-            path.unlink()  # a new file each time, as the old one may be mapped
-            path.write_bytes(changed)
-            with reading(f"vectors in {ending}"):
-                found = vectors(rollouts, path)
-                assert found.shape[0] == 4
-                assert np.isfinite(found).all()
+    def read(rollouts):
+        found = vectors(rollouts, path)
+        assert found.shape[0] == 4
+        assert np.isfinite(found).all()
 
-        check()
+    with_rollouts_and_damage(log, path, f"vectors in {ending}", read)
 
 
 @pytest.mark.parametrize("which", ["u.data", "u.item", "ml-100k.inter", "ml-100k.item"])

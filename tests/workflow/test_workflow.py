@@ -422,13 +422,13 @@ def test_another_number_of_shards_can_leave_finished_rollouts_alone(finished):
 
 
 def test_a_picture_is_a_result_like_any_other(finished):
-    pictures = [f"results/toy/{name}" for name in ("figures/scores.png", "figures/curriculum.svg", "summary.txt")]
-    assert plan(finished, *pictures) == {}
-    for picture in pictures:
-        with deleted(finished / picture):
-            assert plan(finished, picture) == once("summarise")
-    compared = ("figures/comparison.png", "figures/comparison.svg", "comparison.json", "comparison.txt")
-    assert plan(finished, *(f"results/toy/{name}" for name in compared))["compare"] == 1
+    top = finished / "results" / "toy"
+    for name in ("figures/scores.png", "figures/curriculum.svg", "summary.txt"):
+        assert plan(finished, f"results/toy/{name}") == {}
+        with deleted(top / name):
+            assert plan(finished, f"results/toy/{name}") == once("summarise")
+    for name in ("figures/comparison.png", "figures/comparison.svg", "comparison.json", "comparison.txt"):
+        assert plan(finished, f"results/toy/{name}")["compare"] == 1
     assert {"results/toy/figures/rewards.png", "results/toy/summary.txt"} <= set(
         re.findall(r"^Would delete (.*)$", spawn(finished, "-n", "--delete-all-output", TARGET).stdout, re.M)
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -28,7 +27,7 @@ def model(folder: Path, out: Path) -> None:
     opened = TrainedRun.opened(folder)
     metrics = artefact.read_json(opened.folder / "metrics.json")
     recommender = Recommender(opened)
-    text = card(opened.folder, opened.settings, metrics, opened.model.name, len(recommender.titles))
+    text = card(opened.top.name, opened.run, metrics, len(recommender.titles))
     exported.write(recommender, out, text)
     sys.stdout.write(f"{out}: the model for transformers; README.md says how to use it without minirec\n")
 
@@ -38,20 +37,17 @@ def samples(folder: Path, out: Path) -> None:
     from minirec.data import splits
     from minirec.data.logged import export
     from minirec.evaluation.recommender import TrainedRun
-    from minirec.model.prompts import USER_INSTRUCTION
+    from minirec.model.prompts import user_messages
 
     export.require_writable(out, None, "logged")
     opened = TrainedRun.opened(folder)
     policy, top = opened.policy, opened.top
-    curriculum = tables.read("curriculum", top.joinpath("selections", *opened.folder.parts[-3:], "curriculum.parquet"))
-    curriculum = curriculum.sort_by("position")
+    curriculum = tables.read("curriculum", opened.run.selection(top) / "curriculum.parquet").sort_by("position")
     files = top / "samples.parquet", top / "catalogue.parquet"
     chosen = splits.load(*files, "train", policy.prompt_history, tables.numpy(curriculum, "sample_id"))
     catalogue = tables.read("catalogue", files[1]).sort_by("row")
     target = catalogue.take(pa.array(chosen.target))
-    system: list[dict[str, Any]] = [{"role": "system", "content": policy.system}] if policy.system is not None else []
-    instruction = USER_INSTRUCTION + policy.marker
-    prompts = [[*system, {"role": "user", "content": f"{instruction}\n{body}"}] for body in chosen.bodies]
+    prompts = [user_messages(body, policy.marker, policy.system) for body in chosen.bodies]
     table = {
         "prompt": pa.array(prompts, export.PROMPT),
         "target": target["title"],

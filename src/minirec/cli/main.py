@@ -39,8 +39,6 @@ MACHINE = {  # errors that are not minirec's fault, and what to do about them
     errno.EROFS: "the results need a folder that can be written; set results in the configuration",
     errno.EIO: "the disk or its network failed; start again",
 }
-
-
 EXTRAS = {  # the extra of pyproject.toml that brings a library
     **dict.fromkeys(("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf"), "train"),
     **dict.fromkeys(("huggingface_hub", "httpx", "tokenizers"), "train"),
@@ -127,19 +125,14 @@ def _run(stage: str, flags: dict[str, Any]) -> tuple[int, str]:
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other
         given = with_sections(stage, flags)
         runner(stage)(**given)
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library not in EXTRAS:
-            raise
-        sentence = f'{stage} needs {library}; pip install "minirec[{EXTRAS[library]}]"'
-        log.error("error: %s", sentence)
-        return 1, f"error: {sentence}"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, "the reader of its output went away"
     except Exception as error:
         if cause := out_of_memory.cause(error):
             error = InputError(out_of_memory.sentence(stage, given, cause))
+        elif isinstance(error, ModuleNotFoundError) and (library := (error.name or "").partition(".")[0]) in EXTRAS:
+            error = InputError(f'{stage} needs {library}; pip install "minirec[{EXTRAS[library]}]"')
         if isinstance(error, InputError):
             log.error("error: %s", error)
             return 1, f"error: {error}"

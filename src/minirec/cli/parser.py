@@ -171,7 +171,7 @@ def _add_pick(added: argparse.ArgumentParser) -> None:
     from minirec.selection.methods.registry import methods, settings
 
     given = {"rewards", "embeddings", "gradients"}
-    free = sorted(name for name, one in methods().items() if {*one.needs} <= given and name != "el2n")  # needs errors
+    free = sorted(name for name, one in methods().items() if {*one.needs} <= given)
     added.add_argument(
         "rollouts",
         type=Path,

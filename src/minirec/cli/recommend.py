@@ -64,7 +64,7 @@ def typed(recommender: Any, titles: list[str], top: int, reasoning: bool, json: 
     rows = [row for row in found if row is not None]
     if not rows:
         raise InputError("nothing of this history is in the catalogue; minirec show CATALOGUE lists titles")
-    one = recommend(recommender, [rows], top, reasoning)[0]
+    one = recommender.recommend([rows], top, reasoning)[0]
     names = [recommender.titles[row] for row in one.rows]
     if json:
         answer = {"history": [recommender.titles[row] for row in rows], "reasoning": one.reasoning}
@@ -106,9 +106,8 @@ def of_file(recommender: Any, users: Path, out: Path, top: int, reasoning: bool)
             found = [[recommender.lookup.row(title) for title in one] for one in histories]
             known = [[row for row in rows if row is not None] for rows in found]
             some = [place for place, rows in enumerate(known) if rows]
-            given = dict(
-                zip(some, recommend(recommender, [known[place] for place in some], top, reasoning), strict=True)
-            )
+            answers = recommender.recommend([known[place] for place in some], top, reasoning)
+            given = dict(zip(some, answers, strict=True))
             rows = []
             for place, key in enumerate(keys):
                 one = given.get(place)
@@ -132,15 +131,3 @@ def of_file(recommender: Any, users: Path, out: Path, top: int, reasoning: bool)
         log.warning(
             "%d of %d users have no item of the catalogue in their history; their lists are empty", without, total
         )
-
-
-def recommend(recommender: Any, histories: list[list[int]], top: int, reasoning: bool) -> list[Any]:
-    """Recommendations for histories of catalogue rows, oldest first; times and ratings are not known."""
-    from minirec.data.titles import history_lines
-
-    shown = recommender.policy.settings.prompt_history
-    bodies = []
-    for rows in histories:
-        last = rows[-shown:]
-        bodies.append(history_lines([recommender.titles[row] for row in last], [None] * len(last), [None] * len(last)))
-    return list(recommender.recommend(bodies, histories, top, reasoning))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from minirec.data.splits import Split
 from minirec.evaluation.rank_tables import PolicyRanks
 from minirec.model import distributed, generate, scoring
+from minirec.model.generate import Completions
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
@@ -23,26 +26,34 @@ def rank(
     items [m, d']: the whitened item table. top: how many recommended items to return. what: label of the progress bar.
     One pass gives the ranks with and without reasoning. Raises NotFinite if a score is not finite.
     """
-    prompts = policy.user_bodies(split.bodies)
-    items = items.to(policy.device)
     target, history = torch.as_tensor(split.target), torch.as_tensor(split.history)
     ranks = np.zeros((len(split), 2), dtype=np.int32)  # with reasoning, without
     best = np.zeros((len(split), min(top, len(items))), dtype=np.int32)
     with progress(what, len(split), "samples") as bar:
-        extra, limits = max_new_tokens + 2 * len(policy.marker_ids), [max_new_tokens, 0]
-        for rows in distributed.same_number(list(policy.length_batches(prompts, extra))):
-            if rows is None:  # other processes share the layers and need them
-                generate.stand_in(policy, limits)
-                continue
-            written = generate.generate(policy, [prompts[row] for row in rows], limits)
+        for rows, scores, _ in scored(policy, whitening, items, split.bodies, max_new_tokens):
             targets, masked = target[rows].to(policy.device), history[rows].to(policy.device)
             for branch in range(2):
-                h = whitening.user(written.hidden[:, branch])
-                scores = scoring.scores(h, items, policy.settings.tau)
-                ranks[rows, branch] = scoring.ranks(scores, targets, masked).cpu().numpy()
-                if branch == 0 and best.shape[1]:
-                    ordered = scoring.mask(scores, masked).sort(dim=1, descending=True, stable=True)
-                    order = ordered.indices.masked_fill(ordered.values == -torch.inf, -1)
-                    best[rows] = order[:, : best.shape[1]].cpu().numpy()
+                ranks[rows, branch] = scoring.ranks(scores[branch], targets, masked).cpu().numpy()
+            if best.shape[1]:
+                best[rows] = scoring.best(scores[0], masked, best.shape[1])[0].cpu().numpy()
             bar.add(len(rows))
     return PolicyRanks(split.sample_id, ranks[:, 0], best, ranks[:, 1])
+
+
+@torch.no_grad()
+def scored(
+    policy: Policy, whitening: Whitening, items: Tensor, bodies: Sequence[str], max_new_tokens: int
+) -> Iterator[tuple[list[int], list[Tensor], Completions]]:
+    """Scores of all items for users, a batch at a time: their places, scores [k, m] with and without reasoning.
+
+    Also yields what the policy wrote, greedily. bodies: the histories as text. items [m, d']: the whitened table.
+    """
+    prompts, items = policy.user_bodies(bodies), items.to(policy.device)
+    extra, limits = max_new_tokens + 2 * len(policy.marker_ids), [max_new_tokens, 0]
+    for rows in distributed.same_number(list(policy.length_batches(prompts, extra))):
+        if rows is None:  # other processes share the layers and need them
+            generate.stand_in(policy, limits)
+            continue
+        written = generate.generate(policy, [prompts[row] for row in rows], limits)
+        states = [whitening.user(written.hidden[:, branch]) for branch in range(len(limits))]
+        yield rows, [scoring.scores(h, items, policy.settings.tau) for h in states], written

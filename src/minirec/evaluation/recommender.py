@@ -9,14 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from minirec.data import splits
 from minirec.data.title_lookup import TitleLookup
+from minirec.data.titles import history_lines
 from minirec.errors import InputError
-from minirec.experiment import sections
-from minirec.model import generate, scoring
+from minirec.evaluation import ranking
+from minirec.experiment import paths, sections
+from minirec.experiment.paths import Run
+from minirec.model import scoring
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
@@ -36,20 +41,21 @@ class Recommended:
 class TrainedRun:
     """A run that has been trained: where its files lie and the settings that made it."""
 
-    folder: Path
     top: Path  # results of the data set
+    run: Run
     model: Path  # of the base model
     settings: dict[str, Any]
 
     @classmethod
     def opened(cls, folder: Path) -> TrainedRun:
         """The run in results/DATASET/runs/MODEL/SELECTOR/METHOD-BUDGET/seedN; raises InputError if it is not usable."""
-        where = folder.absolute()
-        if "runs" not in [parent.name for parent in where.parents][3:4]:
+        found = paths.located(folder)
+        if found is None:
             raise InputError(
                 f"{folder} is no run; name a folder like results/DATASET/runs/MODEL/SELECTOR/METHOD-BUDGET/seed0"
             )
-        top, adapter = where.parents[4], where / "adapter"
+        top, run = found
+        adapter = run.folder(top) / "adapter"
         if not (adapter / "adapter_config.json").is_file():
             raise InputError(f"{folder} has no adapter yet; minirec status {top} says what is left to run")
         artefact.verify_folder(adapter)
@@ -60,7 +66,12 @@ class TrainedRun:
         catalogue = top / "catalogue.parquet"
         if not catalogue.is_file() or artefact.digest(catalogue) != record["inputs"]["catalogue"]:
             raise InputError(f"{catalogue} is not the catalogue that {folder} was trained with; run train again")
-        return cls(where, top, Path(base), record["settings"])
+        return cls(top, run, Path(base), record["settings"])
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.run.folder(self.top)
 
     @property
     def adapter(self) -> Path:
@@ -105,36 +116,33 @@ class Recommender:
         with torch.no_grad():
             return self.whitening.item(ItemEncoder(self.policy, texts).embed(what="items"))
 
-    @torch.no_grad()
-    def recommend(
-        self, bodies: Sequence[str], histories: Sequence[Sequence[int]], top: int, reasoning: bool = True
+    def recommend(self, histories: Sequence[Sequence[int]], top: int, reasoning: bool = True) -> list[Recommended]:
+        """The `top` items for users [n] of whom only catalogue rows are known, oldest first: no times, no ratings."""
+        shown = self.policy.settings.prompt_history
+        bodies = [self._lines(rows[-shown:]) for rows in histories]
+        return self.recommend_to(bodies, splits.padded(pa.array(histories, pa.list_(pa.int64()))), top, reasoning)
+
+    def recommend_to(
+        self, bodies: Sequence[str], histories: np.ndarray, top: int, reasoning: bool = True
     ) -> list[Recommended]:
         """The `top` items for each user [n]; none of the user's history.
 
-        bodies: the histories as they stand in the prompt. histories: all their catalogue rows. reasoning: let the
-        policy write first, greedily.
+        bodies: the histories as they stand in the prompt. histories: all their catalogue rows [n, w], padded with -1.
+        reasoning: let the policy write first, greedily.
         """
-        found: list[Recommended | None] = [None] * len(bodies)
-        prompts, tau = self.policy.user_bodies(bodies), self.policy.settings.tau
-        branch = 0 if reasoning else 1
-        extra = self.max_new_tokens + 2 * len(self.policy.marker_ids)
-        for rows in self.policy.length_batches(prompts, extra):
-            # both branches, as `evaluate` has them: the same bits
-            written = generate.generate(self.policy, [prompts[row] for row in rows], [self.max_new_tokens, 0])
-            h = self.whitening.user(written.hidden[:, branch])
-            longest = max(1, *(len(histories[row]) for row in rows))
-            past = [[*histories[row], *[-1] * (longest - len(histories[row]))] for row in rows]
-            scores = scoring.mask(scoring.scores(h, self.items, tau), torch.tensor(past, device=h.device))
-            ordered = scores.sort(dim=1, descending=True, stable=True)
+        found: dict[int, Recommended] = {}
+        branch, seen = 0 if reasoning else 1, torch.as_tensor(histories)
+        batches = ranking.scored(self.policy, self.whitening, self.items, bodies, self.max_new_tokens)
+        for rows, scores, written in batches:
+            best, values = scoring.best(scores[branch], seen[rows].to(scores[branch].device), top)
             for place, row in enumerate(rows):
-                count = min(top, len(self.titles) - len({*histories[row]}))
-                best = ordered.indices[place, :count].tolist()
-                values = (ordered.values[place, :count] * tau).tolist()
+                kept = best[place] >= 0
+                cosines = (values[place][kept] * self.policy.settings.tau).tolist()
                 text = self.policy.tokenizer.decode(written.tokens[place][branch], skip_special_tokens=True).strip()
-                found[row] = Recommended(best, values, text)
-        return [one for one in found if one is not None]
+                found[row] = Recommended(best[place][kept].tolist(), cosines, text)
+        return [found[row] for row in range(len(bodies))]
 
-    def test_samples(self) -> splits.Split:
-        """The test samples of the run's data set."""
-        top, shown = self.run.top, self.policy.settings.prompt_history
-        return splits.load(top / "samples.parquet", top / "catalogue.parquet", "test", shown)
+    def _lines(self, rows: Sequence[int]) -> str:
+        """A history as it stands in the prompt."""
+        unknown = [None] * len(rows)
+        return history_lines([self.titles[row] for row in rows], unknown, unknown)

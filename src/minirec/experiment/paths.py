@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,6 +107,18 @@ class Run:
     def selection(self, top: Path) -> Path:
         """Folder of selection and curriculum; top: results of the data set."""
         return top / "selections" / self.selector / f"{self.method}-{self.budget}" / f"seed{self.seed}"
+
+
+def located(folder: Path) -> tuple[Path, Run] | None:
+    """The results of the data set, and the run, of a run's folder DATASET/runs/…/seedN; None if it is none."""
+    plain = Path(os.path.normpath(folder))
+    for where in (plain, plain.absolute()):
+        if "runs" in [parent.name for parent in where.parents][3:4]:
+            try:
+                return where.parents[4], Run.parse("/".join(where.parts[-4:]))
+            except ValueError:
+                return None
+    return None
 
 
 def run_of(config: Config, model: str, selector: str, method: str, budget: int | str, seed: int) -> Run:

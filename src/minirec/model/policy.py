@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
 from minirec.data import models
-from minirec.errors import InputError
+from minirec.errors import InputError, one_sentence
 from minirec.experiment import sections
 from minirec.experiment.sections import Passes
 from minirec.model import distributed, logits, prompts
@@ -62,7 +62,7 @@ class Policy:
         artefact.verify_folder(folder, foreign=True)
         disable_progress_bar()  # minirec shows its own
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-        with one_sentence(folder):
+        with loading(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is None:
             raise InputError(f"{folder} has no chat template; take an instruction-tuned model")
@@ -213,7 +213,7 @@ class Policy:
 
 def _base_model(folder: Path, dtype: str) -> Any:
     """The language model of a folder; raises InputError if weights are missing, which would be set at random."""
-    with one_sentence(folder):
+    with loading(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
@@ -236,18 +236,13 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     if not (adapter / "adapter_model.safetensors").is_file():
         raise InputError(f"{adapter} has no adapter_model.safetensors; run train again")
     artefact.verify_folder(adapter)
-    with one_sentence(adapter):
+    with loading(adapter):
         return PeftModel.from_pretrained(model, adapter)
 
 
-@contextmanager
-def one_sentence(folder: Path) -> Iterator[None]:
+def loading(folder: Path) -> AbstractContextManager[None]:
     """Turn whatever a library raises while it loads a folder into an InputError of one sentence."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder} cannot be loaded ({reason}); make or fetch it again") from error
+    return one_sentence(f"{folder} cannot be loaded (", "); make or fetch it again")
 
 
 def batch_rows(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

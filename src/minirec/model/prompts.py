@@ -49,6 +49,11 @@ def user_prompts(tokenizer: Any, marker: str, system: str | None) -> Prompts:
     return Prompts(tokenizer, token_ids(tokenizer, before), token_ids(tokenizer, after), reserved(tokenizer, marker))
 
 
+def user_messages(body: str, marker: str, system: str | None) -> list[dict[str, str]]:
+    """The prompt about a user as a chat, for other programs; body: the history as `history_lines` writes it."""
+    return _messages(USER_INSTRUCTION + marker, body, system)
+
+
 def item_prompts(tokenizer: Any, marker: str, system: str | None, max_body: int) -> Prompts:
     """Prompts about items; their body is the catalogue's `text`, and the assistant's turn begins with the marker."""
     before, after = _template(tokenizer, ITEM_INSTRUCTION, system)
@@ -78,14 +83,17 @@ def neutral(text: str, words: Sequence[str]) -> str:
     return text
 
 
+def _messages(instruction: str, body: str, system: str | None) -> list[dict[str, str]]:
+    before = [{"role": "system", "content": system}] if system is not None else []
+    return [*before, {"role": "user", "content": f"{instruction}\n{body}"}]
+
+
 def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str, str]:
     """Text of the chat before the body, and after it up to the start of the assistant's turn."""
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": f"{instruction}\n{_BODY}"})
     try:
         template = _DATE + tokenizer.get_chat_template()
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, chat_template=template
+            _messages(instruction, _BODY, system), tokenize=False, add_generation_prompt=True, chat_template=template
         )
     except Exception as error:  # a template is a program and raises what it likes
         reason = " ".join(str(error).split())[:200]

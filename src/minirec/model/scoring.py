@@ -49,6 +49,21 @@ def ranks(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
     return 1 + (allowed > of_target).sum(1) + ((allowed == of_target) & lower).sum(1)
 
 
+def best(scores: Tensor, exclude: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rows [n, count] with the largest scores, best first, -1 where fewer remain; and their scores.
+
+    exclude [n, w]: rows of the history, padded with -1, which are never recommended. Of equal scores the lower row
+    comes first.
+
+    >>> rows, _ = best(torch.tensor([[0.7, 0.9, 0.7]]), exclude=torch.tensor([[1]]), count=3)
+    >>> rows.tolist()
+    [[0, 2, -1]]
+    """
+    ordered = mask(scores, exclude).sort(dim=1, descending=True, stable=True)
+    values = ordered.values[:, :count]
+    return ordered.indices[:, :count].masked_fill(values == -torch.inf, -1), values
+
+
 def log_pi(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
     """Log-probability [n] of each target [n]: softmax of the scores [n, m] without the rows `exclude` [n, w]."""
     return mask(scores, exclude, target).log_softmax(1).gather(1, target[:, None]).squeeze(1)

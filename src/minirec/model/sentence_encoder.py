@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from minirec.errors import InputError
-from minirec.model.policy import batch_rows, one_sentence
+from minirec.model.policy import batch_rows, loading
 from minirec.progress import progress
 
 MAX_TOKENS = 512  # of a text; what follows is cut
@@ -64,7 +64,7 @@ def _loaded(folder: Path) -> tuple[Any, Any, int]:
         raise InputError(f"{folder} has no weights in safetensors; other formats can execute code when loaded")
     disable_progress_bar()  # minirec shows its own
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with one_sentence(folder):
+    with loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         model, report = AutoModel.from_pretrained(
             folder,

@@ -28,14 +28,20 @@ def chart(name: str, figure: Figure, caption: str, tips: Mapping[str, str] | Non
     return Chart(inline(name, figure, caption, tips), caption)
 
 
-def render(template: str, **values: Any) -> str:
-    """The page of a template of this folder; a browser is told to run no script but the page's own."""
+def filled(template: str, escape: bool, **values: Any) -> str:
+    """A template of the folder `templates` with these values; escape: for HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    found = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=escape, undefined=StrictUndefined)
+    return found.get_template(template).render(version=__version__, **values)
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template; a browser is told to run no script but the page's own."""
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template(template).render(
-        version=__version__,
+    page = filled(
+        template,
+        escape=True,
         style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from minirec import __version__
-from minirec.report.html import TEMPLATES
+from minirec.experiment.paths import Run
+from minirec.report.html import TEMPLATES, filled
 
 RECIPE = "model_recipe.py.txt"
 SHOWN = ("ndcg@10", "hr@10")
 
 
-def card(run: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any], base: str, items: int) -> str:
-    """Markdown. run: .../DATASET/runs/MODEL/SELECTOR/METHOD-BUDGET/seedN; metrics: its metrics.json."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    method, _, budget = run.parent.name.rpartition("-")
+def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int) -> str:
+    """Markdown about the model of a run. metrics: its metrics.json; items: number of items in the catalogue."""
     names = [name for name in SHOWN if name in metrics["metrics"]]
     rows = [("after RL", metrics["metrics"]), ("before RL", metrics["before"])]
     rows += sorted(metrics["baselines"].items())
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.get_template("model_card.md.j2").render(
-        name=f"{run.parents[4].name}, {method} {budget}, {base}",
-        dataset=run.parents[4].name,
-        base=base,
-        version=__version__,
-        samples=budget,
-        method=method,
-        seed=settings["seed"],
+    return filled(
+        "model_card.md.j2",
+        escape=False,
+        name=f"{dataset}, {run.method} {run.budget}, {run.model}",
+        dataset=dataset,
+        run=run,
         metrics=metrics,
         names=[name.replace("ndcg", "NDCG").replace("hr", "HR") for name in names],
         rows=[(label.replace("_", " "), [_interval(found[name]) for name in names]) for label, found in rows],

@@ -14,6 +14,7 @@ from sklearn.preprocessing import normalize
 
 from minirec.data import splits, stored_signals
 from minirec.errors import InputError
+from minirec.experiment import paths
 from minirec.report.picks import SignalFiles, nearest_picks
 from minirec.selection import counterfactual
 from minirec.selection.methods import registry
@@ -47,15 +48,14 @@ class Selection:
 def opened(folder: Path) -> Selection:
     """The selection of a folder below `selections`, or of a run below `runs`; raises InputError if it is not there."""
     plain = Path(os.path.normpath(folder))
-    for where in (plain, plain.absolute()):
-        names = [parent.name for parent in where.parents]
-        if "runs" in names[3:4]:
-            top = where.parents[4]
-            where = top.joinpath("selections", *where.parts[-3:])
-            break
-        if "selections" in names[2:3]:
-            top = where.parents[3]
-            break
+    found = paths.located(folder)
+    selections = [where for where in (plain, plain.absolute()) if "selections" in [p.name for p in where.parents][2:3]]
+    if found is not None:
+        top, run = found
+        where = run.selection(top)
+    elif selections:
+        where = selections[0]
+        top = where.parents[3]
     else:
         raise InputError(
             f"{folder} is no run and no selection; name a folder like "
@@ -225,6 +225,7 @@ class Explanation:
             for need, value in (
                 ("rewards", self.signals.mean_reward),
                 ("gradients", self.signals.representativeness),
+                ("errors", self.signals.error_norm),
                 ("embeddings", self.signals.embeddings),
                 ("influence", self.signals.influence),
             )

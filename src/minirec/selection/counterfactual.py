@@ -15,7 +15,8 @@ from minirec.selection.signals import NOT_THERE, Signals, learnability
 
 NUMBERS = {  # the signals that are one number a sample, by what a method must read to use them
     "rewards": ("mean_reward", "reward_std", "hits"),
-    "gradients": ("representativeness", "gradient_norm", "error_norm"),
+    "gradients": ("representativeness", "gradient_norm"),
+    "errors": ("error_norm",),
     "influence": ("influence",),
 }
 GRID, HALVINGS = 41, 12  # values that are tried of a number, and halvings of the step between two that decide otherwise

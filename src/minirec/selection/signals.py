@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 NOT_THERE = cast(np.ndarray, None)  # a method reads only the signals that it has asked for
-NEEDS = ("rewards", "gradients", "embeddings", "influence")  # what a method may ask for; all but the last cost rollouts
+NEEDS = ("rewards", "gradients", "errors", "embeddings", "influence")  # what a method may ask for
 FREE = ("targets",)  # what a method may ask for and costs nothing: it is in the samples
 NORMAL_IQR = 1.349  # interquartile range of a normal distribution, in standard deviations
 
@@ -26,7 +26,7 @@ class Signals:
     learnability: np.ndarray = NOT_THERE  # [n] in 0..1. Need: gradients
     representativeness: np.ndarray = NOT_THERE  # [n] in 0..1. Need: gradients
     gradient_norm: np.ndarray = NOT_THERE  # [n] length of the mean gradient. Need: gradients
-    error_norm: np.ndarray = NOT_THERE  # [n] length of predicted probabilities minus one-hot target. Need: gradients
+    error_norm: np.ndarray = NOT_THERE  # [n] length of predicted probabilities minus one-hot target. Need: errors
     influence: np.ndarray = NOT_THERE  # [n] how much a small recommender needs the sample. Need: influence
     embeddings: np.ndarray = NOT_THERE  # [n, d]. Need: embeddings
 

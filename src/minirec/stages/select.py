@@ -79,6 +79,7 @@ def _method(
     flags = {
         "rewards": ("--scores" if "gradients" in method.needs else "--rollouts or --scores", rollouts or scores),
         "gradients": ("--scores", scores),
+        "errors": ("--scores", scores),
         "embeddings": ("--embeddings", embeddings),
         "influence": ("--influences", influences),
     }

@@ -69,7 +69,9 @@ class RecommenderTrainer(GRPOTrainer):
         self.seconds = {"generate": 0.0, "items": 0.0, "loss": 0.0}  # of the current step, by part
         self.means: dict[str, float] = {}  # over the step's batch: losses, rewards and share of forced markers
         self.rollout: tuple[list[MicroBatch], BatchItems] | None = None  # what the present steps train on
-        self.stand_in = generate.stand_in(policy, [1])  # for a process that has no prompts left
+        self.stand_in: generate.Completions | None = None  # for a process that has no prompts left
+        if distributed.sharded():
+            self.stand_in = generate.stand_in(policy, [1])
         policy.model._ddp_params_and_buffers_to_ignore = distributed.ignored_by_ddp(policy.model)
         # part of the model, so that its weights are clipped, summed and reset with the adapter's
         policy.model.add_module("minirec_head", self.head)
@@ -160,9 +162,8 @@ class RecommenderTrainer(GRPOTrainer):
         local = distributed.local_rows(len(inputs))
         samples, prompts = batch.take(local), [self.prompts[inputs[place]] for place in local]
         tokens = torch.zeros((), device=self.policy.device)
-        if local or distributed.sharded():
-            with self._timed("generate"):
-                completions = self._write_completions(prompts, samples.sample_id)
+        with self._timed("generate"):
+            completions = self._write_completions(prompts, samples.sample_id)
         if local:
             try:
                 advantage = self._advantages(completions, samples, len(inputs))
@@ -201,7 +202,7 @@ class RecommenderTrainer(GRPOTrainer):
             )
             parts.append(written)
             places += rows
-        return generate.Completions.concatenate(parts or [self.stand_in]).take(np.argsort(places).tolist())
+        return generate.Completions.concatenate(parts).take(np.argsort(places).tolist())
 
     def _advantages(self, completions: generate.Completions, samples: Split, batch_prompts: int) -> Tensor:
         """Advantages [n, G] of completions by the current item table; notes means of rewards and forced markers."""
@@ -245,6 +246,7 @@ class RecommenderTrainer(GRPOTrainer):
 
     def _no_loss(self) -> Tensor:
         """Zero, by the passes of a micro-batch: other processes have one more and share the layers."""
+        assert self.stand_in is not None  # only with sharded layers are there more passes than micro-batches
         log_p, _, hidden = generate.teacher_forced(self.policy, [[0]], self.stand_in)
         return 0 * (log_p.sum() + hidden.sum())
 

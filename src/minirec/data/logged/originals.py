@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from minirec.data.logged.rollouts import PROMPTS, RolloutLog, columns_of, found, source_of, text_of
-from minirec.errors import InputError, one_line
+from minirec.errors import InputError, one_sentence
 from minirec.storage.user_files import identifier
 
 
@@ -65,13 +65,9 @@ class Originals:
         with self._one_sentence():
             return self.log.engine.sql(query).to_arrow_table()
 
-    @contextmanager
-    def _one_sentence(self) -> Iterator[None]:
+    def _one_sentence(self) -> AbstractContextManager[None]:
         """Turn whatever a library raises while it reads the data set into an InputError of one sentence."""
-        try:
-            yield
-        except Exception as error:
-            raise InputError(f"{self.path} cannot be read: {one_line(error, 300)}") from error
+        return one_sentence(f"{self.path} cannot be read: ", length=300)
 
     def rows(self, places: np.ndarray) -> tuple[pa.Table, int]:
         """All columns of the rows of these prompts [k] of the log, in this order; of equal keys the first row.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from minirec.errors import InputError
+from minirec.errors import InputError, one_sentence
 from minirec.storage.user_files import delimiter_of, identifier, inside, quoted
 
 CSV = "read_csv({}, union_by_name = true, sample_size = -1, header = true, quote = '\"', delim = {})"
@@ -102,16 +102,10 @@ class RolloutLog:
         with self._one_sentence():
             return self.engine.sql(query).to_arrow_table()
 
-    @contextmanager
-    def _one_sentence(self) -> Iterator[None]:
-        try:
-            yield
-        except duckdb.Error as error:
-            message = " ".join(str(error).split())
-            where = (
-                str(self.files[0]) if len(self.files) == 1 else f"the {len(self.files)} files, {self.files[0]} first,"
-            )
-            raise InputError(f"{where} cannot be read: {message[:300]}") from error
+    def _one_sentence(self) -> AbstractContextManager[None]:
+        files, first = len(self.files), self.files[0]
+        where = str(first) if files == 1 else f"the {files} files, {first} first,"
+        return one_sentence(f"{where} cannot be read: ", length=300, kind=duckdb.Error)
 
     def _read(self, which: str) -> None:
         """Make the table by_prompt: first line and rewards of each prompt; and `kept`, the columns of a prompt."""

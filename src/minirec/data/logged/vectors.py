@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 from safetensors.numpy import load_file
 
 from minirec.data.logged.rollouts import RolloutLog, text_of
-from minirec.errors import InputError, one_line
+from minirec.errors import InputError, one_sentence
 from minirec.storage.user_files import identifier, quoted
 
 ENDINGS = (".npy", ".npz", ".safetensors", ".parquet")
@@ -29,7 +28,7 @@ def vectors(log: RolloutLog, path: Path, id: str | None = None) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     names = list(dict.fromkeys(filter(None, (id, log.columns.prompt, "prompt"))))
-    with _one_sentence(path):
+    with one_sentence(f"{path} holds no vectors that can be read (", "); write it again"):
         key, keys, matrix = _parquet(log, path, names) if path.suffix == ".parquet" else _arrays(path, names)
     if key is None:
         if len(matrix) != len(log):
@@ -44,17 +43,6 @@ def vectors(log: RolloutLog, path: Path, id: str | None = None) -> np.ndarray:
         row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
         raise InputError(f"{path}: the vector of prompt {row} holds NaN, infinity or numbers beyond float32")
     return found
-
-
-@contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
-    """Turn whatever a library raises while it reads a file into an InputError of one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} holds no vectors that can be read ({one_line(error)}); write it again") from error
 
 
 def _rows(keys: list[str], wanted: list[str], path: Path, key: str) -> np.ndarray:
