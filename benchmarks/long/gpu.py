@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT / "src"))  # minirec need not be installed
 from minirec.model.cache import BranchingCache, BranchReader  # noqa: E402
 from minirec.model.logits import logits, token_log_p  # noqa: E402
 from minirec.model.one_pass import OnePass  # noqa: E402
+from minirec.planning.gpu_rates import TRAINING, WRITING  # noqa: E402
 from minirec.planning.paper_models import SHAPES  # noqa: E402
 from minirec.selection.greedy import greedy  # noqa: E402
 
@@ -94,7 +95,7 @@ class Bench:
         prompts = [self.ids(s.length) for _ in range(rows)]
         with torch.no_grad():
             seconds, _ = self.timed(partial(self.decode, prompts))
-            yield "built-in engine, one batch", rows * s.completions * s.new / seconds, "tokens/s"
+            yield WRITING, rows * s.completions * s.new / seconds, "tokens/s"
             inputs = torch.tensor([self.prefix + p for p in prompts for _ in range(s.completions)], device=self.device)
             options = {"max_new_tokens": s.new, "min_new_tokens": s.new, "do_sample": True, "pad_token_id": 0}
             seconds, _ = self.timed(lambda: self.model.generate(inputs, **options))
@@ -142,7 +143,7 @@ class Bench:
         tokens = s.prompts * (PREFIX + s.length + s.completions * s.new) + s.items * s.item_length
         layers = self.base.get_decoder().layers.parameters()
         weights = sum(w.numel() for w in layers if not w.requires_grad) * 2
-        yield "operations of a training step", 3 * weights * tokens / (step + seconds["update"]) / 1e12, "TFLOP/s"
+        yield TRAINING, 3 * weights * tokens / (step + seconds["update"]) / 1e12, "TFLOP/s"
         if self.device.type == "cuda":
             yield "peak memory of a micro-batch", peaks["read_micro_batch"] / 1e9, "GB"
             yield "peak memory of a pass over items", peaks["read_items"] / 1e9, "GB"

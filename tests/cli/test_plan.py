@@ -10,6 +10,7 @@ from minirec.cli import plan
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.planning.estimates import REACHED
+from minirec.planning.gpu_rates import TRAINING, WRITING
 from minirec.planning.jobs import Job, PlannedWork
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
@@ -119,6 +120,26 @@ def test_without_any_job_the_hours_are_guesses_and_say_at_which_speed(gemma, cap
     assert cells(text, "rollout")[-1] == cells(text, "summarise", "-")[-1] == "guess"
     assert f"{50 * REACHED:.0f} GFLOP a second, {REACHED:.0%} of what this machine does" in text
     assert "measured:" not in text
+
+
+def test_a_named_gpu_has_hours_by_its_rates_and_its_memory_is_compared(gemma, capsys):
+    settings = config.load("config/config.yaml", "mine.yaml")
+    work = PlannedWork(settings, gemma / "results" / "movielens").work(Job("rollout", signal_set="gemma"))
+    (gemma / "docs" / "results").mkdir(parents=True)
+    start = "NVIDIA H100,80,2.13.0,5.23,Gemma-2-2B"
+    rate = work.written / 36_000  # tokens a second of a model of this size: two seeds take 20 hours
+    shape = PlannedWork(settings, gemma / "results" / "movielens").shape("gemma")
+    like_gemma = rate * shape.parameters / 2.614e9
+    rows = [f'{start},"{WRITING}",{like_gemma},tokens/s', f"{start},{TRAINING},1e9,TFLOP/s"]
+    (gemma / "docs" / "results" / "gpu.csv").write_text("card,memory_gb,torch,transformers,model,what,value,unit\n")
+    with (gemma / "docs" / "results" / "gpu.csv").open("a") as stream:
+        stream.write("\n".join(rows))
+    plan.run(target="results/movielens/metrics.json", configfile=[gemma / "mine.yaml"], gpu="h100")
+    text = capsys.readouterr().out
+    assert cells(text, "rollout")[-3:] == ["20.0", "h", "gpu"]
+    assert cells(text, "summarise", "-")[-1] == "guess"
+    assert "gpu: the rates that make bench-gpu measured on NVIDIA H100\n" in text
+    assert "a NVIDIA H100 has 80 GB: it fits\n" in text
 
 
 def test_a_comparison_can_be_planned_and_lists_the_runs_of_the_grid(project, capsys):

@@ -39,7 +39,7 @@ def test_a_step_of_training_writes_then_reads_forth_and_back():
     items = steps * batch_items * 5
     assert work.read == 3 * 8 * (10 + 2 * 3) + 2 * items
     assert work.written == 8 * 2 * 3
-    assert work.flop == LAYERS * work.read + 3 * HEAD * work.written
+    assert work.flop == LAYERS * (work.read + 8 * (10 + 2 * 3) + items) + 4 * HEAD * work.written  # layers run again
     again = training(updates_per_rollout=2)
     assert again.read == 5 * 8 * (10 + 2 * 3) + 2 * 2 * items
     assert again.written == work.written
@@ -50,13 +50,13 @@ def test_layers_without_adapters_run_once_and_only_for_new_tokens():
     seen, items = 8 * (10 + 2 * 3), 2 * 4 * 5
     assert work.read == training().read
     forth = seen + 0.25 * seen + items  # completions from kept states; items through all layers
-    assert work.flop == LAYERS * (forth + 0.25 * (seen + items)) + 3 * HEAD * work.written
+    assert work.flop == LAYERS * (forth + 2 * 0.25 * (seen + items)) + 4 * HEAD * work.written
     kept = training(of=model(lora_layers=1, keep=True))
     assert work.flop - kept.flop == LAYERS * 0.75 * items
     several_kinds = Shape(4, 25, 7, 16, 8, layers_alike=False)  # whose states are not kept
     assert (
         training(of=model(lora_layers=1, keep=True, shape=several_kinds)).flop
-        == LAYERS * (2 * seen + items + 0.25 * (seen + items)) + 3 * HEAD * work.written
+        == LAYERS * (2 * seen + items + 2 * 0.25 * (seen + items)) + 4 * HEAD * work.written
     )
 
 

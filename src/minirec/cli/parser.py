@@ -150,6 +150,10 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
         return
     if name == "plan":
         added.add_argument("target", help="e.g. results/cds/metrics.json")
+        added.add_argument(
+            "--gpu", metavar="NAME", help="hours and memory on this GPU, e.g. h100, by make bench-gpu's rates"
+        )
+        added.add_argument("--gpu-rates", type=Path, metavar="FILE", help="its rows (default: docs/results/gpu.csv)")
     else:
         added.add_argument("folder", type=Path, help="results of a data set, e.g. results/cds")
     if name == "report":

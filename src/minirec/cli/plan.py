@@ -8,7 +8,7 @@ numbers are unknown.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from minirec.experiment.paths import Run, compared_runs, experiment_runs, folder
 from minirec.experiment.sections import Backward, Passes
 from minirec.planning import estimates, training_memory
 from minirec.planning.estimates import Estimate, Estimates, duration
+from minirec.planning.gpu_rates import MEASURED_ON_GPU, GpuRates
 from minirec.planning.jobs import Job, PlannedWork, jobs
-from minirec.planning.workload import Sizes, Work
+from minirec.planning.paper_models import SHAPES
+from minirec.planning.workload import Shape, Sizes, Work, shape_of
 from minirec.storage import memory
 
 TARGETS = {"metrics.json": (experiment_runs, "summarise"), "comparison.parquet": (compared_runs, "compare")}
 HEAD = ("rule", "model", "jobs", "read", "sampled", "TFLOP", "disk MB", "took", "estimate", "by")
+GPU_RATES = Path("docs/results/gpu.csv")  # where `make bench-gpu` writes
 _LINE = "  {:<15}{:<12}{:>5}{:>10}{:>10}{:>11}{:>9}{:>9}{:>10}  {}\n"
 
 
@@ -46,20 +49,32 @@ class Need:
         return sum(known) if len(known) == self.jobs else None
 
 
-def needs(planned: PlannedWork, runs: list[Run], last: str, known: Estimates) -> list[Need]:
-    """What the rules need for these runs, in the order in which they run; last: the rule that reads all runs."""
+def needs(
+    planned: PlannedWork, runs: list[Run], last: str, known: Estimates, rates: Mapping[str, GpuRates]
+) -> list[Need]:
+    """What the rules need for these runs, in the order in which they run; last: the rule that reads all runs.
+
+    rates: of a GPU, by language model; empty: the jobs run on this machine.
+    """
     found: dict[tuple[str, str], Need] = {}
     for job in jobs(planned.config, runs, last):
         key = job.rule, job.language_model
         need, work = found.setdefault(key, Need(*key)), planned.work(job)
         need.jobs += 1
         need.work += work
-        need.estimates.append(known.of(job, work.flop))
+        estimate, shape = known.of(job, work.flop), planned.shape(job.language_model)
+        if job.language_model in rates and shape and work.flop:
+            seconds = rates[job.language_model].seconds(work.written, work.flop, shape.parameters)
+            estimate = Estimate(estimates.GUESSED_STARTUP + seconds, MEASURED_ON_GPU)
+        need.estimates.append(estimate)
     return sorted(found.values(), key=lambda need: RULES.index(need.rule))
 
 
-def run(*, target: str, configfile: list[Path] | None) -> None:
-    """Print the plan of results/DATASET/metrics.json or comparison.parquet; raises InputError for another target."""
+def run(*, target: str, configfile: list[Path] | None, gpu: str | None = None, gpu_rates: Path | None = None) -> None:
+    """Print the plan of results/DATASET/metrics.json or comparison.parquet; raises InputError for another target.
+
+    gpu: a part of the name of a GPU; gpu_rates: the file of `make bench-gpu` that knows it.
+    """
     folder = Path(target).parent
     config = load(DEFAULTS, *remembered(folder, configfile))
     if folder.name not in config.datasets or folder.parent != Path(config.results) or Path(target).name not in TARGETS:
@@ -82,11 +97,14 @@ def run(*, target: str, configfile: list[Path] | None) -> None:
         return
     out(f"  {size.train} train, {size.valid} valid, {size.test} test samples; {size.items} items; {_tokens(size)}\n\n")
     known = Estimates.from_logs(Path(config.results), config.policy.dtype)
-    rows = needs(planned, runs, last, known)
+    shapes = {name: shape for name in names if (shape := planned.shape(name)) is not None}
+    rates = {name: _rates(gpu_rates or GPU_RATES, gpu, shape) for name, shape in shapes.items()} if gpu else {}
+    rows = needs(planned, runs, last, known, rates)
     out(table(rows, took(logs(folder, folders(config, runs)))))
-    out(in_sum(rows, known))
+    cards = ", ".join(dict.fromkeys(one.card for one in rates.values()))
+    out(in_sum(rows, {estimates.GUESSED: known.speed, MEASURED_ON_GPU: cards}))
     for name in names:
-        out(f"\n  memory of {name}: {_memory(config, folder.name, planned, name)}\n")
+        out(f"\n  memory of {name}: {_memory(config, folder.name, planned, name, rates.get(name))}\n")
 
 
 def _models(runs: list[Run]) -> list[str]:
@@ -141,8 +159,8 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def in_sum(rows: list[Need], known: Estimates) -> str:
-    """The sum of the estimates, and what they rest on."""
+def in_sum(rows: list[Need], more: Mapping[str, str]) -> str:
+    """The sum of the estimates, and what they rest on; more: what else to say of a basis."""
     every = [one for row in rows for one in row.estimates]
     parts = {basis: sum(one.seconds for one in every if one and one.basis == basis) for basis in estimates.BASES}
     text = f"\n  in sum: about {duration(sum(parts.values()))}, one job after the other"
@@ -151,13 +169,18 @@ def in_sum(rows: list[Need], known: Estimates) -> str:
     text += "\n"
     for basis, meaning in estimates.BASES.items():
         if parts[basis]:
-            text += (
-                f"    {duration(parts[basis])} {basis}: {meaning}{known.speed if basis == estimates.GUESSED else ''}\n"
-            )
+            text += f"    {duration(parts[basis])} {basis}: {meaning}{more.get(basis, '')}\n"
     return text
 
 
-def _memory(config: Config, dataset: str, planned: PlannedWork, name: str) -> str:
+def _rates(file: Path, gpu: str, shape: Shape) -> GpuRates:
+    from transformers import AutoConfig  # here, as it loads torch, which takes seconds
+
+    measured = {name: shape_of(AutoConfig.for_model(**one), "bfloat16").parameters for name, one in SHAPES.items()}
+    return GpuRates.read(file, gpu, measured, shape.parameters)
+
+
+def _memory(config: Config, dataset: str, planned: PlannedWork, name: str, gpu: GpuRates | None) -> str:
     model, policy = planned.shape(name), planned.language_model(name)
     if model is None or policy is None:
         return "unknown until the model is fetched"
@@ -173,6 +196,9 @@ def _memory(config: Config, dataset: str, planned: PlannedWork, name: str) -> st
     )
     for part, size in parts.items():
         text += f"\n    {part:<40}{size / 1e9:>7.2f} GB"
+    if gpu is not None:
+        fits = "fits" if needed < gpu.memory else "does NOT fit; lower the two resources"
+        return f"{text}\n    a {gpu.card} has {gpu.memory / 1e9:.0f} GB: it {fits}"
     if needed > (free := memory.free()):
         text += (
             f"\n  this machine has {free / 1e9:.1f} GB free: set a stricter datasets.{dataset}.filter, "

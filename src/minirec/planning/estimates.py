@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from minirec.experiment.job_logs import events
+from minirec.planning.gpu_rates import MEASURED_ON_GPU
 from minirec.planning.jobs import STAGES, Job
 
 GUESSED_STARTUP = 6.0  # seconds: libraries and a small model
@@ -21,6 +22,7 @@ MEASURED, SIMILAR, GUESSED = "measured", "similar", "guess"
 BASES = {
     MEASURED: "what earlier jobs of the same rule and model took here, scaled by their operations",
     SIMILAR: "what earlier jobs of the same stage, or of the same model, took here, scaled by their operations",
+    MEASURED_ON_GPU: "the rates that make bench-gpu measured on ",
     GUESSED: "no such job has run here yet; ",
 }
 

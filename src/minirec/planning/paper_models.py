@@ -1,6 +1,8 @@
 """Sizes of the paper's two models, as their config.json says them: for measurements with random weights."""
 
-SHAPES = {  # keywords of transformers' AutoConfig.for_model
+from typing import Any
+
+SHAPES: dict[str, dict[str, Any]] = {  # keywords of transformers' AutoConfig.for_model
     "Gemma-2-2B": {
         "model_type": "gemma2",
         "num_hidden_layers": 26,

@@ -199,7 +199,7 @@ class LanguageModel:
         work = self._write(seen, completions, new)
         learned = updates * seen * (size.user_tokens + completions * new)
         work += self._read(learned, self.above) + self._back(learned)
-        work += self._logits(2 * updates * seen * completions * new)
+        work += self._logits(3 * updates * seen * completions * new)  # forth, again and back
         items = steps * min(train.batch_prompts + train.extra_negatives, size.items) * size.item_tokens
         work += self._read(items, self.above if self.frozen_states else 1) + self._back(items)
         evaluations = len(train.evaluated_steps(samples))
@@ -238,8 +238,11 @@ class LanguageModel:
         return Work(read=tokens, flop=2 * parameters * share * tokens)
 
     def _back(self, tokens: float) -> Work:
-        """The way back of a gradient: as many operations as forth, as frozen weights get none."""
-        return self._read(tokens, self.trained)
+        """The way back of a gradient through each trained layer, which is read again first (METHOD 3).
+
+        The way back takes as many operations as a reading, as frozen weights get no gradient.
+        """
+        return self._read(tokens, 2 * self.trained)
 
     def _logits(self, tokens: float) -> Work:
         return Work(flop=2 * (self.shape.head_parameters if self.shape else 0) * tokens)

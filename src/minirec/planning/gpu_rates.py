@@ -1,0 +1,63 @@
+"""What a named GPU does a second, by the rows that `make bench-gpu` wrote on one."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from minirec.errors import InputError
+
+WRITING = "built-in engine, one batch"  # a row's `what`: tokens/s, all completions of a batch together
+TRAINING = "operations of a training step"  # TFLOP/s
+MEASURED_ON_GPU = "gpu"  # basis of an estimate
+
+
+@dataclass(frozen=True)
+class GpuRates:
+    """What one kind of GPU does with a model of so many parameters."""
+
+    card: str
+    memory: float  # bytes
+    parameters: float
+    tokens: float  # sampled a second
+    flop: float  # operations a second, in a training step
+
+    @classmethod
+    def read(cls, path: Path, name: str, sizes: Mapping[str, float], wanted: float) -> GpuRates:
+        """The newest rates of the card whose name contains `name`, with the model most like one of `wanted` parameters.
+
+        path: the file of `make bench-gpu`. sizes: parameters by the name of a model in it. Raises InputError if it has
+        no rates of such a card.
+        """
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; run make bench-gpu on a {name} first")
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("what") in (WRITING, TRAINING)]
+        of_card = [row for row in rows if name.lower() in row["card"].lower() and row["model"] in sizes]
+        found: dict[str, dict[str, float]] = {}
+        for row in of_card:  # later rows are newer
+            found.setdefault(row["model"], {})[row["what"]] = float(row["value"])
+        whole = [model for model, rates in found.items() if len(rates) == 2]
+        if not whole:
+            others = ", ".join(sorted({row["card"] for row in rows})) or "none"
+            raise InputError(f"{path} has no rates of a {name}, only of: {others}; run make bench-gpu on one first")
+        model = min(whole, key=lambda model: abs(math.log(sizes[model] / max(wanted, 1))))
+        (*_, last) = [row for row in of_card if row["model"] == model]
+        rates = found[model]
+        memory = float(last["memory_gb"]) * 1e9
+        return cls(last["card"], memory, sizes[model], rates[WRITING], rates[TRAINING] * 1e12)
+
+    def seconds(self, written: float, flop: float, parameters: float) -> float:
+        """Seconds of work with a model of so many parameters: written tokens, and all operations, theirs included.
+
+        Sampling a token is bound by the reading of the weights, so its time grows with them.
+
+        >>> rates = GpuRates("H100", 80e9, parameters=2e9, tokens=1_000, flop=100e12)
+        >>> rates.seconds(written=10_000, flop=4e14, parameters=2e9)
+        13.6
+        """
+        writing = written / self.tokens * parameters / self.parameters
+        return writing + max(flop - 2 * parameters * written, 0) / self.flop
