@@ -23,6 +23,7 @@ from minirec.data import splits
 from minirec.evaluation import metrics, ranking
 from minirec.experiment import config
 from minirec.model import generate
+from minirec.model.engines.builtin import Builtin
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
@@ -64,7 +65,7 @@ def before_rl(policy: Policy, settings: config.Config, limit: int) -> list[float
     items = ItemEncoder(policy, splits.catalogue_texts(FILES[1])).embed().cpu()
     users = generate.user_states(policy, train.bodies, settings.embed.whiten_prompts)
     whitening = Whitening.fit(users.numpy(), items.numpy(), s.whiten_dim or policy.width, s.whiten_power)
-    ranked = ranking.rank(policy, whitening, whitening.item(items), valid, limit, 10, "valid")
+    ranked = ranking.rank(Builtin(policy), whitening, whitening.item(items), valid, limit, 10, "valid")
     return [float(metrics.ndcg(rank, 10).mean()) for rank in (ranked.rank, ranked.rank_without_reasoning)]
 
 

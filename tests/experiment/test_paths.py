@@ -12,7 +12,7 @@ TOP = {"results": "results", "dataset": "cds"}
 VARIANTS = {
     "sharp": {"method": "minirec", "score": {"mu": 0.25}},
     "by_lora": {"method": "minirec", "gradient": {"space": "lora"}},
-    "faster": {"method": "minirec", "rollout": {"engine": "vllm"}},
+    "faster": {"method": "minirec", "sampling": {"engine": "vllm"}},
     "longer": {"method": "minirec", "sampling": {"max_new_tokens": 300}},
     "small_proxy": {"method": "minirec", "proxy": {"size": 32}},
     "flat": {"method": "minirec", "select": {"alpha": 0.5}, "curriculum": {"group_size": 1}, "train": {"epochs": 1}},
@@ -36,7 +36,7 @@ def own(given, variant: str) -> list[str]:
     [
         ("sharp", "scores.parquet"),
         ("by_lora", "gradients.safetensors"),
-        ("faster", "rollouts.parquet"),
+        ("faster", "proxy/adapter"),
         ("longer", "proxy/adapter"),
         ("small_proxy", "proxy/adapter"),
     ],

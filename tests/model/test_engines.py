@@ -1,56 +1,32 @@
-"""What every engine of the rollouts must do; ours of vLLM also with a pretended vLLM, which nothing stops."""
+"""What every engine must do; that of vLLM with pretended modules, which really sample, and with vLLM if it is there."""
 
 import copy
 import importlib.util
-import sys
-from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 from conftest import PASSES
+from pretended_vllm import pretending
+from scipy.stats import chisquare
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.experiment.sections import Engine, Passes
-from minirec.model import engines, generate
+from minirec.model import distributed, engines, generate
 from minirec.model.policy import Policy
 from minirec.stages import rollout
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
 
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-REAL = ["builtin", pytest.param("vllm", marks=needs_vllm)]
+VLLM = pytest.param(
+    "vllm", marks=pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+)
+ENGINES = ["builtin", "transformers", "pretended", VLLM]
 BODIES = ["- 3 days: Blue Train, rated 5", "- 1 hour: Red Clay\n- just now: Kind of Blue", "x", "- just now: Road"]
 IDS = [7, 3, 12, 5]
-
-
-class Pretended:
-    """Stands for vllm.LLM: random tokens by the seed of each request, as many as it may write."""
-
-    def __init__(self, model, **settings):
-        self.settings = settings
-        self.vocabulary = len(AutoTokenizer.from_pretrained(model))
-
-    def generate(self, prompts, params, lora_request, use_tqdm):
-        self.prompts, self.lora_request = prompts, lora_request
-        drawn = [np.random.default_rng(p.seed).integers(0, self.vocabulary, p.max_tokens) for p in params]
-        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(tokens.tolist()))]) for tokens in drawn]
-
-
-@contextmanager
-def pretending():
-    """Pretended modules where vLLM would be."""
-    vllm, lora, request = (ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request"))
-    vllm.LLM, vllm.SamplingParams, vllm.TokensPrompt = Pretended, SimpleNamespace, dict
-    request.LoRARequest = SimpleNamespace
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (vllm, lora, request):
-            patch.setitem(sys.modules, module.__name__, module)
-        patch.setattr(importlib.util, "find_spec", lambda name: True)
-        yield vllm
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +62,16 @@ def load(name, folders, defaults, **changes):
     policy = Policy.load(
         folders[0], defaults.policy.model_copy(update={"marker": "a"}), folders[1], PASSES.batch_tokens
     )
-    settings, engine = defaults.rollout.model_copy(update={"engine": name}), Engine(vllm_memory=0.2)
-    return engines.load(policy, defaults.sampling.model_copy(update=changes), settings, engine, *folders, seed=0)
+    with pretending() if name == "pretended" else nullcontext():
+        name = "vllm" if name == "pretended" else name
+        sampling = defaults.sampling.model_copy(update=changes | {"engine": name})
+        return engines.load(policy, sampling, Engine(vllm_memory=0.2), *folders)
 
 
-@pytest.fixture(scope="module", params=["builtin", "pretended", *REAL[1:]])
+@pytest.fixture(scope="module", params=ENGINES)
 def loaded(request, folders, defaults):
     """Every engine, its marker a letter that a random model writes now and then."""
-    if request.param != "pretended":
-        return load(request.param, folders, defaults)
-    with pretending():
-        return load("vllm", folders, defaults)
+    return load(request.param, folders, defaults)
 
 
 @pytest.fixture
@@ -116,7 +91,9 @@ def changed(engine, seed=0, policy=None, **sampling):
 
 def write(engine, rows=range(4)):
     prompts = engine.policy.user_bodies(BODIES)
-    return engine.generate([prompts[row] for row in rows], [IDS[row] for row in rows])
+    s = engine.sampling
+    limits = [s.max_new_tokens] * s.completions
+    return engine.write([prompts[row] for row in rows], limits, [IDS[row] for row in rows])
 
 
 def texts(engine, written):
@@ -208,35 +185,130 @@ def test_more_prompts_than_one_pass_holds_keep_their_order(engine):
     assert torch.allclose(write(few).hidden, write(engine).hidden, atol=1e-4)
 
 
-@pytest.fixture(scope="module", params=REAL)
-def real(request, folders, defaults):
-    return load(request.param, folders, defaults)
-
-
-def test_among_one_likeliest_token_an_engine_writes_what_the_policy_with_its_adapter_finds_likeliest(real):
-    greedy = changed(real, top_k=1, completions=1)
-    policy, written = greedy.policy, write(greedy)
-    for prompt, (tokens,) in zip(policy.user_bodies(BODIES), written.tokens, strict=True):
-        for count, token in enumerate(tokens):
-            assert token == policy.logits(states(policy, prompt, tokens[:count])[-1]).argmax().item()
+def test_the_likeliest_tokens_are_those_of_the_built_in_engine_and_of_the_adapter(engine):
+    policy, prompts = engine.policy, engine.policy.user_bodies(BODIES)
+    written, plain = engine.write(prompts, [6, 0]), generate.generate(policy, prompts, [6, 0])
+    assert (written.tokens, written.forced) == (plain.tokens, plain.forced)
+    assert torch.allclose(written.hidden, plain.hidden, atol=1e-4)
     with policy.model.disable_adapter():
-        assert generate.generate(policy, policy.user_bodies(BODIES), [6]).tokens != written.tokens
+        assert generate.generate(policy, prompts, [6, 0]).tokens != written.tokens
 
 
-def test_tokens_are_drawn_from_the_softmax_over_the_k_likeliest(real):
-    many = changed(real, completions=1, max_new_tokens=1, top_k=4, temperature=1.5)
-    (prompt,) = many.policy.user_bodies(BODIES[:1])
-    drawn = [tokens for i in range(0, 1000, 8) for tokens in many.generate([prompt] * 8, range(i, i + 8)).tokens]
-    best, ids = many.policy.logits(states(many.policy, prompt, [])[-1]).topk(4)
-    expected = best.div(1.5).softmax(-1).cpu().numpy()
-    found = np.array([sum(tokens[0][0] == token for tokens in drawn) for token in ids.tolist()]) / 1000
-    assert found.sum() == 1
-    assert np.all(np.abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / 1000))
+def test_tokens_are_drawn_from_the_softmax_over_the_k_likeliest(engine):
+    many = changed(engine, top_k=4, temperature=1.5)
+    policy, many.resources = many.policy, Engine(generation_tokens=100_000)
+    policy.eos_ids, policy.settings = set(), policy.settings.model_copy(update={"marker": "a marker never written"})
+    (prompt,) = policy.user_bodies(BODIES[:1])
+    drawn = [tuple(tokens) for row in many.write([prompt] * 125, [2] * 8, range(125)).tokens for tokens in row]
+    expected = {}
+    best, first = policy.logits(states(policy, prompt, [])[-1]).topk(4)
+    for p, token in zip(best.div(1.5).softmax(-1).tolist(), first.tolist(), strict=True):
+        values, second = policy.logits(states(policy, prompt, [token])[-1]).topk(4)
+        following = zip(values.div(1.5).softmax(-1).tolist(), second.tolist(), strict=True)
+        expected |= {(token, other): 1000 * p * q for q, other in following}
+    assert set(drawn) <= set(expected)
+    found, wanted = [drawn.count(text) for text in expected], list(expected.values())
+    assert min(wanted) > 5
+    assert chisquare(found, [count * 1000 / sum(wanted) for count in wanted]).pvalue > 0.001
+
+
+def test_log_probabilities_are_those_of_a_plain_pass_at_temperature_1(engine):
+    policy, written = engine.policy, write(changed(engine, temperature=1.5, top_k=50))
+    for prompt, row, given in zip(policy.user_bodies(BODIES), written.tokens, written.log_p, strict=False):
+        for tokens, log_p in zip(row, given, strict=True):
+            before = states(policy, prompt, tokens)[-len(tokens) - 1 : -1]
+            expected = policy.logits(before).log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).squeeze(-1)
+            assert torch.allclose(torch.tensor(log_p), expected, atol=1e-4)
+    assert len(written.log_p) == (0 if engine.sampling.engine == "builtin" else 4)  # empty: the policy sampled them
+
+
+def test_another_epoch_draws_other_completions(engine):
+    prompts = engine.policy.user_bodies(BODIES)
+    first, second = (engine.write(prompts, [6] * 3, IDS, epoch).tokens for epoch in (1, 2))
+    assert first != second
+
+
+def test_generation_tokens_let_more_prompts_be_written_at_a_time_than_a_pass_of_training_holds(engine):
+    few, policy = changed(engine), engine.policy
+    policy.batch_tokens = few.policy.batch_tokens = 60
+    few.resources, prompts = Engine(generation_tokens=4 * 60), policy.user_bodies(BODIES) * 16
+    counts = [len(e.batches(prompts, [6] * 3)) for e in (engine, few)]
+    assert counts[1] < counts[0]
+    assert few.write(prompts[:4], [6] * 3, IDS).tokens == write(engine).tokens
+
+
+def test_no_prompts_give_no_completions(engine):
+    written = engine.write([], [6, 6], [])
+    assert (written.tokens, written.forced, written.log_p) == ([], [], [])
+    assert written.hidden.shape == (0, 2, engine.policy.width)
+
+
+def test_a_text_longer_than_the_context_is_one_sentence(engine):
+    engine.policy.context = 20
+    with pytest.raises(InputError, match=r"context is 20; lower sampling\.max_new_tokens or policy\.prompt_history"):
+        write(engine)
+
+
+def test_the_engine_of_transformers_writes_what_the_built_in_one_draws_and_leaves_all_as_it_was(folders, defaults):
+    ours, theirs = (load(name, folders, defaults) for name in ("builtin", "transformers"))
+    assert write(ours).tokens == write(theirs).tokens
+    drawn = torch.random.get_rng_state()
+    few = changed(theirs)
+    few.resources = Engine(generation_tokens=64)  # of a text or two: the others wait
+    assert write(few).tokens == write(ours).tokens
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert theirs.policy.model.config._attn_implementation == "sdpa"
+
+
+def test_what_transformers_cannot_write_with_is_one_sentence(folders, defaults, monkeypatch):
+    engine = load("transformers", folders, defaults)
+    monkeypatch.setattr(engine.policy.model.get_base_model(), "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(InputError, match=r"\(division by zero\); set sampling.engine to builtin"):
+        write(engine)
+
+
+def test_vllm_gets_the_adapter_of_the_moment_at_each_call_of_a_training_and_sleeps_between(folders, defaults):
+    policy = Policy.load(folders[0], defaults.policy.model_copy(update={"marker": "a"}), None, PASSES.batch_tokens)
+    policy.add_adapter(seed=0)
+    prompts = policy.user_bodies(BODIES)
+    with pretending():
+        sampling = defaults.sampling.model_copy(update={"engine": "vllm"})
+        engine = engines.load(policy, sampling, Engine(), folders[0])
+    assert engine.model.asleep
+    for seed in (0, 1, 2):
+        torch.manual_seed(seed)
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        written, plain = engine.write(prompts, [6]), generate.generate(policy, prompts, [6])
+        assert written.tokens == plain.tokens
+        assert engine.model.asleep
+    numbers, names, paths = zip(*engine.model.requests, strict=True)
+    assert len(set(numbers)) == len(set(names)) == 3
+    assert engine.model.naps == 4
+    assert not any(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_layers_that_are_sharded_are_refused_by_engines_that_need_them_whole(defaults, name):
+    with pretending(), pytest.raises(InputError, match=f"engine is {name}, .* or the resource shard_layers to false"):
+        engines.require(defaults.sampling.model_copy(update={"engine": name}), shard_layers=True)
+
+
+def test_vllm_is_refused_for_several_processes(defaults, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pretending(), pytest.raises(InputError, match="one process only; set it to builtin, or the resources proc"):
+        engines.require(defaults.sampling.model_copy(update={"engine": "vllm"}))
+
+
+def test_the_old_place_of_the_setting_is_refused_with_the_new_one(defaults):
+    for old in ({"rollout": {"engine": "vllm"}}, {"variants": {"fast": {"rollout": {"engine": "vllm"}}}}):
+        with pytest.raises(InputError, match=r"rollout: engine is not a setting \(did you mean sampling\.engine\?\)"):
+            config.validate(config.overlay(defaults.model_dump(mode="json"), old))
 
 
 def test_vllm_gets_the_whole_prompt_the_adapter_and_no_code_from_the_model(folders, defaults):
-    with pretending():
-        engine = load("vllm", folders, defaults)
+    engine = load("pretended", folders, defaults)
     write(engine)
     model, prefix = engine.model, engine.policy.user_prompts.prefix
     prompts = [prefix + body for body in engine.policy.user_bodies(BODIES) for _ in range(3)]
@@ -244,6 +316,8 @@ def test_vllm_gets_the_whole_prompt_the_adapter_and_no_code_from_the_model(folde
     assert model.lora_request.lora_path == str(folders[1])
     assert model.settings["trust_remote_code"] is False
     assert model.settings["load_format"] == "safetensors"
+    assert model.settings["logprobs_mode"] == "raw_logprobs"
+    assert model.settings["enable_sleep_mode"] is False
     assert model.settings["dtype"] == "float32"
     assert model.settings["max_lora_rank"] >= defaults.policy.lora_r
 
@@ -260,7 +334,7 @@ def test_a_model_that_vllm_cannot_load_is_one_sentence(folders, defaults):
 
 def stage(defaults):
     """The settings of a rollout by vLLM."""
-    given = config.overlay(defaults.model_dump(mode="json"), {"rollout": {"engine": "vllm"}})
+    given = config.overlay(defaults.model_dump(mode="json"), {"sampling": {"engine": "vllm"}})
     sections = {name: getattr(config.validate(given), name) for name in ("policy", "sampling", "reward", "rollout")}
     return sections | {"passes": Passes(batch_tokens=60), "engine": Engine()}
 
@@ -269,7 +343,7 @@ def test_the_stage_stops_before_it_reads_anything_where_the_engine_is_not_instal
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     names = ("samples", "catalogue", "item_table", "whitening", "model", "adapter", "rollouts", "hidden")
     files = {name: tmp_path / name for name in names}
-    with pytest.raises(InputError, match="vLLM is not installed; pip install vllm, or set it to builtin"):
+    with pytest.raises(InputError, match="vLLM is not installed; install vllm, or set it to builtin"):
         rollout.run(**stage(defaults), **files)
     assert list(tmp_path.iterdir()) == []
 
@@ -280,8 +354,11 @@ def test_the_stage_asks_the_engine_of_its_settings_and_notes_it(judged, defaults
         rollout.run(**stage(defaults), **judged, **out)
     found = tables.read("rollouts", out["rollouts"]).to_pylist()
     assert len(found) == 22 * 3
-    vocabulary = len(AutoTokenizer.from_pretrained(judged["model"]))
-    drawn = np.random.default_rng(int(generate.completion_uniforms(0, 3, 2, 1)[0] * 2**53))
-    (tokens,) = [row["tokens"] for row in found if (row["sample_id"], row["completion"]) == (3, 2)]
-    assert tokens == drawn.integers(0, vocabulary, 6)[: len(tokens)].tolist()
+    policy = Policy.load(judged["model"], defaults.policy, judged["adapter"])
+    with pretending():
+        sampling = defaults.sampling.model_copy(update={"engine": "vllm"})
+        engine = engines.load(policy, sampling, Engine(), judged["model"], judged["adapter"])
+    (sample,) = splits.load(judged["samples"], judged["catalogue"], "train", 5, [3]).bodies
+    ((*_, tokens),) = engine.write(policy.user_bodies([sample]), [6] * 3, [3]).tokens
+    assert [row["tokens"] for row in found if (row["sample_id"], row["completion"]) == (3, 2)] == [tokens]
     assert tables.read_provenance(out["rollouts"])["settings"]["engine"] == "vllm"

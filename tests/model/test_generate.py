@@ -203,7 +203,7 @@ def test_the_random_stream_depends_on_seed_sample_completion_and_epoch_alone():
 def test_sampling_follows_the_softmax_over_the_k_likeliest_tokens():
     logits = torch.tensor([2.0, 0.5, 1.0, -1.0])
     draws = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:-1]
-    chosen = generate._sample(logits.expand(len(draws), -1), draws, temperature=1.5, top_k=3)
+    chosen = generate.sample_tokens(logits.expand(len(draws), -1), draws, temperature=1.5, top_k=3)
     expected = torch.tensor([2.0, 0.5, 1.0]).div(1.5).softmax(0)
     assert torch.allclose(torch.bincount(chosen, minlength=4)[:3] / len(draws), expected, atol=1e-4)
     assert not (chosen == 3).any()

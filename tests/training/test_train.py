@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from pretended_vllm import pretending
 from training_runs import gradients, policy, run, same, trained
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -16,6 +17,8 @@ from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation import metrics, ranking
 from minirec.experiment import sections
+from minirec.model.engines.builtin import Builtin
+from minirec.model.engines.engine import SamplingEngine
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, Whitening
@@ -125,7 +128,7 @@ def test_what_is_kept_is_the_policy_of_the_best_evaluation(project, tiny_model, 
     whiten = Whitening.read(tmp_path / "adapter" / "whitening.safetensors")
     valid = splits.load(project["samples"], project["catalogue"], "valid", kept.settings.prompt_history)
     items = whiten.item(ItemEncoder(kept, splits.catalogue_texts(project["catalogue"])).embed().detach())
-    ranked = ranking.rank(kept, whiten, items, valid, 3, 0, "valid")
+    ranked = ranking.rank(Builtin(kept), whiten, items, valid, 3, 0, "valid")
     (first, *_), (best, maps, value), (last, *_) = seen
     assert (items - best).norm() < 1e-4 * best.norm()
     assert min((other - best).norm() for other in (first, last)) > 0.01 * best.norm()
@@ -570,3 +573,28 @@ def test_a_checkpoint_with_a_flipped_bit_is_left_out_and_the_weights_stay_the_sa
     dying_in("get_last_checkpoint", monkeypatch, project, tiny_model, defaults, tmp_path)  # right after the check
     assert not Path(last).exists()
     assert same(usual[0], run(project, tiny_model, defaults, tmp_path)[0])
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_engine_of_the_settings_writes_the_completions_of_training_and_validation(
+    project, tiny_model, defaults, tmp_path, monkeypatch, engine
+):
+    changes = {"learning_rate": 0.01, "epochs": 1, "evaluation_steps": 3}
+    builtin, _ = run(project, tiny_model, defaults, tmp_path / "builtin", **changes)
+    written, weight = [], losses.engine_weight
+
+    def weighed(old_log_p, real, log_p):
+        written.append([float(p) for group in log_p for row in group for p in row])
+        assert torch.allclose(old_log_p[real], torch.tensor(written[-1]), atol=1e-4)
+        return weight(old_log_p, real, log_p)
+
+    monkeypatch.setattr(losses, "engine_weight", weighed)
+    calls = []
+    write = SamplingEngine.write
+    monkeypatch.setattr(SamplingEngine, "write", lambda *given, **more: calls.append(given[2]) or write(*given, **more))
+    with pretending():
+        weights, _ = run(project, tiny_model, defaults, tmp_path, **changes, of_sampling={"engine": engine})
+    assert calls == [[3, 3]] * 3 + [[3, 0]]  # three steps, and valid after the last of them
+    assert len(written) == 3
+    same = all(torch.allclose(weights[name], builtin[name], atol=1e-4) for name in weights)
+    assert same == (engine == "transformers")  # vLLM draws other random numbers

@@ -107,7 +107,11 @@ def scored(monkeypatch):
 
 def of_unequal_lengths(monkeypatch, tokenizer, marker):
     """Every second sample's first completion ends its turn, every third one's second writes the marker itself."""
-    draws, sample, marker_ids = generate.sampling_uniforms, generate._sample, torch.tensor(tokenizer.encode(marker))
+    draws, sample, marker_ids = (
+        generate.sampling_uniforms,
+        generate.sample_tokens,
+        torch.tensor(tokenizer.encode(marker)),
+    )
 
     def uniforms(seed, samples, *given):
         drawn = draws(seed, samples, *given)
@@ -122,7 +126,7 @@ def of_unequal_lengths(monkeypatch, tokenizer, marker):
         return torch.where(drawn < 0, -drawn.long(), sample(logits, drawn.clamp(min=0), *given))
 
     monkeypatch.setattr(generate, "sampling_uniforms", uniforms)
-    monkeypatch.setattr(generate, "_sample", scripted)
+    monkeypatch.setattr(generate, "sample_tokens", scripted)
 
 
 @pytest.mark.parametrize("head", ["none", "shared", "separate"])

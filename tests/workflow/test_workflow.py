@@ -146,7 +146,7 @@ SETTINGS = {  # laid over the finished experiment: the rules that a dry run then
     "proxy: {seed: 1}": set(),  # counts only where all runs share one proxy
     "proxy: {seeds: shared}": {"summarise"},  # which says so; the signals are those of seed 0, which there are
     "proxy: {seeds: shared, seed: 1}": PROXY,
-    "rollout: {engine: vllm}": ROLLED_OUT,
+    "sampling: {engine: transformers}": PROXY | {"evaluate_base", "measure_base"},
     "gradient: {seed: 1}": {"gradient", *SCORED},
     "score: {mu: 0.4}": SCORED,
     "influence: {damping: 0.5}": set(),  # what another method reads
@@ -165,6 +165,7 @@ RESOURCES = [  # change memory and speed, and re-run nothing
     *[f"train:{name}" for name in ("batch_tokens=512", "micro_batch_prompts=1", "shard_layers=true", "gpu=1")],
     "train_proxy:micro_batch_prompts=1",
     "rollout:vllm_memory=0.9",
+    "train:generation_tokens=512",
 ]
 EDITS = {  # a line of code more in a file of the package
     "data/samples.py": EVERYTHING,

@@ -11,11 +11,12 @@ from minirec.errors import one_line
 
 SAID = re.compile(r"out ?of ?memory|can't allocate memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 PROFILE = "under set-resources of the workflow's profile"
-LOWERED = {
-    "backward": "micro_batch_prompts",
-    "passes": "batch_tokens",
-    "engine": "vllm_memory",
-}  # by section of a stage
+LOWERED = [  # section of a stage, and its resource
+    ("backward", "micro_batch_prompts"),
+    ("passes", "batch_tokens"),
+    ("engine", "generation_tokens"),
+    ("engine", "vllm_memory"),
+]
 KEPT = {"train": "training goes on from its last checkpoint", "rollout": "finished batches are kept"}
 
 
@@ -40,9 +41,9 @@ def sentence(stage: str, sections: Mapping[str, Any], error: BaseException) -> s
 def _advice(sections: Mapping[str, Any]) -> str:
     if "queries" in sections:
         return f"raise the resource memory (now {sections['queries'].memory}) {PROFILE}"
-    vllm = getattr(sections.get("rollout"), "engine", "") == "vllm"
-    values = {name: getattr(sections[part], name) for part, name in LOWERED.items() if part in sections}
-    lower = [f"{n} (now {v})" for n, v in values.items() if v != 1 and (n != "vllm_memory" or vllm)]
+    vllm = getattr(sections.get("sampling"), "engine", "") == "vllm"
+    values = {name: getattr(sections[part], name) for part, name in LOWERED if part in sections}
+    lower = [f"{n} (now {v})" for n, v in values.items() if v not in (1, None) and (n != "vllm_memory" or vllm)]
     if lower:
         return f"lower the resource {', then '.join(lower)} {PROFILE}"
     return f"give the job more, e.g. by mem_mb {PROFILE}"

@@ -10,28 +10,29 @@ from torch import Tensor
 
 from minirec.data.splits import Split
 from minirec.evaluation.rank_tables import PolicyRanks
-from minirec.model import distributed, generate, scoring
+from minirec.model import distributed, scoring
+from minirec.model.engines.engine import Engine
 from minirec.model.generate import Completions
-from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
 
 
 @torch.no_grad()
 def rank(
-    policy: Policy, whitening: Whitening, items: Tensor, split: Split, max_new_tokens: int, top: int, what: str
+    engine: Engine, whitening: Whitening, items: Tensor, split: Split, max_new_tokens: int, top: int, what: str
 ) -> PolicyRanks:
     """Rank all items for every sample of a split, in its order; items of the history are never recommended.
 
     items [m, d']: the whitened item table. top: how many recommended items to return. what: label of the progress bar.
     One pass gives the ranks with and without reasoning. Raises NotFinite if a score is not finite.
     """
+    items = items.to(engine.policy.device)
     target, history = torch.as_tensor(split.target), torch.as_tensor(split.history)
     ranks = np.zeros((len(split), 2), dtype=np.int32)  # with reasoning, without
     best = np.zeros((len(split), min(top, len(items))), dtype=np.int32)
     with progress(what, len(split), "samples") as bar:
-        for rows, scores, _ in scored(policy, whitening, items, split.bodies, max_new_tokens):
-            targets, masked = target[rows].to(policy.device), history[rows].to(policy.device)
+        for rows, scores, _ in scored(engine, whitening, items, split.bodies, max_new_tokens):
+            targets, masked = target[rows].to(items.device), history[rows].to(items.device)
             for branch in range(2):
                 ranks[rows, branch] = scoring.ranks(scores[branch], targets, masked).cpu().numpy()
             if best.shape[1]:
@@ -42,18 +43,17 @@ def rank(
 
 @torch.no_grad()
 def scored(
-    policy: Policy, whitening: Whitening, items: Tensor, bodies: Sequence[str], max_new_tokens: int
+    engine: Engine, whitening: Whitening, items: Tensor, bodies: Sequence[str], max_new_tokens: int
 ) -> Iterator[tuple[list[int], list[Tensor], Completions]]:
     """Scores of all items for users, a batch at a time: their places, scores [k, m] with and without reasoning.
 
-    Also yields what the policy wrote, greedily. bodies: the histories as text. items [m, d']: the whitened table.
+    Also yields what the policy wrote, greedily. bodies: the histories as text. items [m, d']: the whitened table, on
+    the policy's device.
     """
-    prompts, items = policy.user_bodies(bodies), items.to(policy.device)
-    extra, limits = max_new_tokens + 2 * len(policy.marker_ids), [max_new_tokens, 0]
-    for rows in distributed.same_number(list(policy.length_batches(prompts, extra))):
-        if rows is None:  # other processes share the layers and need them
-            generate.stand_in(policy, limits)
+    prompts, limits = engine.policy.user_bodies(bodies), [max_new_tokens, 0]
+    for rows in distributed.same_number(engine.batches(prompts, limits)):
+        written = engine.write([prompts[row] for row in rows or []], limits)
+        if rows is None:  # other processes share the layers and needed them
             continue
-        written = generate.generate(policy, [prompts[row] for row in rows], limits)
         states = [whitening.user(written.hidden[:, branch]) for branch in range(len(limits))]
-        yield rows, [scoring.scores(h, items, policy.settings.tau) for h in states], written
+        yield rows, [scoring.scores(h, items, engine.policy.settings.tau) for h in states], written

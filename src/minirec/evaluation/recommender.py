@@ -22,6 +22,7 @@ from minirec.evaluation import ranking
 from minirec.experiment import paths, sections
 from minirec.experiment.paths import Run
 from minirec.model import scoring
+from minirec.model.engines.builtin import Builtin
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
@@ -114,7 +115,7 @@ class Recommender:
         """Vectors of the catalogue [m, d'], whitened, with the head applied; computed when first used."""
         texts = self.catalogue["text"].to_pylist()
         with torch.no_grad():
-            return self.whitening.item(ItemEncoder(self.policy, texts).embed(what="items"))
+            return self.whitening.item(ItemEncoder(self.policy, texts).embed(what="items")).to(self.policy.device)
 
     def recommend(self, histories: Sequence[Sequence[int]], top: int, reasoning: bool = True) -> list[Recommended]:
         """The `top` items for users [n] of whom only catalogue rows are known, oldest first: no times, no ratings."""
@@ -132,7 +133,7 @@ class Recommender:
         """
         found: dict[int, Recommended] = {}
         branch, seen = 0 if reasoning else 1, torch.as_tensor(histories)
-        batches = ranking.scored(self.policy, self.whitening, self.items, bodies, self.max_new_tokens)
+        batches = ranking.scored(Builtin(self.policy), self.whitening, self.items, bodies, self.max_new_tokens)
         for rows, scores, written in batches:
             best, values = scoring.best(scores[branch], seen[rows].to(scores[branch].device), top)
             for place, row in enumerate(rows):

@@ -35,6 +35,9 @@ class Passes(Resources):
 class Engine(Resources):
     """Resources of the program that writes completions."""
 
+    generation_tokens: int | None = Field(
+        None, ge=1, description="tokens of prompts and completions written side by side; null: batch_tokens"
+    )
     vllm_memory: float = Field(0.6, gt=0, lt=1, description="engine vllm: share of the GPU's memory it may use")
 
 
@@ -93,6 +96,9 @@ class Policy(Section):
 class Sampling(Section):
     """How a policy writes completions (METHOD 3)."""
 
+    engine: Literal["builtin", "transformers", "vllm"] = Field(
+        "builtin", description="writes the completions; vllm must be installed"
+    )
     completions: int = Field(4, ge=1, description="completions per prompt, G")
     temperature: float = Field(1.5, gt=0, description="sampling temperature")
     top_k: int = Field(200, ge=0, description="sample among the k likeliest tokens; 0: all")
@@ -153,8 +159,14 @@ class Embed(Section):
 class Rollout(Section):
     """How the proxy writes completions for every training sample (METHOD 4.2)."""
 
-    engine: Literal["builtin", "vllm"] = Field("builtin", description="writes the completions; vllm must be installed")
     shards: int = Field(1, ge=1, description="number of jobs that share the work; it does not change the result")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_engine(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "engine" in raw:
+            raise ValueError("engine is not a setting (did you mean sampling.engine?); it counts in training, too")
+        return raw
 
 
 class Crossfit(Section):

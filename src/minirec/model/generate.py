@@ -61,6 +61,11 @@ class Completions:
         return Completions(tokens, forced, self.hidden[list(rows)], frozen_states, log_p)
 
     @classmethod
+    def none(cls, policy: Policy, groups: int) -> Completions:
+        """The completions of no prompt, `groups` of each."""
+        return cls([], [], torch.zeros(0, groups, policy.width, device=policy.device), [])
+
+    @classmethod
     def concatenate(cls, batches: Sequence[Completions]) -> Completions:
         """The completions of several batches, one after another."""
         return cls(
@@ -103,7 +108,7 @@ def generate(
         if drafts.open:
             i, g = (torch.tensor(index, device=policy.device) for index in zip(*drafts.open, strict=True))
             quantiles = None if uniforms is None else uniforms[i, g, step]
-            drafts.append(_sample(policy.logits(state[i, g]), quantiles, temperature, top_k).tolist())
+            drafts.append(sample_tokens(policy.logits(state[i, g]), quantiles, temperature, top_k).tolist())
             step += 1
         unfinished = distributed.any_process(bool(drafts.open))
         if drafts.open:
@@ -289,7 +294,7 @@ def _share_states(policy: Policy, completions: Completions) -> Completions:
     return replace(completions, hidden=hidden.gather(1, first.to(hidden.device)[..., None].expand_as(hidden)))
 
 
-def _sample(logits: Tensor, uniforms: Tensor | None, temperature: float, top_k: int) -> Tensor:
+def sample_tokens(logits: Tensor, uniforms: Tensor | None, temperature: float, top_k: int) -> Tensor:
     """Token ids [k] at the quantiles `uniforms` [k] of the softmax over the `top_k` tokens, likeliest first.
 
     None: the likeliest tokens.

@@ -201,14 +201,12 @@ class Policy:
         """Token ids of user prompts, without the prefix that all share; texts: the histories, see `Split.bodies`."""
         return [self.user_prompts.encode(text) for text in texts]
 
-    def length_batches(
-        self, prompts: Sequence[Sequence[int]], extra: int = 0, batches_per_call: int = 1
-    ) -> Iterator[list[int]]:
-        """Batches of prompts of similar length, as row numbers, each of `batches_per_call` x `batch_tokens` tokens.
+    def length_batches(self, prompts: Sequence[Sequence[int]], extra: int = 0) -> Iterator[list[int]]:
+        """Batches of prompts of similar length, as row numbers, each of `batch_tokens` tokens.
 
         extra: tokens that the pass adds to each prompt, e.g. its completions.
         """
-        return batch_rows([len(prompt) + extra for prompt in prompts], batches_per_call * self.batch_tokens)
+        return batch_rows([len(prompt) + extra for prompt in prompts], self.batch_tokens)
 
 
 def _base_model(folder: Path, dtype: str) -> Any:

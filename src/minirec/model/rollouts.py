@@ -7,7 +7,7 @@ to one shard, so the number of shards changes only how long the work takes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from minirec.data import splits
 from minirec.data.splits import Split
 from minirec.errors import InputError
+from minirec.model.engines.engine import Engine
 from minirec.model.generate import Completions
 from minirec.model.policy import Policy
 from minirec.storage import artefact, tables, tensors
@@ -40,19 +41,18 @@ class Batch:
 
 
 def shard_batches(
-    policy: Policy,
+    engine: Engine,
     windows: Iterable[Split],
     total: int,
     *,
-    extra: int,
+    limits: Sequence[int],
     shard: int | None,
     shards: int,
-    batches_per_call: int = 1,
 ) -> Iterator[Batch]:
     """The batches of one shard of `total` samples, or all batches if `shard` is None.
 
-    Shards take whole windows in turn if each gets eight or more, else batches in turn. extra: tokens that a pass adds
-    to each prompt. batches_per_call: how many times `batch_tokens` tokens a batch may have.
+    Shards take whole windows in turn if each gets eight or more, else batches in turn. limits [G]: most tokens of each
+    completion.
     """
     shard, shards = (0, 1) if shard is None else (shard, shards)
     by_window = total >= 8 * shards * splits.WINDOW
@@ -60,8 +60,8 @@ def shard_batches(
     for window, split in enumerate(windows):
         if by_window and window % shards != shard:
             continue
-        prompts = policy.user_bodies(split.bodies)
-        for rows in policy.length_batches(prompts, extra, batches_per_call):
+        prompts = engine.policy.user_bodies(split.bodies)
+        for rows in engine.batches(prompts, limits):
             if by_window or number % shards == shard:
                 yield Batch(window, number, split.take(rows), [prompts[row] for row in rows])
             number += 1
@@ -101,7 +101,7 @@ class RolloutCheckpoint:
     def holds(self, batch: Batch) -> bool:
         """Whether an earlier job finished this batch, of the same samples, and its files are undamaged.
 
-        With another `batch_tokens` the batch of the same number has other samples.
+        With another number of tokens a call, the batch of the same number has other samples.
         """
         path = self._path(batch)
         if not path.is_file():  # written last
@@ -163,7 +163,10 @@ def shards_provenance(rollout_shards: list[Path]) -> Provenance:
     if any(other != stored[0] for other in stored):
         raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
     provenance = Provenance.parse(stored[0])
-    for name in ("shards", "batch_tokens"):  # they say which samples a shard has, and do not change the joined files
+    for name in (
+        "shards",
+        "generation_tokens",
+    ):  # they say which samples a shard has, and do not change the joined files
         provenance.settings.pop(name, None)
     return provenance
 

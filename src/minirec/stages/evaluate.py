@@ -13,6 +13,7 @@ from minirec.data import splits
 from minirec.evaluation import ranking
 from minirec.evaluation.rank_tables import TOP, write_ranks
 from minirec.experiment import sections
+from minirec.model import engines
 from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
@@ -26,6 +27,7 @@ def run(
     policy: sections.Policy,
     sampling: sections.Sampling,
     passes: sections.Passes,
+    engine: sections.Engine,
     samples: Path,
     catalogue: Path,
     model: Path,
@@ -36,6 +38,7 @@ def run(
     ranks: Output,
 ) -> None:
     """Write a policy's ranks.parquet; without an item table, compute it first."""
+    engines.require(sampling)
     test = splits.load(samples, catalogue, "test", policy.prompt_history)
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     whiten = Whitening.read(whitening, adapter)
@@ -44,6 +47,7 @@ def run(
     else:
         states = FrozenItemStates.read(frozen_states) if frozen_states else None
         table = whiten.item(ItemEncoder(loaded, splits.catalogue_texts(catalogue), states).embed(what="items"))
-    ranked = ranking.rank(loaded, whiten, table, test, sampling.max_new_tokens, TOP, "evaluate")
+    writer = engines.load(loaded, sampling, engine, model, adapter)
+    ranked = ranking.rank(writer, whiten, table, test, sampling.max_new_tokens, TOP, "evaluate")
     inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     write_ranks(ranked, ranks, Provenance("evaluate", policy.model_dump() | sampling.model_dump(), inputs))

@@ -46,38 +46,40 @@ def run(
 ) -> None:
     """Write rollouts.parquet and hidden.safetensors of all training samples, or of one shard of them."""
     require_shard("rollout", shard, rollout.shards)
-    engines.require(rollout.engine)
+    engines.require(sampling)
     settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()} | {
         "seed": seed
     }
     if shard is None:
         del settings["shards"]
     else:
-        settings["batch_tokens"] = passes.batch_tokens  # shards share batches, so all must form the same ones
+        settings["generation_tokens"] = (
+            engine.generation_tokens or passes.batch_tokens
+        )  # shards share batches, so all must form the same ones
     inputs = {"samples": samples, "catalogue": catalogue, "items": item_table, "model": model}
     provenance = Provenance("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
     item_vectors = read_table(item_table, catalogue)
     whiten = Whitening.read(whitening, adapter)
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     item_vectors = item_vectors.to(loaded.device)
-    writer = engines.load(loaded, sampling, rollout, engine, model, adapter, seed)
+    writer = engines.load(loaded, sampling, engine, model, adapter, seed)
     checkpoint = RolloutCheckpoint(rollouts.with_name(UNFINISHED), provenance, shard)
     total = splits.count(samples, "train")
+    limits = [sampling.max_new_tokens] * sampling.completions
     batches = shard_batches(
-        loaded,
+        writer,
         splits.windows(samples, catalogue, "train", policy.prompt_history),
         total,
-        extra=sampling.completions * (sampling.max_new_tokens + len(loaded.marker_ids)),
+        limits=limits,
         shard=shard,
         shards=rollout.shards,
-        batches_per_call=writer.batches_per_call,
     )
     with progress("rollout", total if shard is None else total // rollout.shards, "samples") as bar:
         for batch in batches:
             if checkpoint.holds(batch):
                 bar.skip(len(batch.samples))
                 continue
-            completions = writer.generate(batch.prompts, batch.samples.sample_id.tolist())
+            completions = writer.write(batch.prompts, limits, batch.samples.sample_id.tolist())
             scored = rewards.score_completions(
                 completions.hidden, item_vectors, batch.samples, whiten, policy.tau, reward
             )

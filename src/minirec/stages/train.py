@@ -22,7 +22,8 @@ from minirec.data.splits import Split
 from minirec.errors import InputError, NotFinite
 from minirec.evaluation import metrics, ranking
 from minirec.experiment import sections
-from minirec.model import distributed
+from minirec.model import distributed, engines
+from minirec.model.engines.engine import Engine
 from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Head, Whitening
@@ -45,6 +46,7 @@ def run(
     reward: sections.Reward,
     train: sections.Train,
     passes: sections.Passes,
+    engine: sections.Engine,
     backward: sections.Backward,
     samples: Path,
     catalogue: Path,
@@ -73,23 +75,24 @@ def run(
     if (gpus := torch.cuda.device_count()) > (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
         log.info("%d of %d GPUs are used; to use all, set the resource processes of train", processes, gpus)
     shard_layers = backward.shard_layers and distributed.world_size() > 1
+    engines.require(sampling, shard_layers)
     loaded = Policy.load(model, policy, batch_tokens=passes.batch_tokens, shard_layers=shard_layers)
     loaded.add_adapter(seed)
+    writer = engines.load(loaded, sampling, engine, model, seed=seed)
     head = Head(Whitening.read(whitening), loaded.width, train.head)
     valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
     with distributed.first_rank_alone() as first:
         if first:
             checkpoints.remove_unusable(folder, provenance)
     trainer = RecommenderTrainer(
-        loaded,
+        writer,
         head,
         read_table(item_table, catalogue),
         ItemEncoder(loaded, splits.catalogue_texts(catalogue), FrozenItemStates.read(frozen_states)),
         chosen,
         train=train,
-        sampling=sampling,
         reward=reward,
-        validate=validator(loaded, head, drawn(valid, train.max_valid, seed), sampling.max_new_tokens)
+        validate=validator(writer, head, drawn(valid, train.max_valid, seed), sampling.max_new_tokens)
         if valid
         else None,
         micro_batch_prompts=backward.micro_batch_prompts,
@@ -128,17 +131,17 @@ def drawn(valid: Split, count: int | None, seed: int) -> Split:
     return valid.take(np.sort(rows).tolist())
 
 
-def validator(policy: Policy, head: Head, valid: Split, max_new_tokens: int) -> Callable[[Tensor], float]:
+def validator(engine: Engine, head: Head, valid: Split, max_new_tokens: int) -> Callable[[Tensor], float]:
     """A function from the item table [m, d'] to the policy's NDCG@10 on valid, the same in every process.
 
     It returns nan if a score in any process is not finite.
     """
-    local = valid.take(distributed.local_rows(len(valid)))
+    policy, local = engine.policy, valid.take(distributed.local_rows(len(valid)))
 
     def validate(items: Tensor) -> float:
         policy.model.eval()
         try:
-            ranked = ranking.rank(policy, head.merged_whitening(), items, local, max_new_tokens, 0, "valid")
+            ranked = ranking.rank(engine, head.merged_whitening(), items, local, max_new_tokens, 0, "valid")
             total = torch.tensor(metrics.ndcg(ranked.rank, metrics.K).sum(), device=policy.device)
         except NotFinite:
             total = torch.tensor(torch.nan, dtype=torch.float64, device=policy.device)  # so that every process stops

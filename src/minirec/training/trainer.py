@@ -28,8 +28,8 @@ from minirec.data.splits import Split
 from minirec.errors import NotFinite
 from minirec.experiment import sections
 from minirec.model import distributed, generate
+from minirec.model.engines.engine import Engine
 from minirec.model.items import ItemEncoder
-from minirec.model.policy import Policy
 from minirec.model.whitening import Head
 from minirec.training import callbacks, checkpoints, losses, rewards
 from minirec.training.item_table import BatchItems, ItemTable
@@ -41,14 +41,13 @@ class RecommenderTrainer(GRPOTrainer):
 
     def __init__(
         self,
-        policy: Policy,
+        engine: Engine,
         head: Head,
         item_table: Tensor,
         items: ItemEncoder,
         samples: Split,
         *,
         train: sections.Train,
-        sampling: sections.Sampling,
         reward: sections.Reward,
         validate: Callable[[Tensor], float] | None,
         micro_batch_prompts: int,
@@ -61,9 +60,10 @@ class RecommenderTrainer(GRPOTrainer):
         validate: computes NDCG@10 on the valid split from the item table after the head; None: no evaluation. args:
         from `callbacks.grpo_arguments`, with `validated` if there is `validate`.
         """
-        self.policy, self.head, self.samples = policy, head.to(policy.device), samples
+        policy = engine.policy
+        self.engine, self.policy, self.head, self.samples = engine, policy, head.to(policy.device), samples
         self.items = ItemTable(items, self.head, item_table)
-        self.settings, self.sampling, self.reward = train, sampling, reward
+        self.settings, self.reward = train, reward
         self.validate, self.seed, self.micro_batch_prompts = validate, seed, micro_batch_prompts
         self.prompts = policy.user_bodies(samples.bodies)
         self.seconds = {"generate": 0.0, "items": 0.0, "loss": 0.0}  # of the current step, by part
@@ -182,27 +182,9 @@ class RecommenderTrainer(GRPOTrainer):
 
     def _write_completions(self, prompts: list[list[int]], sample_id: np.ndarray) -> generate.Completions:
         """Sample G completions of each prompt; seed, sample, completion and epoch determine the random numbers."""
-        s, epoch = self.sampling, int(self.state.epoch or 0) + 1
-        uniforms = generate.sampling_uniforms(self.seed, sample_id.tolist(), s.completions, s.max_new_tokens, epoch)
-        extra = s.completions * (s.max_new_tokens + len(self.policy.marker_ids))
-        parts, places = [], []
-        for rows in distributed.same_number(list(self.policy.length_batches(prompts, extra))):
-            limits = [s.max_new_tokens] * s.completions
-            if rows is None:  # other processes share the layers and need them
-                generate.stand_in(self.policy, limits)
-                continue
-            written = generate.generate(
-                self.policy,
-                [prompts[row] for row in rows],
-                limits,
-                uniforms[rows].to(self.policy.device),
-                s.temperature,
-                s.top_k,
-                keep_frozen_states=True,
-            )
-            parts.append(written)
-            places += rows
-        return generate.Completions.concatenate(parts).take(np.argsort(places).tolist())
+        s, epoch = self.engine.sampling, int(self.state.epoch or 0) + 1
+        limits = [s.max_new_tokens] * s.completions
+        return self.engine.write(prompts, limits, sample_id.tolist(), epoch, keep_frozen_states=True)
 
     def _advantages(self, completions: generate.Completions, samples: Split, batch_prompts: int) -> Tensor:
         """Advantages [n, G] of completions by the current item table; notes means of rewards and forced markers."""
