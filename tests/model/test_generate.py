@@ -243,13 +243,18 @@ def test_the_first_marker_ends_a_completion_wherever_it_stands(policy, monkeypat
     assert torch.allclose(written.hidden[0, 0], pooled(policy, prompts[0], written.tokens[0][0]), atol=1e-5)
 
 
+def with_states(policy, prompts, texts, limit):
+    """Completions that another engine sampled, with their states."""
+    return generate.with_states(policy, prompts, generate.from_tokens(policy, prompts, texts, limit))
+
+
 def test_a_marker_forced_after_an_end_of_turn_token_stands_in_its_place(policy, monkeypatch, prompts):
     said = policy.tokenizer("Blue")["input_ids"]
     script = [*said, policy.tokenizer.eos_token_id, 5, 5, 5]
     with monkeypatch.context() as patch:
         written = scripted(policy, patch, prompts, script)
     assert (written.tokens[0][0], written.forced[0][0]) == (script[:-3], True)
-    read_again = generate.from_tokens(policy, prompts[:1], [[script]], len(script))
+    read_again = with_states(policy, prompts[:1], [[script]], len(script))
     assert (read_again.tokens, read_again.forced) == (written.tokens, written.forced)
     log_p, real, hidden = generate.teacher_forced(policy, prompts[:1], written)
     expected = pooled(policy, prompts[0], said + policy.marker_ids)
@@ -262,7 +267,7 @@ def test_a_marker_forced_after_an_end_of_turn_token_stands_in_its_place(policy, 
 
 
 def test_a_completion_that_ends_at_once_is_the_empty_one(policy, prompts):
-    ended = generate.from_tokens(policy, prompts[:1], [[[policy.tokenizer.eos_token_id], []]], 6)
+    ended = with_states(policy, prompts[:1], [[[policy.tokenizer.eos_token_id], []]], 6)
     assert torch.equal(ended.hidden[0, 0], ended.hidden[0, 1])
     assert ended.forced == [[True, True]]
     assert torch.allclose(ended.hidden[0, 0], pooled(policy, prompts[0], policy.marker_ids), atol=1e-5)
@@ -295,9 +300,9 @@ def test_the_marker_is_found_letter_by_letter(policy):
 def test_completions_another_engine_wrote_are_truncated_and_read_as_if_written_here(policy, prompts):
     written = generate.generate(policy, prompts, [6] * 3, uniforms([0, 1, 2], 3, 6), temperature=1.5, top_k=50)
     longer = [[[*tokens, 5, 6, 7] for tokens in row] for row in written.tokens]
-    read = generate.from_tokens(policy, prompts, longer, 6)
-    assert (read.tokens, read.forced) == (written.tokens, written.forced)
-    assert torch.allclose(read.hidden, written.hidden, atol=1e-5)
+    found = with_states(policy, prompts, longer, 6)
+    assert (found.tokens, found.forced) == (written.tokens, written.forced)
+    assert torch.allclose(found.hidden, written.hidden, atol=1e-5)
 
 
 def test_titles_cannot_steer_the_parse(policy):

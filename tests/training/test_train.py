@@ -17,6 +17,7 @@ from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation import metrics, ranking
 from minirec.experiment import sections
+from minirec.model import generate
 from minirec.model.engines.builtin import Builtin
 from minirec.model.engines.engine import SamplingEngine
 from minirec.model.items import ItemEncoder
@@ -589,12 +590,20 @@ def test_the_engine_of_the_settings_writes_the_completions_of_training_and_valid
         return weight(old_log_p, real, log_p)
 
     monkeypatch.setattr(losses, "engine_weight", weighed)
-    calls = []
-    write = SamplingEngine.write
+    calls, learning = [], []
+    write, read = SamplingEngine.write, generate._read_completions
+
+    def counted(*given):
+        if calls:  # else the check of the model
+            learning.append(torch.is_grad_enabled())
+        return read(*given)
+
+    monkeypatch.setattr(generate, "_read_completions", counted)
     monkeypatch.setattr(SamplingEngine, "write", lambda *given, **more: calls.append(given[2]) or write(*given, **more))
     with pretending():
         weights, _ = run(project, tiny_model, defaults, tmp_path, **changes, of_sampling={"engine": engine})
     assert calls == [[3, 3]] * 3 + [[3, 0]]  # three steps, and valid after the last of them
     assert len(written) == 3
+    assert learning == [True] * 3 + [False]  # one pass of a step gives states, rewards and loss; the last is of valid
     same = all(torch.allclose(weights[name], builtin[name], atol=1e-4) for name in weights)
     assert same == (engine == "transformers")  # vLLM draws other random numbers

@@ -48,10 +48,15 @@ class Completions:
 
     tokens: list[list[list[int]]]  # [n][G]: sampled token ids, an end-of-turn token included, a forced marker not
     forced: list[list[bool]]  # [n][G]: whether the marker was missing, so that it was forced, see `with_marker`
-    hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened
+    hidden: Tensor  # [n, G, d]: pooled state, float32, not whitened; [n, G, 0] if the policy has not read them yet
     frozen_states: list[FrozenStates]  # [n]; empty if they were not kept
     log_p: list[list[list[float]]] = field(default_factory=list)  # [n][G]: of `tokens` at temperature 1, by the engine
     # that sampled them; empty if this policy did
+
+    @property
+    def were_read(self) -> bool:
+        """Whether the policy has read them, so that their states are there."""
+        return self.hidden.shape[-1] > 0
 
     def take(self, rows: Sequence[int]) -> Completions:
         """The completions of these prompts, in this order."""
@@ -121,7 +126,7 @@ def generate(
         texts = reader.frozen_states()
         frozen_states = [FrozenStates(prefix, prompt[i, : len(p)], texts[i]) for i, p in enumerate(prompts)]
     completions = Completions(drafts.tokens, drafts.forced, reader.pooled(), frozen_states)
-    return _share_states(policy, completions)
+    return share_states(policy, completions)
 
 
 def stand_in(policy: Policy, limits: Sequence[int]) -> Completions:
@@ -196,14 +201,19 @@ def from_tokens(
 ) -> Completions:
     """Make what `generate` returns from completions that another engine sampled; texts [n][G]: their token ids.
 
-    Each is truncated where `generate` would have ended it; one pass over the truncated texts gives the states.
+    Each is truncated where `generate` would have ended it. The policy has not read them yet, see `with_states`.
     """
     require_context(policy, prompts, limit)
     truncated = [[truncate(policy, tokens, limit) for tokens in row] for row in texts]
     tokens = [[kept for kept, _ in row] for row in truncated]
-    completions = Completions(tokens, [[forced for _, forced in row] for row in truncated], torch.empty(0), [])
+    unread = torch.empty(len(prompts), len(texts[0]) if texts else 0, 0, device=policy.device)
+    return Completions(tokens, [[forced for _, forced in row] for row in truncated], unread, [])
+
+
+def with_states(policy: Policy, prompts: Sequence[Sequence[int]], completions: Completions) -> Completions:
+    """The completions with their pooled states, by one pass over prompts and completions."""
     _, reader = _read_completions(policy, prompts, completions)
-    return _share_states(policy, replace(completions, hidden=reader.pooled()))
+    return share_states(policy, replace(completions, hidden=reader.pooled()))
 
 
 def teacher_forced(
@@ -284,7 +294,7 @@ def _reader(policy: Policy, cache: BranchingCache, branches: int) -> BranchReade
     return BranchReader(cache, branches, policy.width, policy.settings.pooling)
 
 
-def _share_states(policy: Policy, completions: Completions) -> Completions:
+def share_states(policy: Policy, completions: Completions) -> Completions:
     """Give completions of a prompt of which the policy reads the same tokens the same state.
 
     In bfloat16 the last bits can differ, and standardising the rewards would turn that noise into advantages.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from minirec.data.splits import Split
 from minirec.model.generate import Completions
 from minirec.training.item_table import BatchItems
 
@@ -16,8 +17,8 @@ class MicroBatch:
 
     prompts: list[list[int]]
     completions: Completions
-    advantage: Tensor  # [n, G]
-    history: Tensor  # [n, w], catalogue rows padded with -1
+    samples: Split
+    advantage: Tensor | None  # [n, G]; None until the pass has read the completions
     column: Tensor  # [n], the target's position in `items.rows`
     items: BatchItems
     token_share: float  # 1 / sampled tokens of the optimiser batch
@@ -33,8 +34,8 @@ class MicroBatch:
                 self,
                 prompts=[self.prompts[row] for row in rows],
                 completions=self.completions.take(rows),
-                advantage=self.advantage[rows],
-                history=self.history[rows],
+                samples=self.samples.take(rows),
+                advantage=None if self.advantage is None else self.advantage[rows],
                 column=self.column[rows],
             )
             for rows in (order[start : start + size] for start in range(0, len(order), size))

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -161,13 +162,14 @@ class RecommenderTrainer(GRPOTrainer):
             items = self.items.refresh_batch(rows.to(self.policy.device), "item" in self.settings.losses)
         local = distributed.local_rows(len(inputs))
         samples, prompts = batch.take(local), [self.prompts[inputs[place]] for place in local]
-        tokens = torch.zeros((), device=self.policy.device)
+        tokens, prompt_share = torch.zeros((), device=self.policy.device), 1 / len(inputs)
         with self._timed("generate"):
             completions = self._write_completions(prompts, samples.sample_id)
         if local:
+            tokens += sum(len(t) for group in completions.tokens for t in group)
+            self.means["forced_share"] += float(np.mean(completions.forced, axis=1).sum()) * prompt_share
             try:
-                advantage = self._advantages(completions, samples, len(inputs))
-                tokens += sum(len(t) for group in completions.tokens for t in group)
+                advantage = self._advantages(completions, samples, prompt_share) if completions.were_read else None
             except NotFinite:
                 tokens += torch.nan  # so that every process stops
         sampled = distributed.all_reduce_sum(tokens).item()
@@ -175,34 +177,38 @@ class RecommenderTrainer(GRPOTrainer):
         if not local:
             return [], items
         column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(samples.target)).to(tokens.device)
-        history = torch.as_tensor(samples.history, device=tokens.device)
-        shares = 1 / max(sampled, 1), 1 / len(inputs)
-        whole = MicroBatch(prompts, completions, advantage, history, column, items, *shares)
+        token_share = 1 / max(sampled, 1)
+        whole = MicroBatch(prompts, completions, samples, advantage, column, items, token_share, prompt_share)
         return whole.in_parts(self.micro_batch_prompts), items
 
     def _write_completions(self, prompts: list[list[int]], sample_id: np.ndarray) -> generate.Completions:
         """Sample G completions of each prompt; seed, sample, completion and epoch determine the random numbers."""
         s, epoch = self.engine.sampling, int(self.state.epoch or 0) + 1
         limits = [s.max_new_tokens] * s.completions
-        return self.engine.write(prompts, limits, sample_id.tolist(), epoch, keep_frozen_states=True)
+        return self.engine.write(prompts, limits, sample_id.tolist(), epoch, for_training=True)
 
-    def _advantages(self, completions: generate.Completions, samples: Split, batch_prompts: int) -> Tensor:
-        """Advantages [n, G] of completions by the current item table; notes means of rewards and forced markers."""
+    def _advantages(self, completions: generate.Completions, samples: Split, prompt_share: float) -> Tensor:
+        """Advantages [n, G] of completions by the current item table; adds their rewards to the noted means."""
         whitening, tau = self.head.merged_whitening(), self.policy.settings.tau
         scored = rewards.score_completions(
             completions.hidden, self.items.vectors(), samples, whitening, tau, self.reward
         )
         reward = scored["reward"]
         std = reward.std(1).sum().item() if reward.shape[1] > 1 else 0.0
-        sums = {"reward": reward.mean(1).sum().item(), "reward_std": std}
-        sums["forced_share"] = float(np.mean(completions.forced, axis=1).sum())
-        self.means = {name: value / batch_prompts for name, value in sums.items()}
+        self.means["reward"] += reward.mean(1).sum().item() * prompt_share
+        self.means["reward_std"] += std * prompt_share
         return scored["advantage"]
 
     def _compute_loss(self, model: Any, inputs: MicroBatch) -> Tensor:
         """What a micro-batch adds to token loss + item loss of the optimiser batch."""
         s, b = self.settings, inputs
         log_p, real, hidden = generate.teacher_forced(self.policy, b.prompts, b.completions)
+        if b.advantage is None:
+            b.completions = generate.share_states(self.policy, replace(b.completions, hidden=hidden.detach()))
+            try:
+                b.advantage = self._advantages(b.completions, b.samples, b.prompt_share)
+            except NotFinite:
+                return torch.nan * hidden.sum()  # so that every process stops
         loss = torch.zeros((), device=log_p.device)
         if "token" in s.losses:
             b.old_log_p = log_p.detach() if b.old_log_p is None else b.old_log_p
@@ -216,7 +222,8 @@ class RecommenderTrainer(GRPOTrainer):
             if s.item_advantage == "one":
                 advantage = torch.ones_like(advantage)
             h = self.head.user(hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1))
-            masked = (b.items.rows[None, :, None] == b.history[:, None, :]).any(-1)
+            history = torch.as_tensor(b.samples.history, device=log_p.device)
+            masked = (b.items.rows[None, :, None] == history[:, None, :]).any(-1)
             column, masked = b.column.repeat_interleave(count), masked.repeat_interleave(count, 0)
             vectors = self.head.whitened_item(b.items.vectors)
             log_pi = losses.item_log_pi(h, vectors, column, masked, self.policy.settings.tau)

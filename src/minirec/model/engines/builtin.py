@@ -18,7 +18,7 @@ class Builtin(Engine):
         limits: Sequence[int],
         sample_ids: Sequence[int] | None = None,
         epoch: int = 0,
-        keep_frozen_states: bool = False,
+        for_training: bool = False,
     ) -> Completions:
         """Write G completions of each prompt, see `Engine.write`; they have no `log_p`, as the policy sampled them."""
         policy, s, uniforms = self.policy, self.sampling, None
@@ -36,7 +36,7 @@ class Builtin(Engine):
                 None if uniforms is None else uniforms[rows].to(policy.device),
                 s.temperature,
                 s.top_k,
-                keep_frozen_states,
+                keep_frozen_states=for_training,
             )
             order += rows
             parts.append(written)

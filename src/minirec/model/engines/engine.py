@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from minirec.experiment import sections
 from minirec.model import generate
@@ -54,14 +54,15 @@ class Engine(ABC):
         limits: Sequence[int],
         sample_ids: Sequence[int] | None = None,
         epoch: int = 0,
-        keep_frozen_states: bool = False,
+        for_training: bool = False,
     ) -> Completions:
         """Write G completions of each prompt; all processes must call it where layers are sharded over them.
 
         prompts: token ids without the prefix that all share; there may be none. limits [G]: most tokens of each
         completion; 0: it is empty, and the marker follows at once. sample_ids: of the prompts; with the epoch they
-        determine the random numbers. None: the likeliest token each time (greedy decoding). keep_frozen_states: as in
-        `generate.generate`, if the engine can. Raises InputError if a text is too long for the model.
+        determine the random numbers. None: the likeliest token each time (greedy decoding). for_training: the caller
+        will read prompts and completions in a pass of its own; the built-in engine keeps what makes that pass shorter,
+        others leave the states to it. Raises InputError if a text is too long for the model.
         """
 
 
@@ -84,27 +85,29 @@ class SamplingEngine(Engine):
         limits: Sequence[int],
         sample_ids: Sequence[int] | None = None,
         epoch: int = 0,
-        keep_frozen_states: bool = False,
+        for_training: bool = False,
     ) -> Completions:
-        """Write G completions of each prompt, see `Engine.write`; frozen states are not kept."""
+        """Write G completions of each prompt, see `Engine.write`; for training without their states."""
         policy, limit = self.policy, max(limits)
-        generate.require_context(policy, prompts, limit)
         sampled = [[Sampled([], []) for _ in limits] for _ in prompts]
         wanted = [(row, g) for row in range(len(prompts)) for g, most in enumerate(limits) if most > 0]
         if wanted:
             for (row, g), one in zip(wanted, self.sample(prompts, limits, wanted, sample_ids, epoch), strict=True):
                 sampled[row][g] = one
-        order, parts = [], [Completions.none(policy, len(limits))]
-        for rows in policy.length_batches(prompts, self.extra(limits)):
-            order += rows
-            texts = [[one.tokens for one in sampled[row]] for row in rows]
-            parts.append(generate.from_tokens(policy, [prompts[row] for row in rows], texts, limit))
-        written = Completions.concatenate(parts).take(sorted(range(len(order)), key=order.__getitem__))
-        log_p = [
+        written = generate.from_tokens(policy, prompts, [[one.tokens for one in row] for row in sampled], limit)
+        written.log_p = [
             [one.log_p[: len(tokens)] for one, tokens in zip(*pair, strict=True)]
             for pair in zip(sampled, written.tokens, strict=True)
         ]
-        return replace(written, log_p=log_p)
+        return written if for_training else self._read(prompts, written, limits)
+
+    def _read(self, prompts: Sequence[Sequence[int]], written: Completions, limits: Sequence[int]) -> Completions:
+        """The completions with their states, by passes over prompts of similar length."""
+        order, parts = [], [Completions.none(self.policy, len(limits))]
+        for rows in self.policy.length_batches(prompts, self.extra(limits)):
+            order += rows
+            parts.append(generate.with_states(self.policy, [prompts[row] for row in rows], written.take(rows)))
+        return Completions.concatenate(parts).take(sorted(range(len(order)), key=order.__getitem__))
 
     @abstractmethod
     def sample(
