@@ -16,6 +16,7 @@ from minirec.cli import main
 from minirec.data import splits
 from minirec.data.title_lookup import TitleLookup
 from minirec.evaluation.recommender import Recommender, TrainedRun
+from minirec.experiment.sections import Engine
 from minirec.stages import evaluate
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
@@ -36,6 +37,7 @@ def run(tmp_path_factory, project, tiny_model, defaults):
         policy=training_runs.policy(defaults),
         sampling=defaults.sampling.model_copy(update={"max_new_tokens": 3, "completions": 2}),
         passes=PASSES,
+        engine=Engine(),
         samples=top / "samples.parquet",
         catalogue=top / "catalogue.parquet",
         model=tiny_model,
