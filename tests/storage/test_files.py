@@ -7,10 +7,12 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from minirec.errors import InputError
-from minirec.storage import artefact, files
+from minirec.storage import artefact, files, tensors
 from minirec.storage.artefact import Provenance
 
 
@@ -77,3 +79,24 @@ def test_what_a_killed_process_of_this_machine_was_writing_is_removed_by_the_nex
     with artefact.atomic_folder(folder, Provenance("x")) as partial:
         (partial / "part").touch()
     assert set(tmp_path.iterdir()) == {alive, elsewhere, other, folder, tmp_path / "file"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_a_file_of_safetensors_can_be_read_by_those_who_can_read_other_new_files(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        tensors.write({"a": np.zeros(2)}, tmp_path / "a.safetensors", Provenance("x"))
+        with artefact.atomic_folder(tmp_path / "folder", Provenance("x")) as partial:
+            save_file({"a": np.zeros(2)}, partial / "a.safetensors")
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "a.safetensors", *(tmp_path / "folder").iterdir()):
+        assert file.stat().st_mode & 0o777 == mode, file
+
+
+def test_a_linked_file_of_the_user_keeps_its_mode(tmp_path):
+    own = tmp_path / "own.safetensors"
+    own.touch(0o600)
+    with artefact.atomic_folder(tmp_path / "folder", Provenance("x")) as partial:
+        os.link(own, partial / own.name)
+    assert own.stat().st_mode & 0o777 == 0o600

@@ -21,7 +21,7 @@ from typing import Any
 from minirec import __version__
 from minirec.errors import InputError
 from minirec.storage.code_digest import code_digest, libraries
-from minirec.storage.files import atomic_write, temporary
+from minirec.storage.files import allow, atomic_write, temporary
 
 FOLDER_RECORD = "provenance.json"
 BLOCK = 1 << 20  # bytes hashed at a time
@@ -166,6 +166,8 @@ def atomic_folder(path: Path, provenance: Provenance) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for name in _names(partial):
+            allow(partial / name, partial.stat().st_mode)
         write_manifest(partial, provenance)
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)

@@ -34,14 +34,30 @@ def temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is renamed to `path`, on failure removed."""
+    """Yield an empty temporary file beside `path`; on success it is renamed to `path`, on failure removed.
+
+    The block writes to it or replaces it. The result can be read by all who can read a new file of the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary(path)
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        allow(partial, mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def allow(file: Path, mode: int) -> None:
+    """Let a file be read and written by all whom `mode` lets; safetensors makes files for their owner alone.
+
+    A hard link is left alone: it has the mode of the user's own file.
+    """
+    now = file.stat()
+    if now.st_nlink == 1 and now.st_mode | mode & 0o666 != now.st_mode:
+        file.chmod(now.st_mode | mode & 0o666)
 
 
 @contextlib.contextmanager
