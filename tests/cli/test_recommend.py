@@ -138,6 +138,11 @@ def test_of_items_with_one_title_the_most_popular_is_found():
     assert lookup.row("red") is None
 
 
+def test_an_item_id_comes_before_a_title_that_reads_like_it():
+    lookup = TitleLookup(["300", "b"], ["Blue", "300"], [1, 5])
+    assert lookup.row("300") == 0
+
+
 def test_the_recipe_of_the_model_card_ranks_as_evaluate_does_with_transformers_alone(run, ranks, tmp_path, monkeypatch):
     out = tmp_path / "exported"
     command("export", "model", run, "--out", out)

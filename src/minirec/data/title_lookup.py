@@ -31,9 +31,12 @@ class TitleLookup:
         self.titles = titles
 
     def row(self, text: str) -> int | None:
-        """The row of an item id or a title; case, accents and punctuation do not matter. None: there is none."""
+        """The row of an item id or else a title; case, accents and punctuation do not matter. None: there is none.
+
+        Ids come first: each has one item, and a title can be the id of another, such as the film 300.
+        """
         text = text.strip()
-        for found in (self.by_title.get(text), self.by_id.get(text), self.by_plain.get(plain(text))):
+        for found in (self.by_id.get(text), self.by_title.get(text), self.by_plain.get(plain(text))):
             if found is not None:
                 return found
         return None
