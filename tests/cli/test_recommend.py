@@ -180,6 +180,14 @@ def test_an_export_takes_no_folder_in_which_something_is(run, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_run_whose_base_model_has_changed_since_is_refused(run, tiny_model, capsys):
+    note = tiny_model / "note.txt"
+    note.touch()
+    command("recommend", run, "--history", "i01", code=1)
+    note.unlink()
+    assert f"{tiny_model} is not the model that {run} was trained from" in capsys.readouterr().err
+
+
 def test_a_run_that_is_not_usable_is_one_sentence(run, tmp_path, capsys):
     command("recommend", tmp_path, "--history", "x", code=1)
     assert "is no run; name a folder like" in capsys.readouterr().err

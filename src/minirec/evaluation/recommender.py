@@ -67,6 +67,8 @@ class TrainedRun:
         catalogue = top / "catalogue.parquet"
         if not catalogue.is_file() or artefact.digest(catalogue) != record["inputs"]["catalogue"]:
             raise InputError(f"{catalogue} is not the catalogue that {folder} was trained with; run train again")
+        if artefact.digest(Path(base)) != record["inputs"]["model"]:
+            raise InputError(f"{base} is not the model that {folder} was trained from; fetch that one, or train again")
         return cls(top, run, Path(base), record["settings"])
 
     @property
