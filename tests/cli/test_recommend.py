@@ -18,7 +18,7 @@ from minirec.data.title_lookup import TitleLookup
 from minirec.evaluation.recommender import Recommender, TrainedRun
 from minirec.experiment.sections import Engine
 from minirec.stages import evaluate
-from minirec.storage import artefact, tables
+from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
 
 
@@ -107,6 +107,44 @@ def test_the_screen_has_a_line_an_item_and_no_more_than_there_are(run, capsys):
 def test_what_cannot_be_answered_is_one_sentence(run, capsys, words, said):
     command("recommend", run, *words, code=1)
     assert said in capsys.readouterr().err
+
+
+def test_item_vectors_are_kept_and_made_again_where_they_are_not_those_of_the_run(run, capsys):
+    file, words = run / "items.safetensors", ("recommend", run, "--history", "i02")
+    file.unlink(missing_ok=True)
+    command(*words)
+    first, kept = capsys.readouterr().out, file.read_bytes()
+    command(*words)
+    again = capsys.readouterr()
+    assert again.out == first
+    assert "items: 30 items" not in again.err
+    items = tensors.read(file)["items"]
+    record = tensors.read_provenance(file)
+    of_another = Provenance.parse(record | {"inputs": record["inputs"] | {"adapter": "0" * 64}})
+    for spoil in (
+        lambda: tensors.write({"items": items[::-1]}, file, of_another),
+        lambda: file.write_bytes(kept[:-1] + b"x"),
+        file.unlink,
+    ):
+        spoil()
+        command(*words)
+        made = capsys.readouterr()
+        assert made.out == first
+        assert "items: 30 items" in made.err
+        assert file.read_bytes() == kept
+
+
+def test_where_nothing_can_be_kept_the_run_recommends_all_the_same(run, capsys, monkeypatch):
+    (run / "items.safetensors").unlink(missing_ok=True)
+
+    def full(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(tensors, "write", full)
+    command("recommend", run, "--history", "i02", "--top", "3", "--json")
+    shown = capsys.readouterr()
+    assert len(json.loads(shown.out)["recommended"]) == 3
+    assert "the item vectors are not kept for next time (the disk is full)" in shown.err
 
 
 def test_users_of_a_file_get_a_row_each_in_their_order(run, tmp_path):

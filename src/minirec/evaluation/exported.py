@@ -20,7 +20,7 @@ TENSORS, ABOUT, CATALOGUE, CARD = "recommender.safetensors", "recommender.json",
 def write(recommender: Recommender, out: Path, card: str) -> None:
     """Write the folder atomically; card: its README.md."""
     run, policy = recommender.run, recommender.policy
-    inputs = {"adapter": run.adapter, "model": run.model, "catalogue": run.top / "catalogue.parquet"}
+    inputs = {"adapter": run.adapter, "model": run.model, "catalogue": run.catalogue}
     items = recommender.items.cpu().contiguous()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out, Provenance("export", dict(run.settings), inputs)) as partial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +24,12 @@ from minirec.experiment import paths, sections
 from minirec.experiment.paths import Run
 from minirec.model import scoring
 from minirec.model.engines.builtin import Builtin
-from minirec.model.items import ItemEncoder
+from minirec.model.items import ItemEncoder, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
-from minirec.storage import artefact, tables
+from minirec.progress import log
+from minirec.storage import artefact, tables, tensors
+from minirec.storage.artefact import Provenance
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,11 @@ class TrainedRun:
         return self.folder / "adapter"
 
     @property
+    def catalogue(self) -> Path:
+        """The file of the items."""
+        return self.top / "catalogue.parquet"
+
+    @property
     def policy(self) -> sections.Policy:
         """The settings of the policy."""
         return sections.Policy(**{k: v for k, v in self.settings.items() if k in sections.Policy.model_fields})
@@ -91,11 +99,19 @@ class Recommender:
     """Recommends items of a catalogue to users with a trained policy."""
 
     def __init__(self, run: TrainedRun, batch_tokens: int = sections.Passes().batch_tokens) -> None:
-        """Load the run's policy; raises InputError if a file is missing or damaged."""
-        self.run, self.max_new_tokens = run, run.settings["max_new_tokens"]
-        self.policy = Policy.load(run.model, run.policy, run.adapter, batch_tokens)
-        self.whitening = Whitening.read(None, run.adapter)
-        self.catalogue = tables.read("catalogue", run.top / "catalogue.parquet").sort_by("row")
+        """Read the catalogue; raises InputError if it is damaged."""
+        self.run, self.max_new_tokens, self.batch_tokens = run, run.settings["max_new_tokens"], batch_tokens
+        self.catalogue = tables.read("catalogue", run.catalogue).sort_by("row")
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The trained policy, loaded when first used: what is wrong with a history shows before."""
+        return Policy.load(self.run.model, self.run.policy, self.run.adapter, self.batch_tokens)
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """The whitening, with the trained head after it."""
+        return Whitening.read(None, self.run.adapter)
 
     @cached_property
     def titles(self) -> list[str]:
@@ -114,10 +130,21 @@ class Recommender:
 
     @cached_property
     def items(self) -> Tensor:
-        """Vectors of the catalogue [m, d'], whitened, with the head applied; computed when first used."""
-        texts = self.catalogue["text"].to_pylist()
+        """Vectors of the catalogue [m, d'], whitened, with the head applied; kept in the run's folder for next time."""
+        run, file = self.run, self.run.folder / "items.safetensors"
+        inputs = {"catalogue": run.catalogue, "model": run.model, "adapter": run.adapter}
+        provenance = Provenance("embed", run.policy.model_dump(), inputs)
+        with suppress(InputError):  # there is no file yet, or it is damaged
+            if tensors.read_provenance(file) == json.loads(provenance.json()):
+                return read_table(file, run.catalogue).to(self.policy.device)
         with torch.no_grad():
-            return self.whitening.item(ItemEncoder(self.policy, texts).embed(what="items")).to(self.policy.device)
+            encoder = ItemEncoder(self.policy, self.catalogue["text"].to_pylist())
+            items = self.whitening.item(encoder.embed(what="items")).to(self.policy.device)
+        try:
+            tensors.write({"items": items.cpu().numpy()}, file, provenance)
+        except OSError as problem:
+            log.warning("the item vectors are not kept for next time (%s)", problem)
+        return items
 
     def recommend(self, histories: Sequence[Sequence[int]], top: int, reasoning: bool = True) -> list[Recommended]:
         """The `top` items for users [n] of whom only catalogue rows are known, oldest first: no times, no ratings."""

@@ -69,6 +69,13 @@ def read(path: Path, *names: str) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in names or file.keys()}
 
 
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The record of what made a file, without its digest; raises InputError if the file is missing or damaged."""
+    with _opened(path) as (_, record):
+        artefact.verify(path, record)
+        return {name: value for name, value in record.items() if name != "digest"}
+
+
 def shapes(path: Path, *names: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the named arrays, or of all; also compares the whole file with its digest, a block at a time.
 
