@@ -85,7 +85,7 @@ def test_a_typed_history_gives_titles_and_says_what_is_not_found(run, capsys):
 
 
 def test_the_screen_has_a_line_an_item_and_no_more_than_there_are(run, capsys):
-    command("recommend", run, "--history", "Kind Blue 2", "--top", "100", "--no-reasoning")
+    command("recommend", run, "--history", "Kind Blue 2", "--top", "30", "--no-reasoning")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "after Kind Blue 2"
     assert lines[1].split() == ["score", "title"]
@@ -100,6 +100,7 @@ def test_the_screen_has_a_line_an_item_and_no_more_than_there_are(run, capsys):
         ([], 'name a history, --history "title; title"'),
         (["--users", "users.parquet"], "--users FILE --out FILE"),
         (["--history", "Kind Blue 2", "--top", "0"], "--top is 0"),
+        (["--history", "Kind Blue 2", "--top", "31"], "--top is 31, but the catalogue has 30 items; lower it"),
         (["--users", "x.parquet", "--out", "./x.parquet"], "the file of the users itself"),
         (["--users", "no.parquet", "--out", "out.parquet"], "no.parquet is no readable Parquet file"),
     ],

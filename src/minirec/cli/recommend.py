@@ -47,6 +47,8 @@ def run(
     from minirec.evaluation.recommender import Recommender, TrainedRun  # loads torch, which takes seconds
 
     recommender = Recommender(TrainedRun.opened(folder))
+    if top > len(recommender.titles):
+        raise InputError(f"--top is {top}, but the catalogue has {len(recommender.titles)} items; lower it")
     if history is not None:
         typed(recommender, [title for title in history.split(";") if title.strip()], top, reasoning, json)
     elif users is not None and out is not None:
