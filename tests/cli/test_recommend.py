@@ -13,7 +13,7 @@ import training_runs
 from conftest import PASSES
 
 from minirec.cli import main
-from minirec.data import splits
+from minirec.data import splits, user_histories
 from minirec.data.title_lookup import TitleLookup
 from minirec.evaluation.recommender import Recommender, TrainedRun
 from minirec.experiment.sections import Engine
@@ -102,7 +102,7 @@ def test_the_screen_has_a_line_an_item_and_no_more_than_there_are(run, capsys):
         (["--history", "Kind Blue 2", "--top", "0"], "--top is 0"),
         (["--history", "Kind Blue 2", "--top", "31"], "--top is 31, but the catalogue has 30 items; lower it"),
         (["--users", "x.parquet", "--out", "./x.parquet"], "the file of the users itself"),
-        (["--users", "no.parquet", "--out", "out.parquet"], "no.parquet is no readable Parquet file"),
+        (["--users", "no.parquet", "--out", "out.parquet"], "no.parquet does not exist; name a Parquet file of users"),
     ],
 )
 def test_what_cannot_be_answered_is_one_sentence(run, capsys, words, said):
@@ -148,25 +148,57 @@ def test_where_nothing_can_be_kept_the_run_recommends_all_the_same(run, capsys, 
     assert "the item vectors are not kept for next time (the disk is full)" in shown.err
 
 
-def test_users_of_a_file_get_a_row_each_in_their_order(run, tmp_path):
-    users = {"user_id": ["b", "a", "b", None], "history": [["i02", "Red Blue 5"], ["gone"], None, ["i07", None]]}
+@pytest.mark.parametrize("part", [1, 1024])
+def test_users_of_a_file_get_a_row_each_in_their_order(run, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(user_histories, "PART", part)
+    users = {"user_id": ["b", "a", "d", "c"], "history": [["i02", "Red Blue 5"], ["gone"], [], ["gone", "i07"]]}
     pq.write_table(pa.table(users), tmp_path / "users.parquet")
     command("recommend", run, "--users", tmp_path / "users.parquet", "--out", tmp_path / "out.parquet", "--top", "4")
     found = pd.read_parquet(tmp_path / "out.parquet")
-    assert found["user_id"].tolist() == ["b", "a", "b", "None"]
+    assert found["user_id"].tolist() == ["b", "a", "d", "c"]
     assert [len(items) for items in found["titles"]] == [4, 0, 0, 4]
-    assert found["unknown"][1].tolist() == ["gone"]
+    assert [items.tolist() for items in found["unknown"]] == [[], ["gone"], [], ["gone"]]
     one = Recommender(TrainedRun.opened(run), PASSES.batch_tokens)
     assert found["titles"][0].tolist() == [one.titles[one.lookup.row(item)] for item in found["item_ids"][0]]
     assert not {"i02", "i05"} & set(found["item_ids"][0])
 
 
-@pytest.mark.parametrize("history", [pa.array(["a", "b"]), pa.array([[1], [2]])])
-def test_a_file_of_users_without_lists_of_titles_is_refused(run, tmp_path, capsys, history):
-    pq.write_table(pa.table({"history": history}), tmp_path / "users.parquet")
+def test_users_without_ids_have_the_numbers_of_their_rows_in_a_file_of_wide_types(run, tmp_path):
+    wide = pa.large_list(pa.large_string())  # as polars writes it
+    pq.write_table(pa.table({"history": pa.array([["i02"], ["i03"], ["i02"]], wide)}), tmp_path / "users.parquet")
+    command("recommend", run, "--users", tmp_path / "users.parquet", "--out", tmp_path / "out.parquet")
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    assert found["user_id"].tolist() == ["0", "1", "2"]
+    assert found["item_ids"][0].tolist() == found["item_ids"][2].tolist() != found["item_ids"][1].tolist()
+
+
+GOOD = {"user_id": "a", "history": ["i01"]}
+BAD_USERS = {
+    "no history": ([{"user_id": "a"}], "users.parquet has no column history; add it: lists of titles or item ids"),
+    "no list": ([{"history": "i01"}], "column history is string; write lists of titles or item ids as text"),
+    "numbers": (
+        [{"history": [1]}],
+        "column history is list<element: int64>; write lists of titles or item ids as text",
+    ),
+    "odd id": ([GOOD | {"user_id": 1.5}], "column user_id is double; write text or whole numbers"),
+    "null id": ([GOOD, GOOD | {"user_id": None}], "users.parquet, row 1: user_id is null; give every user an id"),
+    "null": ([GOOD, {"user_id": "b", "history": None}], "row 1: history is null or has a null; list titles"),
+    "null item": ([GOOD | {"history": ["i01", None]}], "row 0: history is null or has a null; list titles"),
+    "twice": ([GOOD, GOOD | {"user_id": "b"}, GOOD], "row 2: user_id a is also that of row 0; write one row a user"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_USERS)
+def test_a_file_of_users_that_cannot_be_used_is_one_sentence_before_any_work(run, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(user_histories, "PART", 1)
+    monkeypatch.delattr("minirec.evaluation.recommender.Policy.load")
+    rows, sentence = BAD_USERS[name]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "users.parquet")
     command("recommend", run, "--users", tmp_path / "users.parquet", "--out", tmp_path / "out.parquet", code=1)
-    assert "needs a column history, lists of titles or item ids" in capsys.readouterr().err
-    assert not (tmp_path / "out.parquet").exists()
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["users.parquet"]
 
 
 def test_of_items_with_one_title_the_most_popular_is_found():

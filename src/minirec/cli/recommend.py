@@ -11,15 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minirec.cli.show import align
+from minirec.data import user_histories
 from minirec.errors import InputError
 from minirec.progress import log, progress
 from minirec.storage.files import atomic_write
 
-USERS = 1024  # that are read at a time
-KEY, HISTORY = "user_id", "history"  # columns of the file of users
 COLUMNS = pa.schema(
     [
-        (KEY, pa.string()),
+        ("user_id", pa.string()),
         ("titles", pa.list_(pa.string())),
         ("item_ids", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
@@ -87,37 +86,26 @@ def of_file(recommender: Any, users: Path, out: Path, top: int, reasoning: bool)
     """Write the recommendations for the users of a Parquet file, a row each, in its order."""
     if out.resolve() == users.resolve():
         raise InputError(f"--out is {out}, the file of the users itself; name another")
-    try:
-        source = pq.ParquetFile(users)
-    except (OSError, pa.ArrowException) as problem:
-        raise InputError(f"{users} is no readable Parquet file ({problem}); name another") from problem
-    kind = source.schema_arrow.field(HISTORY).type if HISTORY in source.schema_arrow.names else None
-    if kind is None or not pa.types.is_list(kind) or not pa.types.is_string(kind.value_type):
-        raise InputError(f"{users} needs a column {HISTORY}, lists of titles or item ids, oldest first")
-    total, without = source.metadata.num_rows, 0
+    total, without = sum(map(len, user_histories.parts(users))), 0  # which checks them before the model is loaded
     with (
         atomic_write(out) as partial,
         pq.ParquetWriter(partial, COLUMNS) as writer,
         progress("recommend", total, "users") as bar,
     ):
-        done = 0
-        for batch in source.iter_batches(USERS):
-            names = batch.schema.names
-            keys = batch[KEY].to_pylist() if KEY in names else range(done, done + len(batch))
-            histories = [[title for title in one or [] if title is not None] for one in batch[HISTORY].to_pylist()]
-            found = [[recommender.lookup.row(title) for title in one] for one in histories]
+        for part in user_histories.parts(users):
+            found = [[recommender.lookup.row(title) for title in user.history] for user in part]
             known = [[row for row in rows if row is not None] for rows in found]
             some = [place for place, rows in enumerate(known) if rows]
             answers = recommender.recommend([known[place] for place in some], top, reasoning)
             given = dict(zip(some, answers, strict=True))
             rows = []
-            for place, key in enumerate(keys):
+            for place, user in enumerate(part):
                 one = given.get(place)
                 best = one.rows if one else []
-                missing = [t for t, row in zip(histories[place], found[place], strict=True) if row is None]
+                missing = [t for t, row in zip(user.history, found[place], strict=True) if row is None]
                 rows.append(
                     {
-                        KEY: str(key),
+                        "user_id": user.user_id,
                         "titles": [recommender.titles[row] for row in best],
                         "item_ids": [recommender.item_ids[row] for row in best],
                         "scores": one.scores if one else [],
@@ -127,7 +115,6 @@ def of_file(recommender: Any, users: Path, out: Path, top: int, reasoning: bool)
                 )
             writer.write_table(pa.Table.from_pylist(rows, COLUMNS))
             without += len(rows) - len(some)
-            done += len(rows)
             bar.add(len(rows))
     if without:
         log.warning(
