@@ -1,6 +1,7 @@
 """minirec recommend and export: the recommender of a trained run for people, files, transformers and trainers."""
 
 import json
+import math
 import re
 import shutil
 
@@ -172,6 +173,31 @@ def test_users_without_ids_have_the_numbers_of_their_rows_in_a_file_of_wide_type
     assert found["item_ids"][0].tolist() == found["item_ids"][2].tolist() != found["item_ids"][1].tolist()
 
 
+def test_ratings_and_times_of_a_file_stand_in_the_prompt_as_in_evaluate(run, ranks, tmp_path):
+    samples = tables.read("samples", run.parents[4] / "samples.parquet").to_pylist()
+    users = [
+        {
+            "user_id": str(sample["sample_id"]),
+            "history": ["gone", *(f"i{row:02d}" for row in sample["history_rows"])],
+            "history_rating": [1.0, *sample["history_rating"]],
+            "history_age_ms": [9000, *sample["history_age_ms"]],
+        }
+        for sample in samples
+        if sample["split"] == "test"
+    ]
+    found = {}
+    for sides in (("history_rating", "history_age_ms"), ("history_rating",), ("history_age_ms",), ()):
+        kept = [{name: user[name] for name in ("user_id", "history", *sides)} for user in users]
+        pq.write_table(pa.Table.from_pylist(kept), tmp_path / "users.parquet")
+        command("recommend", run, "--users", tmp_path / "users.parquet", "--out", tmp_path / "out.parquet")
+        found[sides] = pd.read_parquet(tmp_path / "out.parquet")
+    both, *others = found.values()
+    assert both["user_id"].astype(int).tolist() == ranks["sample_id"]
+    assert [[int(item[1:]) for item in items] for items in both["item_ids"]] == ranks["top"]
+    for other in others:
+        assert [scores.tolist() for scores in other["scores"]] != [scores.tolist() for scores in both["scores"]]
+
+
 GOOD = {"user_id": "a", "history": ["i01"]}
 BAD_USERS = {
     "no history": ([{"user_id": "a"}], "users.parquet has no column history; add it: lists of titles or item ids"),
@@ -184,6 +210,20 @@ BAD_USERS = {
     "null id": ([GOOD, GOOD | {"user_id": None}], "users.parquet, row 1: user_id is null; give every user an id"),
     "null": ([GOOD, {"user_id": "b", "history": None}], "row 1: history is null or has a null; list titles"),
     "null item": ([GOOD | {"history": ["i01", None]}], "row 0: history is null or has a null; list titles"),
+    "no numbers": (
+        [GOOD | {"history_rating": ["5"]}],
+        "column history_rating is list<element: string>; write lists of",
+    ),
+    "no whole": ([GOOD | {"history_age_ms": [0.5]}], "history_age_ms is list<element: double>; write lists of whole"),
+    "nan": (
+        [GOOD | {"history_rating": [math.nan]}],
+        "row 0: history_rating has nan; write lists of numbers, null where",
+    ),
+    "future": (
+        [GOOD | {"history_age_ms": [-1]}],
+        "row 0: history_age_ms has -1; write lists of whole milliseconds from",
+    ),
+    "short": ([{"history": ["i01", "i02"], "history_rating": [5]}], "row 0: history_rating has 1 values for 2 items"),
     "twice": ([GOOD, GOOD | {"user_id": "b"}, GOOD], "row 2: user_id a is also that of row 0; write one row a user"),
 }
 

@@ -164,7 +164,8 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
 def _add_recommend(added: argparse.ArgumentParser) -> None:
     added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, …/seedN")
     added.add_argument("--history", metavar="TITLES", help="titles or item ids of the catalogue, oldest first, with ;")
-    added.add_argument("--users", type=Path, metavar="FILE", help="Parquet: history (lists of titles or ids), user_id")
+    columns = "history (lists of titles or ids) and, if known, user_id, history_rating, history_age_ms"
+    added.add_argument("--users", type=Path, metavar="FILE", help=f"Parquet: {columns}")
     added.add_argument("--out", type=Path, metavar="FILE", help="with --users: Parquet, a row a user")
     added.add_argument("--top", type=int, default=10, metavar="N", help="items to recommend (default: 10)")
     added.add_argument("--no-reasoning", dest="reasoning", action="store_false", help="recommend without writing first")

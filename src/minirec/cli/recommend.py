@@ -94,9 +94,13 @@ def of_file(recommender: Any, users: Path, out: Path, top: int, reasoning: bool)
     ):
         for part in user_histories.parts(users):
             found = [[recommender.lookup.row(title) for title in user.history] for user in part]
-            known = [[row for row in rows if row is not None] for rows in found]
-            some = [place for place, rows in enumerate(known) if rows]
-            answers = recommender.recommend([known[place] for place in some], top, reasoning)
+            known = [
+                [one for one in zip(rows, user.ratings, user.ages, strict=True) if one[0] is not None]
+                for user, rows in zip(part, found, strict=True)
+            ]
+            some = [place for place, items in enumerate(known) if items]
+            histories, ratings, ages = ([[one[side] for one in known[place]] for place in some] for side in range(3))
+            answers = recommender.recommend(histories, top, reasoning, ratings, ages)
             given = dict(zip(some, answers, strict=True))
             rows = []
             for place, user in enumerate(part):

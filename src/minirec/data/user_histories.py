@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ from minirec.storage import tables
 from minirec.storage.user_files import kind_of
 
 PART = 1024  # users in memory at a time
-ID, HISTORY = "user_id", "history"
+ID, HISTORY, RATING, AGE = "user_id", "history", "history_rating", "history_age_ms"
 LISTS = {  # columns of lists: the kinds of their values, and what to write
     HISTORY: (("text",), "lists of titles or item ids as text, oldest first"),
+    RATING: (("number", "integer", "null"), "lists of numbers, null where unknown"),
+    AGE: (("integer", "null"), "lists of whole milliseconds from each item to now, null where unknown"),
 }
+LOWEST = {RATING: -math.inf, AGE: 0}
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class User:
 
     user_id: str  # as given, or the number of the row
     history: list[str]  # titles or item ids, oldest first
+    ratings: list[float | None]  # of these items; None: unknown
+    ages: list[int | None]  # milliseconds from each of these items to now; None: unknown
 
 
 def parts(path: Path) -> Iterator[list[User]]:
@@ -65,4 +71,12 @@ def _user(path: Path, row: int, values: dict[str, Any], rows: dict[str, int]) ->
     history = values[HISTORY]
     if history is None or None in history:
         raise InputError(f"{where}: {HISTORY} is null or has a null; list titles or item ids, an empty list for none")
-    return User(user_id, history)
+    beside: dict[str, list[Any]] = {}
+    for name in (RATING, AGE):
+        found = beside[name] = [None] * len(history) if values.get(name) is None else values[name]
+        if len(found) != len(history):
+            raise InputError(f"{where}: {name} has {len(found)} values for {len(history)} items; give one for each")
+        bad = [value for value in found if value is not None and not LOWEST[name] <= value < math.inf]
+        if bad:
+            raise InputError(f"{where}: {name} has {bad[0]}; write {LISTS[name][1]}")
+    return User(user_id, history, beside[RATING], beside[AGE])

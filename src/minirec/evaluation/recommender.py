@@ -146,10 +146,23 @@ class Recommender:
             log.warning("the item vectors are not kept for next time (%s)", problem)
         return items
 
-    def recommend(self, histories: Sequence[Sequence[int]], top: int, reasoning: bool = True) -> list[Recommended]:
-        """The `top` items for users [n] of whom only catalogue rows are known, oldest first: no times, no ratings."""
-        shown = self.policy.settings.prompt_history
-        bodies = [self._lines(rows[-shown:]) for rows in histories]
+    def recommend(
+        self,
+        histories: Sequence[Sequence[int]],
+        top: int,
+        reasoning: bool = True,
+        ratings: Sequence[Sequence[float | None]] | None = None,
+        ages: Sequence[Sequence[int | None]] | None = None,
+    ) -> list[Recommended]:
+        """The `top` items for users [n], of whose histories the catalogue rows are known, oldest first.
+
+        ratings, ages: of the items of each history, ages in milliseconds; None: not known.
+        """
+        unknown, shown = [[None] * len(rows) for rows in histories], slice(-self.policy.settings.prompt_history, None)
+        bodies = [
+            history_lines([self.titles[row] for row in rows[shown]], rated[shown], old[shown])
+            for rows, rated, old in zip(histories, ratings or unknown, ages or unknown, strict=True)
+        ]
         return self.recommend_to(bodies, splits.padded(pa.array(histories, pa.list_(pa.int64()))), top, reasoning)
 
     def recommend_to(
@@ -171,8 +184,3 @@ class Recommender:
                 text = self.policy.tokenizer.decode(written.tokens[place][branch], skip_special_tokens=True).strip()
                 found[row] = Recommended(best[place][kept].tolist(), cosines, text)
         return [found[row] for row in range(len(bodies))]
-
-    def _lines(self, rows: Sequence[int]) -> str:
-        """A history as it stands in the prompt."""
-        unknown = [None] * len(rows)
-        return history_lines([self.titles[row] for row in rows], unknown, unknown)
