@@ -27,7 +27,7 @@ def model(folder: Path, out: Path) -> None:
     opened = TrainedRun.opened(folder)
     metrics = artefact.read_json(opened.folder / "metrics.json")
     recommender = Recommender(opened)
-    text = card(opened.top.name, opened.run, metrics, len(recommender.titles))
+    text = card(opened.top.name, opened.run, metrics, len(recommender.titles), opened.policy.dtype)
     exported.write(recommender, out, text)
     sys.stdout.write(f"{out}: the model for transformers; README.md says how to use it without minirec\n")
 

@@ -12,8 +12,11 @@ RECIPE = "model_recipe.py.txt"
 SHOWN = ("ndcg@10", "hr@10")
 
 
-def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int) -> str:
-    """Markdown about the model of a run. metrics: its metrics.json; items: number of items in the catalogue."""
+def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int, dtype: str) -> str:
+    """Markdown about the model of a run.
+
+    metrics: its metrics.json. items: number of items in the catalogue. dtype: of the merged weights.
+    """
     names = [name for name in SHOWN if name in metrics["metrics"]]
     rows = [("after RL", metrics["metrics"]), ("before RL", metrics["before"])]
     rows += sorted(metrics["baselines"].items())
@@ -27,6 +30,7 @@ def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int) -> str:
         names=[name.replace("ndcg", "NDCG").replace("hr", "HR") for name in names],
         rows=[(label.replace("_", " "), [_interval(found[name]) for name in names]) for label, found in rows],
         items=f"{items:,}",
+        dtype=dtype,
         recipe=(TEMPLATES / RECIPE).read_text(encoding="utf-8"),
     )
 
