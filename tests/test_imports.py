@@ -112,6 +112,7 @@ def test_the_probe_sees_a_heavy_library():
         "import minirec.stages.prepare, minirec.storage.tables, minirec.storage.tensors",
         "import minirec.stages.fetch",
         "import minirec.stages.select, minirec.stages.curriculum, minirec.stages.score",
+        "import minirec.cli.recommend, minirec.cli.export",
         "import minirec.cli.show, minirec.cli.plan, minirec.cli.status",
         "import minirec.stages.summarise, minirec.stages.compare",
         "import minirec.evaluation, minirec.stages.measure, minirec.stages.baselines",

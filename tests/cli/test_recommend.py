@@ -18,24 +18,23 @@ from minirec.data import splits, user_histories
 from minirec.data.title_lookup import TitleLookup
 from minirec.evaluation.recommender import Recommender, TrainedRun
 from minirec.experiment.sections import Engine
+from minirec.report.model_card import card
 from minirec.stages import evaluate
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, project, tiny_model, defaults):
-    """The folder of a run that is trained and evaluated, in the results of a data set."""
-    top = tmp_path_factory.mktemp("recommend") / "results" / "shop"
+def finished(top, project, tiny_model, defaults, **of_policy):
+    """The folder of a run that is trained and evaluated, in the results `top` of a data set."""
     folder = top / "runs" / "tiny" / "none" / "full-11" / "seed0"
     selection = top / "selections" / "none" / "full-11" / "seed0"
     selection.mkdir(parents=True)
     for name in ("samples", "catalogue"):
         shutil.copy(project[name], top)
     shutil.copy(project["curriculum"], selection)
-    training_runs.run(project, tiny_model, defaults, folder)
+    training_runs.run(project, tiny_model, defaults, folder, of_policy=of_policy)
     evaluate.run(
-        policy=training_runs.policy(defaults),
+        policy=training_runs.policy(defaults, **of_policy),
         sampling=defaults.sampling.model_copy(update={"max_new_tokens": 3, "completions": 2}),
         passes=PASSES,
         engine=Engine(),
@@ -52,8 +51,18 @@ def run(tmp_path_factory, project, tiny_model, defaults):
 
 
 @pytest.fixture(scope="module")
+def run(tmp_path_factory, project, tiny_model, defaults):
+    """A finished run with the pooling `mean`."""
+    return finished(tmp_path_factory.mktemp("recommend") / "results" / "shop", project, tiny_model, defaults)
+
+
+@pytest.fixture(scope="module")
 def ranks(run):
     """What evaluate found, by sample."""
+    return ranks_of(run)
+
+
+def ranks_of(run):
     return tables.read("ranks", run / "ranks.parquet").sort_by("sample_id").to_pydict()
 
 
@@ -254,22 +263,58 @@ def test_an_item_id_comes_before_a_title_that_reads_like_it():
     assert lookup.row("300") == 0
 
 
-def test_the_recipe_of_the_model_card_ranks_as_evaluate_does_with_transformers_alone(run, ranks, tmp_path, monkeypatch):
+@pytest.mark.parametrize("pooling", ["mean", "last", "context"])
+def test_the_recipe_of_the_model_card_ranks_as_evaluate_does_with_transformers_alone(
+    run, project, tiny_model, defaults, tmp_path, monkeypatch, pooling
+):
+    if pooling != "mean":
+        more = {"pooling": pooling, "system": "You help."}
+        run = finished(tmp_path / "results" / "shop", project, tiny_model, defaults, **more)
     out = tmp_path / "exported"
     command("export", "model", run, "--out", out)
-    card = (out / "README.md").read_text(encoding="utf-8")
-    assert "| after RL | 0.5000 [0.2500, 0.7500] | 0.5000 [0.2500, 0.7500] |" in card
-    recipe = re.search(r"```python\n(.*)```", card, re.DOTALL).group(1)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert "| after RL | 0.5000 [0.2500, 0.7500] | 0.5000 [0.2500, 0.7500] |" in text
+    assert "bfloat16" not in text
+    recipe = re.search(r"```python\n(.*)```", text, re.DOTALL).group(1)
     assert "minirec" not in recipe
     monkeypatch.chdir(out)
     names = {}
     exec(compile(recipe, "recipe", "exec"), names)  # of this repository
     test = splits.load(run.parents[4] / "samples.parquet", run.parents[4] / "catalogue.parquet", "test", 5)
-    for body, target, history, rank in zip(test.bodies, test.target, test.history, ranks["rank"], strict=True):
+    for body, target, history, rank in zip(test.bodies, test.target, test.history, ranks_of(run)["rank"], strict=True):
         rows, scores, _ = names["recommend"](body, history[history >= 0].tolist())
         assert rows.index(target) + 1 == rank
         assert len(rows) == len(scores) == 27
     assert np.allclose(names["kept"]["items"].shape, (30, 8))
+
+
+def test_the_card_says_that_weights_in_bfloat16_were_rounded(run):
+    metrics = artefact.read_json(run / "metrics.json")
+    assert "Merging rounded the weights to bfloat16" in card(
+        "shop", TrainedRun.opened(run).run, metrics, 30, "bfloat16"
+    )
+
+
+def test_two_exports_of_a_run_have_the_same_bytes(run, tmp_path):
+    for name in "ab":
+        command("export", "model", run, "--out", tmp_path / name)
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*")]
+    assert len(files) > 8
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_an_export_that_fails_half_way_leaves_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("minirec.evaluation.exported.about", lambda *_: 1 / 0)
+    command("export", "model", run, "--out", tmp_path / "out", code=70)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_not_measured_yet_is_not_exported(run, tmp_path, capsys):
+    (run / "metrics.json").rename(tmp_path / "metrics.json")
+    command("export", "model", run, "--out", tmp_path / "out", code=1)
+    (tmp_path / "metrics.json").rename(run / "metrics.json")
+    assert "metrics.json does not exist" in capsys.readouterr().err
 
 
 def test_samples_are_exported_in_training_order_with_the_prompt_that_the_policy_reads(run, tmp_path):
