@@ -46,3 +46,5 @@ def test_a_state_that_is_not_finite_has_no_rank(broken):
     states[1, 2] = broken
     with pytest.raises(InputError, match="scores are not finite"):
         scoring.ranks(scoring.scores(states, items, tau=0.5), torch.tensor([0, 1]), torch.full((2, 1), -1))
+    with pytest.raises(InputError, match="scores are not finite"):
+        scoring.best(scoring.scores(states, items, tau=0.5), torch.full((2, 1), -1), 2)

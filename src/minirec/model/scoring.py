@@ -41,8 +41,7 @@ def ranks(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
     >>> ranks(torch.tensor([[0.9, 0.7, 0.7, 0.1]]), target=torch.tensor([2]), exclude=torch.tensor([[0]])).tolist()
     [2]
     """
-    if not scores.isfinite().all():
-        raise NotFinite("the policy's scores are not finite, so nothing can be ranked")
+    _require_finite(scores)
     allowed = mask(scores, exclude, target)
     of_target = allowed.gather(1, target[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
@@ -53,12 +52,13 @@ def best(scores: Tensor, exclude: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Rows [n, count] with the largest scores, best first, -1 where fewer remain; and their scores.
 
     exclude [n, w]: rows of the history, padded with -1, which are never recommended. Of equal scores the lower row
-    comes first.
+    comes first. Raises NotFinite as `ranks` does.
 
     >>> rows, _ = best(torch.tensor([[0.7, 0.9, 0.7]]), exclude=torch.tensor([[1]]), count=3)
     >>> rows.tolist()
     [[0, 2, -1]]
     """
+    _require_finite(scores)
     ordered = mask(scores, exclude).sort(dim=1, descending=True, stable=True)
     values = ordered.values[:, :count]
     return ordered.indices[:, :count].masked_fill(values == -torch.inf, -1), values
@@ -67,3 +67,8 @@ def best(scores: Tensor, exclude: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def log_pi(scores: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
     """Log-probability [n] of each target [n]: softmax of the scores [n, m] without the rows `exclude` [n, w]."""
     return mask(scores, exclude, target).log_softmax(1).gather(1, target[:, None]).squeeze(1)
+
+
+def _require_finite(scores: Tensor) -> None:
+    if not scores.isfinite().all():
+        raise NotFinite("the policy's scores are not finite, so nothing can be ranked")
