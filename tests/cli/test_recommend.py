@@ -158,6 +158,15 @@ def test_where_nothing_can_be_kept_the_run_recommends_all_the_same(run, capsys, 
     assert "the item vectors are not kept for next time (the disk is full)" in shown.err
 
 
+def test_too_little_memory_names_the_flag_to_lower(run, capsys, monkeypatch):
+    def full(*_):
+        raise MemoryError("cannot allocate")
+
+    monkeypatch.setattr("minirec.model.scoring.best", full)
+    command("recommend", run, "--history", "i02", "--batch-tokens", "64", code=1)
+    assert "out of memory (cannot allocate); lower --batch-tokens (now 64), and start" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("part", [1, 1024])
 def test_users_of_a_file_get_a_row_each_in_their_order(run, tmp_path, monkeypatch, part):
     monkeypatch.setattr(user_histories, "PART", part)

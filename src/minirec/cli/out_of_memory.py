@@ -41,6 +41,8 @@ def sentence(stage: str, sections: Mapping[str, Any], error: BaseException) -> s
 def _advice(sections: Mapping[str, Any]) -> str:
     if "queries" in sections:
         return f"raise the resource memory (now {sections['queries'].memory}) {PROFILE}"
+    if "batch_tokens" in sections:  # a flag of recommend, which no workflow starts
+        return f"lower --batch-tokens (now {sections['batch_tokens']})"
     vllm = getattr(sections.get("sampling"), "engine", "") == "vllm"
     values = {name: getattr(sections[part], name) for part, name in LOWERED if part in sections}
     lower = [f"{n} (now {v})" for n, v in values.items() if v not in (1, None) and (n != "vllm_memory" or vllm)]

@@ -15,7 +15,7 @@ from minirec import __version__
 from minirec.cli.main import TYPED
 from minirec.experiment import config
 from minirec.experiment.commands import STAGES, Flag, command, flag, parse, scalar
-from minirec.experiment.sections import Processes
+from minirec.experiment.sections import Passes, Processes
 
 FILES = {  # help for flags that name a file or folder
     "adapter": "folder of a LoRA adapter, with its whitening",
@@ -170,6 +170,8 @@ def _add_recommend(added: argparse.ArgumentParser) -> None:
     added.add_argument("--top", type=int, default=10, metavar="N", help="items to recommend (default: 10)")
     added.add_argument("--no-reasoning", dest="reasoning", action="store_false", help="recommend without writing first")
     added.add_argument("--json", action="store_true", help="print JSON")
+    tokens = Passes.model_fields["batch_tokens"]
+    added.add_argument("--batch-tokens", type=int, default=tokens.default, metavar="N", help=_setting(tokens))
 
 
 def _add_pick(added: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from minirec.cli.show import align
 from minirec.data import user_histories
 from minirec.errors import InputError
+from minirec.experiment.sections import Passes
 from minirec.progress import log, progress
 from minirec.storage.files import atomic_write
 
@@ -37,15 +38,16 @@ def run(
     top: int = 10,
     reasoning: bool = True,
     json: bool = False,
+    batch_tokens: int = Passes().batch_tokens,
 ) -> None:
     """Print or write recommendations; raises InputError if nothing of a history is in the catalogue."""
     if (history is None) == (users is None) or (users is None) != (out is None):
         raise InputError('name a history, --history "title; title", or a file of users, --users FILE --out FILE')
-    if top < 1:
-        raise InputError(f"--top is {top}; it must be at least 1")
+    if top < 1 or batch_tokens < 1:
+        raise InputError(f"--top is {top} and --batch-tokens {batch_tokens}; both must be at least 1")
     from minirec.evaluation.recommender import Recommender, TrainedRun  # loads torch, which takes seconds
 
-    recommender = Recommender(TrainedRun.opened(folder))
+    recommender = Recommender(TrainedRun.opened(folder), batch_tokens)
     if top > len(recommender.titles):
         raise InputError(f"--top is {top}, but the catalogue has {len(recommender.titles)} items; lower it")
     if history is not None:
