@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import training_runs
+import yaml
 from conftest import PASSES
 
 from minirec.cli import main
@@ -297,11 +298,13 @@ def test_the_recipe_of_the_model_card_ranks_as_evaluate_does_with_transformers_a
     assert np.allclose(names["kept"]["items"].shape, (30, 8))
 
 
-def test_the_card_says_that_weights_in_bfloat16_were_rounded(run):
+def test_the_card_warns_of_rounding_and_names_a_base_model_of_the_hub(run):
+    hub = {"source": "hub", "id": "google/gemma-2-2b-it", "commit": "299a8560"}
     metrics = artefact.read_json(run / "metrics.json")
-    assert "Merging rounded the weights to bfloat16" in card(
-        "shop", TrainedRun.opened(run).run, metrics, 30, "bfloat16"
-    )
+    text = card("shop", TrainedRun.opened(run).run, metrics, 30, "bfloat16", hub)
+    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "google/gemma-2-2b-it"
+    assert "`tiny` (google/gemma-2-2b-it, commit 299a8560), fine-tuned" in text
+    assert "Merging rounded the weights to bfloat16" in text
 
 
 def test_two_exports_of_a_run_have_the_same_bytes(run, tmp_path):

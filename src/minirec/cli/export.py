@@ -27,7 +27,9 @@ def model(folder: Path, out: Path) -> None:
     opened = TrainedRun.opened(folder)
     metrics = artefact.read_json(opened.folder / "metrics.json")
     recommender = Recommender(opened)
-    text = card(opened.top.name, opened.run, metrics, len(recommender.titles), opened.policy.dtype)
+    record = opened.model / artefact.FOLDER_RECORD
+    source = artefact.load_json(record)["settings"] if record.is_file() else {}
+    text = card(opened.top.name, opened.run, metrics, len(recommender.titles), opened.policy.dtype, source)
     exported.write(recommender, out, text)
     sys.stdout.write(f"{out}: the model for transformers; README.md says how to use it without minirec\n")
 

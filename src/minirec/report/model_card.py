@@ -12,10 +12,11 @@ RECIPE = "model_recipe.py.txt"
 SHOWN = ("ndcg@10", "hr@10")
 
 
-def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int, dtype: str) -> str:
+def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int, dtype: str, source: Mapping[str, Any]) -> str:
     """Markdown about the model of a run.
 
-    metrics: its metrics.json. items: number of items in the catalogue. dtype: of the merged weights.
+    metrics: its metrics.json. items: number of items in the catalogue. dtype: of the merged weights. source: of the
+    base model, as its record has it; empty if it has none.
     """
     names = [name for name in SHOWN if name in metrics["metrics"]]
     rows = [("after RL", metrics["metrics"]), ("before RL", metrics["before"])]
@@ -31,6 +32,7 @@ def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int, dtype: 
         rows=[(label.replace("_", " "), [_interval(found[name]) for name in names]) for label, found in rows],
         items=f"{items:,}",
         dtype=dtype,
+        hub=source if source.get("source") == "hub" else None,
         recipe=(TEMPLATES / RECIPE).read_text(encoding="utf-8"),
     )
 
