@@ -17,6 +17,7 @@ import torch
 from minirec.data import splits
 from minirec.evaluation import metrics, ranking
 from minirec.evaluation.recommender import Recommender, TrainedRun
+from minirec.model.engines.builtin import Builtin
 from minirec.model.items import ItemEncoder
 
 
@@ -27,9 +28,9 @@ def main(folder: Path) -> None:
     policy, whitening = one.policy, one.whitening
     test = splits.load(run.top / "samples.parquet", run.catalogue, "test", policy.settings.prompt_history)
     items = whitening.item(ItemEncoder(policy, one.catalogue["text"].to_pylist()).embed(what="items"))
-    before = ranking.rank(policy, whitening, items, test, one.max_new_tokens, 0, "adapter").rank
+    before = ranking.rank(Builtin(policy), whitening, items, test, one.max_new_tokens, 0, "adapter").rank
     policy.model = policy.model.merge_and_unload()
-    after = ranking.rank(policy, whitening, items, test, one.max_new_tokens, 0, "merged").rank
+    after = ranking.rank(Builtin(policy), whitening, items, test, one.max_new_tokens, 0, "merged").rank
     ndcg = [metrics.ndcg(rank, metrics.K).mean() for rank in (before, after)]
     print(f"{len(test)} test samples: NDCG@10 {ndcg[0]:.4f} by the adapter, {ndcg[1]:.4f} merged")
     print(f"same rank: {(before == after).mean():.0%}; median change of a rank: {np.median(abs(before - after)):g}")
