@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REWARDS = np.random.default_rng(0).integers(0, 2, (50, 4)).tolist()
+ROLLOUTS = "".join(f'{{"prompt": "q{number}", "rewards": {row}}}\n' for number, row in enumerate(REWARDS))
 ONLY = """
 import sys
 
@@ -34,14 +36,16 @@ def names(requirements):
     return {re.split(r"[<>=!\[]", one)[0].lower().replace("_", "-") for one in requirements}
 
 
+OPTIONAL = set().union(*map(names, PROJECT["optional-dependencies"].values())) - {"minirec"}
+
+
 @pytest.fixture
 def minirec(tmp_path):
     """Runs Python where no library of an extra can be imported."""
-    optional = set().union(*map(names, PROJECT["optional-dependencies"].values())) - {"minirec"}
     missing = {
         module
         for module, found in packages_distributions().items()
-        if names(found) & optional and not names(found) & names(PROJECT["dependencies"])
+        if names(found) & OPTIONAL and not names(found) & names(PROJECT["dependencies"])
     }
     assert {"torch", "transformers", "pandas", "matplotlib", "jinja2", "snakemake"} <= missing
     (tmp_path / "sitecustomize.py").write_text(ONLY.format(missing=missing))
@@ -55,9 +59,7 @@ def minirec(tmp_path):
 
 
 def test_rollouts_become_picks_without_the_libraries_of_the_extras(minirec, tmp_path):
-    rewards = np.random.default_rng(0).integers(0, 2, (50, 4)).tolist()
-    lines = [f'{{"prompt": "q{number}", "rewards": {row}}}\n' for number, row in enumerate(rewards)]
-    (tmp_path / "rollouts.jsonl").write_text("".join(lines))
+    (tmp_path / "rollouts.jsonl").write_text(ROLLOUTS)
     words = ["pick", "rollouts.jsonl", "--budget", "10", "--control", "random", "--diversity", "tfidf"]
     done = minirec("-m", "minirec", *words, "--out", "picks.jsonl")
     assert done.returncode == 0, done.stderr
@@ -92,16 +94,82 @@ def test_the_functions_of_the_library_are_there_by_name():
         assert callable(getattr(minirec, name))
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_every_file_of_the_package(tmp_path):
-    copy = tmp_path / "copy"  # a build leaves files beside the sources
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from the sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    copy = folder / "copy"  # a build leaves files beside the sources
     shutil.copytree(ROOT / "src" / "minirec", copy / "src" / "minirec", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(copy)]
-    done = subprocess.run([*command, "-w", str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    words = [sys.executable, "-c", "from setuptools.build_meta import build_sdist; build_sdist('..')"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=copy)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("minirec-*.whl")
+    (sdist,) = folder.glob("minirec-*.tar.gz")
+    words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(sdist)]
+    done = subprocess.run([*words, "-w", str(folder)], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("minirec-*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file_of_the_package(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("minirec/")}
     tracked = subprocess.run(["git", "ls-files", "src/minirec"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert packed == {name.removeprefix("src/") for name in tracked.stdout.split()}
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Runs a program of a fresh virtual environment: it holds the wheel, what pip fetched for it, and nothing else."""
+    place = tmp_path_factory.mktemp("clean")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(program, *words):
+        command = [place / "venv" / "bin" / program, *map(str, words)]
+        return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
+
+    subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
+    lock, install = ROOT / "requirements.lock", ("-m", "pip", "install", "--quiet", "--timeout", "15")
+    (numpy,) = re.findall(r"^numpy==.*$", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    if (done := run("python", *install, "--retries", "0", numpy)).returncode:
+        pytest.skip(f"no package index is within reach of pip: {done.stderr.splitlines()[-1]}")
+    done = run("python", *install, "--constraint", lock, wheel)
+    assert done.returncode == 0, done.stderr
+    yield run
+    shutil.rmtree(place)  # half a gigabyte
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_brings_no_library_of_an_extra(installed):
+    there = names(installed("python", "-m", "pip", "list", "--format", "freeze").stdout.split())
+    assert there >= names(PROJECT["dependencies"]) | {"minirec"}
+    assert there & OPTIONAL == set()
+
+
+@pytest.mark.slow
+def test_the_installed_functions_of_the_selection_load_no_heavy_library(installed):
+    listed = "curriculum_order, greedy, hit, learnability, ndcg, pick, representativeness"
+    code = f"from time import perf_counter; start = perf_counter(); from minirec import {listed}; import sys; "
+    done = installed("python", "-c", code + "print(perf_counter() - start, *sys.modules)")
+    assert done.returncode == 0, done.stderr
+    seconds, *modules = done.stdout.split()
+    sys.stdout.write(f"the import took {float(seconds):.2f} s\n")
+    assert not {"torch", "transformers", "pandas", "sklearn", "pyarrow", "pydantic"} & set(modules)
+
+
+@pytest.mark.slow
+def test_the_installed_command_picks(installed, tmp_path):
+    (tmp_path / "rollouts.jsonl").write_text(ROLLOUTS)
+    picks = tmp_path / "picks.jsonl"
+    done = installed("minirec", "pick", tmp_path / "rollouts.jsonl", "--budget", "10", "--out", picks)
+    assert done.returncode == 0, done.stderr
+    assert len(picks.read_text().splitlines()) == 10
+
+
+@pytest.mark.slow
+def test_an_installed_command_that_needs_more_says_what_to_install(installed):
+    done = installed("minirec", "recommend", "results/x/runs/a/b/c-1/seed0", "--history", "x")
+    assert done.returncode == 1
+    assert 'recommend needs torch; pip install "minirec[train]"' in done.stderr
