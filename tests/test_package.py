@@ -73,10 +73,20 @@ def test_help_needs_no_extra(minirec, words):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_command_whose_extra_is_missing_names_it(minirec):
-    done = minirec("-m", "minirec", "recommend", "results/x/runs/a/b/c-1/seed0", "--history", "x")
+@pytest.mark.parametrize(
+    ("words", "library", "extra"),
+    [
+        (["recommend", "results/x/runs/a/b/c-1/seed0", "--history", "x"], "torch", "train"),
+        (["report", "results/x"], "pandas", "report"),
+        (["why", "results/x/runs/a/b/c-1/seed0"], "pandas", "report"),
+        (["status", "results/movielens"], "snakemake", "workflow"),
+    ],
+)
+def test_a_command_whose_extra_is_missing_names_it(minirec, tmp_path, words, library, extra):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    done = minirec("-m", "minirec", *words)
     assert done.returncode == 1
-    assert 'recommend needs torch; pip install "minirec[train]"' in done.stderr
+    assert f'{words[0]} needs {library}; pip install "minirec[{extra}]"' in done.stderr
 
 
 def test_importing_the_selection_loads_none_of_the_heavy_libraries(minirec):

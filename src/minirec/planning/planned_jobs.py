@@ -25,6 +25,8 @@ class Planned:
 
 def planned_jobs(*arguments: str) -> list[Planned]:
     """The jobs that Snakemake would start with these arguments; raises InputError if it cannot plan the workflow."""
+    import snakemake  # noqa: F401  where it is missing, the error of this line says which extra brings it
+
     command = [
         sys.executable,
         "-m",
