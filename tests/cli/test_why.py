@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minirec.cli import main
+from minirec.cli import main, why
 from minirec.experiment.sections import Select
 from minirec.stages import select
 from minirec.storage import tables, tensors
@@ -130,6 +130,12 @@ def test_the_screen_is_narrow_and_short_and_a_completion_stays_on_its_line(top, 
     assert len(lines) < 45
     assert max(map(len, lines)) <= 140
     assert any(line.split() == ["1", "0.500", "3", "so", "so"] for line in lines)
+
+
+def test_a_small_value_is_not_rounded_to_nothing():
+    change = {"value": 2e-8, "least_value": 3e-7, "ranges": {}}
+    text = " ".join(why.sentences({"change": change, "method": "minirec", "pick": 1, "places": []}))
+    assert "is 2e-08; it is picked with any above 3e-07" in text
 
 
 def test_places_are_those_of_the_methods_orders(top, capsys):

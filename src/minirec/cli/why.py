@@ -79,7 +79,7 @@ def _numbers(about: dict[str, Any]) -> Iterator[list[str]]:
     for name in ("diversity", "value"):
         if about.get(name) is not None:
             when = "at its turn" if about["pick"] else "after the last pick"
-            yield [f"{name} {when}", f"{about[name]:.3f}", "", ""]
+            yield [f"{name} {when}", _number(about[name]), "", ""]
 
 
 def _places(places: list[dict[str, Any]]) -> Iterator[list[str]]:
@@ -138,15 +138,15 @@ def _of_greedy(change: dict[str, Any], pick: int | None) -> Iterator[str]:
     if change["least_value"] is None:
         yield "No value would be enough: it has the direction of the first pick."
         return
-    value, least = change["value"], change["least_value"]
+    value, least = change["value"], _number(change["least_value"])
     if pick:
-        yield f"Its value before diversity is {value:.3f}; it is picked with any above {least:.3f}."
+        yield f"Its value before diversity is {_number(value)}; it is picked with any above {least}."
         return
     place = f"at turn {change['turn']:,} in place of {_named(change['winner'])}"
-    yield f"Its value before diversity is {value:.3f}; above {least:.3f} it would be picked, {place}."
+    yield f"Its value before diversity is {_number(value)}; above {least} it would be picked, {place}."
     near = change.get("closest")
     if near and value > change["last_value"]:
-        last = f"the last pick has only {change['last_value']:.3f}"
+        last = f"the last pick has only {_number(change['last_value'])}"
         yield f"Its value is large enough ({last}), but it is too close to {_named(near['to'])}."
     if near and near["needed"] <= 2:
         distance = f"{near['distance']:.3f}; above {near['needed']:.3f} it would be picked"
