@@ -66,7 +66,7 @@ VALUES = {  # help for flags that are neither a file nor a setting
 EXAMPLES = {
     "pick": "example: minirec pick completions/ --budget 1024 --out picks.jsonl --control random",
     "show": "example: minirec show results/movielens/metrics.json",
-    "why": "example: minirec why results/movielens/selections/smollm/minirec-160/seed0 1234",
+    "why": "example: minirec why results/movielens/selections/smollm/learnable-160/seed0 30808",
     "recommend": 'example: minirec recommend results/movielens/runs/…/seed0 --history "Fargo (1996); Heat (1995)"',
     "export": "example: minirec export model results/movielens/runs/…/seed0 --out recommender",
     "plan": "example: minirec plan results/movielens/metrics.json --configfile config/quickstart.yaml",
