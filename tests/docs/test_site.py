@@ -29,7 +29,7 @@ from mkdocs.__main__ import cli
 cli()
 """
 LOADED = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("link", "href")}
-MAIN = ("index", "tutorial", "reading", "why", "howto/own-data", "reference/settings", "reference/commands")
+MAIN = ("index", "tutorial", "reading", "why", "gpus", "howto/own-data", "reference/settings", "reference/commands")
 MAIN += ("reference/methods", "METHOD", "files", "evidence")
 
 

@@ -137,16 +137,22 @@ def test_a_job_asks_slurm_for_what_the_profile_says(usual):
     assert not [word for word in submission(usual["score"]) if word.startswith(("--gpus", "--gres"))]
 
 
-def test_a_job_with_four_gpus_is_one_task_and_not_four(usual):
-    assert not [word for word in submission(usual["train"] | {"gpu": 4}) if word.startswith("--ntasks")]
+def advised(start: str) -> dict[str, Any]:
+    """What a comment of the profile advises for train."""
+    text = (ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^# {start}.*train: (\{{.*\}})$", text, re.MULTILINE)
+    return yaml.safe_load(line.replace("…, ", ""))
+
+
+def test_a_job_with_four_gpus_is_one_task_on_one_node(usual):
+    words = submission(usual["train"] | advised("Several GPUs"))
+    assert {"--nodes=1", "--gpus=4"} <= set(words)
+    assert not [word for word in words if word.startswith("--ntasks")]
 
 
 def test_a_job_on_two_nodes_is_one_task_with_all_its_gpus_on_each(tmp_path):
     pytest.importorskip("snakemake_executor_plugin_slurm")
-    text = (ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^# Several nodes.*train: (\{.*\})$", text, re.MULTILINE)  # as the profile advises
-    more = yaml.safe_load(line.replace("…, ", ""))
-    train = asked(tmp_path, train=more)["train"]
+    train = asked(tmp_path, train=advised("Several nodes"))["train"]
     words = submission(train)
     assert {"--nodes=2", "--ntasks=2", "--cpus-per-task=8", "--gres=gpu:4"} <= set(words)
     assert not [word for word in words if word.startswith(("--gpus", "--ntasks-per"))]
