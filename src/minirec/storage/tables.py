@@ -110,7 +110,10 @@ def opened(path: Path, foreign: bool, **options: Any) -> Iterator[tuple[pq.Parqu
                 artefact.verify(path, record)
             yield file, record
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable Parquet file ({one_line(error)}); make or copy it again") from error
+        advice = "make or copy it again"
+        if path.suffix != ".parquet":
+            advice = "stages read no other format; for rollouts of your own there is minirec pick"
+        raise InputError(f"{path} is not a readable Parquet file ({one_line(error)}); {advice}") from error
 
 
 def numpy(table: pa.Table, column: str) -> np.ndarray:
