@@ -60,11 +60,11 @@ def calls(monkeypatch):
 
     seen, write = Calls(), generate.generate
 
-    def counted(policy, prompts, *rest):
+    def counted(policy, prompts, *rest, **named):
         if len(seen) == seen.limit:
             raise KeyboardInterrupt
         seen.append(len(prompts))
-        return write(policy, prompts, *rest)
+        return write(policy, prompts, *rest, **named)
 
     monkeypatch.setattr(generate, "generate", counted)
     monkeypatch.setattr(compatibility, "require_supported", lambda *_: None)  # which writes as well
