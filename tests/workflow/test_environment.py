@@ -26,15 +26,23 @@ def versions(lines) -> dict[str, str]:
     return found
 
 
+def locked(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return versions(line for line in lines if line and not line.startswith("#"))
+
+
+def dependencies(name: str) -> list:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))["dependencies"]
+
+
 @pytest.fixture(scope="module")
 def lock() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    return versions(line for line in lines if line and not line.startswith("#"))
+    return locked("requirements.lock")
 
 
 @pytest.fixture(scope="module")
 def conda() -> list:
-    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    return dependencies("environment.yml")
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +50,36 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_the_conda_environment_has_the_versions_of_the_lock(lock, conda):
-    (pip,) = [part["pip"] for part in conda if isinstance(part, dict)]
-    assert versions(pip) == lock
+@pytest.mark.parametrize("beside", ["", "-vllm"])
+def test_the_conda_environment_has_the_versions_of_the_lock(beside):
+    (pip,) = [part["pip"] for part in dependencies(f"environment{beside}.yml") if isinstance(part, dict)]
+    assert versions(pip) == locked(f"requirements{beside}.lock")
+    script = ROOT / f"environment{beside}.post-deploy.sh"  # where Snakemake looks for it
+    assert 'pip install --no-deps --editable "$PWD"' in script.read_text(encoding="utf-8")
 
 
 def test_torch_is_the_version_whose_cpu_build_pip_takes(lock):
     assert lock["torch"] == "2.13.0"
 
 
-def test_the_lock_satisfies_every_range_of_the_package(lock, project):
+@pytest.mark.parametrize(
+    ("file", "extras"),
+    [
+        ("requirements.lock", ["train", "report", "workflow", "slurm", "docs", "dev"]),
+        ("requirements-vllm.lock", ["train", "report", "workflow", "vllm"]),  # slurm wants another numpy than vLLM
+    ],
+)
+def test_the_lock_satisfies_every_range_of_the_package(project, file, extras):
     from packaging.requirements import Requirement
 
-    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "vllm"}  # beside it
-    given = [*project["dependencies"], *[line for lines in extras.values() for line in lines]]
+    lock = locked(file)
+    assert {"train", "report", "workflow", "slurm", "docs", "dev", "vllm"} == set(project["optional-dependencies"])
+    given = [*project["dependencies"], *[line for name in extras for line in project["optional-dependencies"][name]]]
     for requirement in map(Requirement, given):
         if requirement.name == project["name"]:
             continue
         name = canonical(requirement.name)
-        assert name in lock, f"{name} is not in requirements.lock"
+        assert name in lock, f"{name} is not in {file}"
         assert requirement.specifier.contains(lock[name]), f"{requirement} but {lock[name]}"
 
 
@@ -80,13 +99,20 @@ RULES = {
 
 def test_every_rule_has_the_environment_of_the_rule_that_all_come_from():
     """Each inherits from `stage`, at most through another, and names no environment of its own."""
+    from minirec.experiment.rules import Rules
+
     texts = {file: file.read_text(encoding="utf-8") for file in (ROOT / "workflow").rglob("*.smk")}
     written = [rule for text in texts.values() for rule in re.findall(r"^ *rule (\w+):", text, re.MULTILINE)]
     assert written == ["stage"]
     assert len(RULES) > 15
     assert {RULES.get(parent, parent) for parent in RULES.values()} == {"stage"}
-    named = [(file, name) for file, text in texts.items() for name in re.findall(r"conda:\s+\"(.*)\"", text)]
-    assert [(file.parent / name).resolve() for file, name in named] == [ROOT / "environment.yml"]
+    assert [name for text in texts.values() for name in re.findall(r"conda:\s+(.*)", text)] == ["ask.environment"]
+    vllm = {"sampling": {"engine": "vllm"}}
+    named = [({}, "environment.yml"), (vllm, "environment-vllm.yml")]
+    named += [({"variants": {"fast": {"method": "random"} | vllm}}, "environment-vllm.yml")]
+    for given, name in named:
+        environment = Rules.of(given, str(ROOT / "config" / "config.yaml")).environment
+        assert (ROOT / "workflow" / "rules" / environment).resolve() == ROOT / name
 
 
 # Stands for conda, which no registry of Python packages has: it makes an environment of the packages that are here,

@@ -5,6 +5,6 @@ rule stage:
     log:
         "logs/stage.log",
     conda:
-        "../../environment.yml"
+        ask.environment
     shell:
         "{params.command} --log {log:q}"

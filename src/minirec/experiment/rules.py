@@ -51,6 +51,12 @@ class Rules:
         self.main_runs, self.experiment_runs = paths.main_runs(config), paths.experiment_runs(config)
         self.compared_runs = paths.compared_runs(config)
 
+    @property
+    def environment(self) -> str:
+        """The conda environment of all jobs, from `workflow/rules`: that with vLLM if it writes in some run."""
+        engines = {self.config.varied(name).sampling.engine for name in (None, *self.config.variants)}
+        return f"../../environment{'-vllm' if 'vllm' in engines else ''}.yml"
+
     def job(self, stage: str, **fixed: Any) -> dict[str, Any]:
         """The params of a stage's rule, see `job_params`."""
         return job_params(self.config, stage, fixed)
