@@ -248,7 +248,7 @@ class Train(Section):
     evaluation_steps: int | None = Field(
         None, ge=0, description="steps between evaluations on valid; null: training samples // 64; 0: none"
     )
-    max_valid: int | None = Field(None, ge=1, description="evaluate on at most so many random valid samples; null: all")
+    max_valid: int | None = Field(512, ge=1, description="evaluate on at most so many random valid samples; null: all")
     patience: int = Field(5, ge=1, description="evaluations in a row without a better NDCG@10 before training stops")
     losses: list[Literal["token", "item"]] = Field(["token", "item"], min_length=1, description="losses to add up")
     relabel_topk: int = Field(1, ge=1, description="best completions of a prompt that get the item loss")
