@@ -268,6 +268,29 @@ def test_of_items_with_one_title_the_most_popular_is_found():
     assert lookup.row("red") is None
 
 
+def test_what_stands_in_brackets_at_the_end_of_a_title_may_be_missing_unless_that_is_another_title():
+    titles = ["Fargo (1996)", "Cinderella (1950)", "Cinderella (1997)", "Heat (1995)", "Heat", "(500) Days"]
+    lookup = TitleLookup(list("abcdef"), titles, [1, 5, 3, 9, 1, 1])
+    typed = [
+        "fargo",
+        "Fargo (1996)",
+        "fargo 1996",
+        "cinderella",
+        "Cinderella (1997)",
+        "heat",
+        "days",
+        "(500) days",
+        "1996",
+    ]
+    assert [lookup.row(text) for text in typed] == [0, 0, 0, 1, 2, 4, None, 5, None]
+    assert lookup.suggestions("cindrella") == ["Cinderella (1950)", "Cinderella (1997)"]
+
+
+def test_the_words_of_a_title_may_stand_in_another_order_unless_that_is_another_title():
+    lookup = TitleLookup(list("abc"), ["Godfather, The (1972)", "Red Blue", "Blue Red"], [1, 2, 3])
+    assert [lookup.row(text) for text in ("The Godfather", "red blue", "Blue, Red", "the father")] == [0, 1, 2, None]
+
+
 def test_an_item_id_comes_before_a_title_that_reads_like_it():
     lookup = TitleLookup(["300", "b"], ["Blue", "300"], [1, 5])
     assert lookup.row("300") == 0

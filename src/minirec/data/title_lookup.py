@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Sequence
 
 SUGGESTIONS = 3
+ADDITION = re.compile(r"\s*\([^()]*\)\s*$")  # at the end of a title, such as a film's year
 
 
 def plain(title: str) -> str:
@@ -20,6 +22,11 @@ def plain(title: str) -> str:
     return " ".join(kept.split()) or " ".join(title.split())  # a title of signs alone is compared as it is
 
 
+def sorted_words(text: str) -> str:
+    """The words of a text in the order of the alphabet."""
+    return " ".join(sorted(text.split()))
+
+
 class TitleLookup:
     """Rows of a catalogue by item id or title; of items with the same title, the most popular one."""
 
@@ -27,17 +34,28 @@ class TitleLookup:
         popular = sorted(range(len(titles)), key=lambda row: (popularity[row], -row))  # the last one stays
         self.by_id = {item_id: row for row, item_id in enumerate(item_ids)}
         self.by_title = {titles[row].strip(): row for row in popular}
-        self.by_plain = {plain(titles[row]): row for row in popular}
+        self.by_plain = {plain(ADDITION.sub("", titles[row])): row for row in popular}  # without the year
+        self.by_plain |= {plain(titles[row]): row for row in popular}
+        self.by_words = {sorted_words(title): row for title, row in self.by_plain.items()}
         self.titles = titles
 
     def row(self, text: str) -> int | None:
-        """The row of an item id or else a title; case, accents and punctuation do not matter. None: there is none.
+        """The row of an item id or else a title; None: there is none.
 
+        Case, accents, punctuation and the order of words do not matter ("Godfather, The"), and an addition in brackets
+        at the end may be missing ("Fargo (1996)").
         Ids come first: each has one item, and a title can be the id of another, such as the film 300.
         """
         text = text.strip()
-        for found in (self.by_id.get(text), self.by_title.get(text), self.by_plain.get(plain(text))):
-            if found is not None:
+        spelled = plain(text)
+        ways = (
+            (self.by_id, text),
+            (self.by_title, text),
+            (self.by_plain, spelled),
+            (self.by_words, sorted_words(spelled)),
+        )
+        for known, wanted in ways:
+            if (found := known.get(wanted)) is not None:
                 return found
         return None
 
@@ -46,5 +64,5 @@ class TitleLookup:
         wanted = plain(text)
         close = difflib.get_close_matches(wanted, self.by_plain, n=SUGGESTIONS, cutoff=0.7)
         within = sorted((title for title in self.by_plain if wanted and wanted in title), key=len)
-        names = list(dict.fromkeys([*close, *within]))[:SUGGESTIONS]
-        return [self.titles[self.by_plain[name]] for name in names]
+        rows = dict.fromkeys(self.by_plain[name] for name in [*close, *within])
+        return [self.titles[row] for row in list(rows)[:SUGGESTIONS]]
