@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minirec.experiment import sections
 from minirec.model import engines, generate
-from minirec.model.generate import Completions
+from minirec.model.completions import Completions
 from minirec.model.policy import Policy
 
 

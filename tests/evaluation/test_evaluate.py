@@ -12,7 +12,7 @@ from minirec.errors import InputError
 from minirec.evaluation.breakdown import POPULARITY, EvaluationSet
 from minirec.evaluation.rank_tables import read_ranks
 from minirec.experiment.sections import Engine
-from minirec.model import generate
+from minirec.model.completions import marker_missing, with_marker
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, MEANS, Whitening
 from minirec.stages import evaluate
@@ -62,9 +62,9 @@ def state(policy, prompts, body, text):
 def greedy(policy, body):
     """What the policy writes after a prompt, the marker included, one likeliest token at a time."""
     text = []
-    while (forced := generate.marker_missing(policy, text, WORDS) if text else None) is None:
+    while (forced := marker_missing(policy, text, WORDS) if text else None) is None:
         text.append(policy.logits(state(policy, policy.user_prompts, body, text)[1]).argmax().item())
-    return generate.with_marker(policy, text) if forced else text
+    return with_marker(policy, text) if forced else text
 
 
 def order_of(user, items, history):

@@ -16,6 +16,7 @@ from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.experiment.sections import Engine, Passes
 from minirec.model import distributed, engines, generate
+from minirec.model.completions import with_marker
 from minirec.model.policy import Policy
 from minirec.stages import rollout
 from minirec.storage import artefact, tables
@@ -156,7 +157,7 @@ def test_the_states_are_those_of_a_plain_pass_over_prompt_completion_and_forced_
         prefix = len(policy.user_prompts.prefix)
         first = {"last": -1, "mean": prefix + len(prompt), "context": prefix}[pooling]
         for g, tokens in enumerate(written.tokens[i]):
-            text = generate.with_marker(policy, tokens) if written.forced[i][g] else tokens
+            text = with_marker(policy, tokens) if written.forced[i][g] else tokens
             expected = states(policy, prompt, text)[first:].mean(0)
             assert torch.allclose(written.hidden[i, g], expected, atol=1e-4)
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minirec.errors import InputError
 from minirec.model import generate
+from minirec.model.completions import with_marker
 from minirec.model.items import FrozenItemStates, ItemEncoder
 from minirec.model.policy import Policy
 
@@ -127,7 +128,7 @@ def test_vectors_and_log_probabilities_are_those_of_plain_passes(name, layers, m
     for i, prompt in enumerate(prompts):
         start = policy.user_prompts.prefix + prompt
         for g, tokens in enumerate(written.tokens[i]):
-            read = generate.with_marker(policy, tokens) if written.forced[i][g] else tokens
+            read = with_marker(policy, tokens) if written.forced[i][g] else tokens
             states, expected = plain(policy, start + read)
             near(written.hidden[i, g], states[-1])
             near(hidden[i, g], states[-1])

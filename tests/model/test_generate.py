@@ -9,6 +9,7 @@ from minirec.errors import InputError
 from minirec.model import generate, logits
 from minirec.model import prompts as prompts_of
 from minirec.model.cache import BranchingCache, BranchReader, LayerSlice
+from minirec.model.completions import Completions, truncate
 from minirec.model.items import FrozenItemStates, ItemEncoder
 from minirec.model.policy import Policy
 from minirec.storage.artefact import Provenance
@@ -82,8 +83,8 @@ def test_reading_again_from_the_states_after_the_frozen_layers_gives_what_readin
     parts = [
         generate.generate(policy, prompts[rows], **given, keep_frozen_states=True) for rows in (slice(2), slice(2, 3))
     ]
-    kept = generate.Completions.concatenate(parts).take([2, 0, 1])
-    forgotten = generate.Completions(kept.tokens, kept.forced, kept.hidden, [])
+    kept = Completions.concatenate(parts).take([2, 0, 1])
+    forgotten = Completions(kept.tokens, kept.forced, kept.hidden, [])
     again = [prompts[2], prompts[0], prompts[1]]
     gradients = []
     for written in (kept, forgotten):
@@ -114,7 +115,7 @@ def saved_bytes(compute):
 def test_a_layer_keeps_the_states_that_enter_it_alone_for_the_backward_pass(tiny_model, defaults):
     policy = Policy.load(tiny_model, defaults.policy)
     prompts = policy.user_bodies(["Blue Train " * 20] * 3)
-    written = generate.Completions([[[5] * 30] * 3] * 3, [[True] * 3] * 3, torch.empty(0), [])
+    written = Completions([[[5] * 30] * 3] * 3, [[True] * 3] * 3, torch.empty(0), [])
     sizes = []
     for layers in (2, 6):
         shape = copy.deepcopy(policy.model.config)
@@ -286,7 +287,7 @@ def test_a_completion_that_ends_at_once_is_the_empty_one(policy, prompts):
 )
 def test_tokens_are_truncated_after_the_first_marker_or_end_of_turn_or_at_the_limit(policy, text, limit, kept, forced):
     tokens = policy.tokenizer(text)["input_ids"]
-    found = generate.truncate(policy, tokens, limit)
+    found = truncate(policy, tokens, limit)
     assert found == (tokens[: len(found[0])], forced)
     assert len(found[0]) <= limit
     assert kept is None or policy.tokenizer.decode(found[0]) == kept
@@ -294,7 +295,7 @@ def test_tokens_are_truncated_after_the_first_marker_or_end_of_turn_or_at_the_li
 
 def test_the_marker_is_found_letter_by_letter(policy):
     tokens = [policy.tokenizer.convert_tokens_to_ids(letter) for letter in "x<answer>y"]
-    assert generate.truncate(policy, tokens, 99) == (tokens[:-1], False)
+    assert truncate(policy, tokens, 99) == (tokens[:-1], False)
 
 
 def test_completions_another_engine_wrote_are_truncated_and_read_as_if_written_here(policy, prompts):

@@ -12,7 +12,7 @@ from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import config
 from minirec.experiment.sections import Engine
-from minirec.model import generate
+from minirec.model.completions import has_marker, with_marker
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.stages import gradient, rollout
@@ -54,7 +54,7 @@ def plain_loss(policy, items, target, masked):
     prompt = policy.user_prompts.encode(PROMPT)
     total = 0
     for text, advantage in zip(TEXTS, ADVANTAGE, strict=True):
-        full = text if generate.has_marker(policy, text) else generate.with_marker(policy, text)
+        full = text if has_marker(policy, text) else with_marker(policy, text)
         ids = torch.tensor([[*prefix, *prompt, *full]])
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             states = policy.decoder(input_ids=ids).last_hidden_state[0]

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from minirec.experiment import sections
 from minirec.model import generate
+from minirec.model.completions import with_marker
 from minirec.training import callbacks, rewards
 from minirec.training.item_table import ItemTable
 from minirec.training.trainer import RecommenderTrainer
@@ -53,7 +54,7 @@ def plain_loss(trainer, inputs, written, rows, settings, first):
         rewards, log_ps, users = [], [], []
         for tokens, forced in zip(written.tokens[i], written.forced[i], strict=True):
             start = policy.user_prompts.prefix + policy.user_prompts.encode(body)
-            after, before = states(policy, start, generate.with_marker(policy, tokens) if forced else tokens)
+            after, before = states(policy, start, with_marker(policy, tokens) if forced else tokens)
             user = trainer.head.user(after.mean(0))
             score = {row: cosine_similarity(user, table[row], dim=0).item() / policy.settings.tau for row in allowed}
             rank = sorted(allowed, key=lambda row: (-score[row], row)).index(target) + 1

@@ -11,8 +11,8 @@ from torch import Tensor
 from minirec.data.splits import Split
 from minirec.evaluation.rank_tables import PolicyRanks
 from minirec.model import distributed, scoring
+from minirec.model.completions import Completions
 from minirec.model.engines.engine import Engine
-from minirec.model.generate import Completions
 from minirec.model.whitening import Whitening
 from minirec.progress import progress
 

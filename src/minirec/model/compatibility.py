@@ -15,6 +15,7 @@ from torch import Tensor
 from minirec.errors import InputError, one_line
 from minirec.model import generate
 from minirec.model.cache import BranchingCache, LayerSlice
+from minirec.model.completions import texts_as_read
 from minirec.model.policy import Policy
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # largest relative difference of the states, and of the logits
@@ -51,7 +52,7 @@ def _compared(policy: Policy) -> Iterator[tuple[str, Tensor, Tensor]]:
     uniforms = torch.linspace(0, 0.99, len(BODIES) * COMPLETIONS * TOKENS, device=policy.device)
     uniforms = uniforms.view(len(BODIES), COMPLETIONS, TOKENS)
     written = generate.generate(policy, prompts, [TOKENS] * COMPLETIONS, uniforms, 2.0, keep_frozen_states=True)
-    last = [group[-1] for group in generate.texts(policy, written)]  # the others lie between it and its prompt
+    last = [group[-1] for group in texts_as_read(policy, written)]  # the others lie between it and its prompt
     texts = [[*policy.user_prompts.prefix, *prompt, *text] for prompt, text in zip(prompts, last, strict=True)]
     plain = torch.stack([_states(policy, text)[-1] for text in texts]).float()
     yield "the states of completions", written.hidden[:, -1], plain

@@ -19,8 +19,8 @@ from torch import Tensor
 from minirec.data import splits
 from minirec.data.splits import Split
 from minirec.errors import InputError
+from minirec.model.completions import Completions
 from minirec.model.engines.engine import Engine
-from minirec.model.generate import Completions
 from minirec.model.policy import Policy
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance

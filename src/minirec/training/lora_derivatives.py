@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.model import generate, scoring
+from minirec.model import scoring
 from minirec.model.cache import PROMPT, BranchingCache, LayerSlice
+from minirec.model.completions import has_marker, with_marker
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
 from minirec.training.chunks import Chunk
@@ -53,7 +54,7 @@ class PackedSample:
     def __init__(self, policy: Policy, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
         self.policy, self.depth = policy, policy.frozen_layers
         prefix = policy.user_prompts.prefix
-        texts = [t if generate.has_marker(policy, t) else generate.with_marker(policy, t) for t in completions]
+        texts = [t if has_marker(policy, t) else with_marker(policy, t) for t in completions]
         before = len(prefix) + len(prompt)
         ids = [*prefix, *prompt, *(token for text in texts for token in text)]
         positions = [*range(before), *(before + place for text in texts for place in range(len(text)))]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from minirec.data.splits import Split
-from minirec.model.generate import Completions
+from minirec.model.completions import Completions
 from minirec.training.item_table import BatchItems
 
 

@@ -29,6 +29,7 @@ from minirec.data.splits import Split
 from minirec.errors import NotFinite
 from minirec.experiment import sections
 from minirec.model import distributed, generate
+from minirec.model.completions import Completions, share_states
 from minirec.model.engines.engine import Engine
 from minirec.model.items import ItemEncoder
 from minirec.model.whitening import Head
@@ -70,7 +71,7 @@ class RecommenderTrainer(GRPOTrainer):
         self.seconds = {"generate": 0.0, "items": 0.0, "loss": 0.0}  # of the current step, by part
         self.means: dict[str, float] = {}  # over the step's batch: losses, rewards and share of forced markers
         self.rollout: tuple[list[MicroBatch], BatchItems] | None = None  # what the present steps train on
-        self.stand_in: generate.Completions | None = None  # for a process that has no prompts left
+        self.stand_in: Completions | None = None  # for a process that has no prompts left
         if distributed.sharded():
             self.stand_in = generate.stand_in(policy, [1])
         policy.model._ddp_params_and_buffers_to_ignore = distributed.ignored_by_ddp(policy.model)
@@ -181,13 +182,13 @@ class RecommenderTrainer(GRPOTrainer):
         whole = MicroBatch(prompts, completions, samples, advantage, column, items, token_share, prompt_share)
         return whole.in_parts(self.micro_batch_prompts), items
 
-    def _write_completions(self, prompts: list[list[int]], sample_id: np.ndarray) -> generate.Completions:
+    def _write_completions(self, prompts: list[list[int]], sample_id: np.ndarray) -> Completions:
         """Sample G completions of each prompt; seed, sample, completion and epoch determine the random numbers."""
         s, epoch = self.engine.sampling, int(self.state.epoch or 0) + 1
         limits = [s.max_new_tokens] * s.completions
         return self.engine.write(prompts, limits, sample_id.tolist(), epoch, for_training=True)
 
-    def _advantages(self, completions: generate.Completions, samples: Split, prompt_share: float) -> Tensor:
+    def _advantages(self, completions: Completions, samples: Split, prompt_share: float) -> Tensor:
         """Advantages [n, G] of completions by the current item table; adds their rewards to the noted means."""
         whitening, tau = self.head.merged_whitening(), self.policy.settings.tau
         scored = rewards.score_completions(
@@ -204,7 +205,7 @@ class RecommenderTrainer(GRPOTrainer):
         s, b = self.settings, inputs
         log_p, real, hidden = generate.teacher_forced(self.policy, b.prompts, b.completions)
         if b.advantage is None:
-            b.completions = generate.share_states(self.policy, replace(b.completions, hidden=hidden.detach()))
+            b.completions = share_states(self.policy, replace(b.completions, hidden=hidden.detach()))
             try:
                 b.advantage = self._advantages(b.completions, b.samples, b.prompt_share)
             except NotFinite:

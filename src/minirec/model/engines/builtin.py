@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minirec.model import distributed, generate
+from minirec.model.completions import Completions
 from minirec.model.engines.engine import Engine
-from minirec.model.generate import Completions
 
 
 class Builtin(Engine):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from minirec.experiment import sections
 from minirec.model import generate
-from minirec.model.generate import Completions
+from minirec.model.completions import Completions
 from minirec.model.policy import Policy, batch_rows
 
 

@@ -21,6 +21,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 
 from minirec.errors import InputError
 from minirec.model import generate
+from minirec.model.completions import has_marker
 from minirec.model.engines.engine import Sampled, SamplingEngine
 
 PAGE = 32  # tokens of a page of the cache
@@ -128,7 +129,7 @@ class _Chooser(ContinuousBatchingLogitsProcessor):
         places = []
         for request in requests_with_new_token:
             written = request.state.to_generation_output().generated_tokens
-            over = bool(written) and self.end is not None and generate.has_marker(self.policy, written)
+            over = bool(written) and self.end is not None and has_marker(self.policy, written)
             places.append(self.spare if over else int(request.state.request_id) * self.limit + len(written))
         return torch.tensor(places, dtype=torch.int32)
 
