@@ -396,3 +396,13 @@ def test_a_variant_changes_the_flags_of_its_method_alone(raw):
 def test_a_part_of_the_configuration_that_is_not_json_is_refused():
     with pytest.raises(InputError, match="--source is not JSON"):
         config.parse(sources.Model, "{", "--source")
+
+
+def test_of_several_files_the_one_that_has_what_is_wrong_is_named(tmp_path):
+    files = [ROOT / "config" / "config.yaml", *(tmp_path / name for name in ("half.yaml", "wrong.yaml", "right.yaml"))]
+    files[1].write_text("{datasets: {shop: {}}}")  # incomplete, until a later file says the source
+    files[2].write_text("{rollout: {engine: vllm}}")
+    files[3].write_text("{datasets: {shop: {source: own}}}")
+    with pytest.raises(InputError, match=r"wrong\.yaml: rollout: engine is not a setting"):
+        config.load(*files)
+    config.load(*files[:2], files[3])

@@ -194,8 +194,26 @@ def validate(raw: Mapping[str, Any]) -> Config:
 
 
 def load(*files: str | Path) -> Config:
-    """The checked configuration of YAML files; later ones override earlier ones, as with Snakemake's --configfile."""
-    return validate(merged(*files))
+    """The checked configuration of YAML files; later ones override earlier ones, as with Snakemake's --configfile.
+
+    Raises InputError, which names the file if the others are right without it.
+    """
+    whole = merged(*files)
+    try:
+        return validate(whole)
+    except InputError as error:
+        for file in files:
+            if _valid(*(other for other in files if other != file)):
+                raise InputError(f"{file}: {error}") from error
+        raise
+
+
+def _valid(*files: str | Path) -> bool:
+    try:
+        validate(merged(*files))
+    except InputError:
+        return False
+    return True
 
 
 def parse(kind: type[S], text: str, where: str) -> S:
