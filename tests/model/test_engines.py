@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import PASSES
 from pretended_vllm import pretending
 from scipy.stats import chisquare
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.generation.continuous_batching import ContinuousBatchingManager
 
 from minirec.data import splits
 from minirec.errors import InputError
@@ -246,6 +248,7 @@ def test_no_prompts_give_no_completions(engine):
 
 def test_a_text_longer_than_the_context_is_one_sentence(engine):
     engine.policy.context = 20
+    engine.sample = lambda *_: pytest.fail("it writes before it looks")
     with pytest.raises(InputError, match=r"context is 20; lower sampling\.max_new_tokens or policy\.prompt_history"):
         write(engine)
 
@@ -259,6 +262,20 @@ def test_the_engine_of_transformers_writes_what_the_built_in_one_draws_and_leave
     assert write(few).tokens == write(ours).tokens
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert theirs.policy.model.config._attn_implementation == "sdpa"
+
+
+def test_what_transformers_batches_depends_on_no_timing(folders, defaults, monkeypatch):
+    engine, add = load("transformers", folders, defaults), ContinuousBatchingManager.add_request
+    prompts, ids = engine.policy.user_bodies(BODIES) * 6, range(24)
+    usual = engine.write(prompts, [6] * 3, ids)
+
+    def slow(*given, **more):
+        time.sleep(0.004)
+        return add(*given, **more)
+
+    monkeypatch.setattr(ContinuousBatchingManager, "add_request", slow)
+    slowed = engine.write(prompts, [6] * 3, ids)
+    assert (slowed.tokens, slowed.log_p) == (usual.tokens, usual.log_p)
 
 
 def test_what_transformers_cannot_write_with_is_one_sentence(folders, defaults, monkeypatch):
@@ -331,6 +348,13 @@ def test_a_model_that_vllm_cannot_load_is_one_sentence(folders, defaults):
         vllm.LLM = fail
         with pytest.raises(InputError, match=r"\(Free memory is less than desired\); change the resource vllm_memory"):
             load("vllm", folders, defaults)
+
+
+def test_an_error_of_vllm_while_it_writes_is_one_sentence(folders, defaults, monkeypatch):
+    engine = load("pretended", folders, defaults)
+    monkeypatch.setattr(engine.model, "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(InputError, match=r"vLLM cannot write \(division by zero\); change the resource vllm_memory"):
+        write(engine)
 
 
 def stage(defaults):

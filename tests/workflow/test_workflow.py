@@ -131,6 +131,7 @@ SCORED = {"score", *SELECTED}
 ROLLED_OUT = {"rollout", "gradient", *SCORED}
 PROXY = {"train_proxy", "embed_proxy", *ROLLED_OUT}
 WITH_POLICY = {"embed_base", "evaluate_base", "measure_base", *PROXY}
+WRITTEN = {"evaluate_base", "measure_base", *PROXY}  # with completions in them
 EVERYTHING = {"prepare", "baselines", *WITH_POLICY}  # but fetch_model, whose code counts nowhere
 
 SETTINGS = {  # laid over the finished experiment: the rules that a dry run then plans
@@ -146,7 +147,7 @@ SETTINGS = {  # laid over the finished experiment: the rules that a dry run then
     "proxy: {seed: 1}": set(),  # counts only where all runs share one proxy
     "proxy: {seeds: shared}": {"summarise"},  # which says so; the signals are those of seed 0, which there are
     "proxy: {seeds: shared, seed: 1}": PROXY,
-    "sampling: {engine: transformers}": PROXY | {"evaluate_base", "measure_base"},
+    "sampling: {engine: transformers}": WRITTEN,
     "gradient: {seed: 1}": {"gradient", *SCORED},
     "score: {mu: 0.4}": SCORED,
     "influence: {damping: 0.5}": set(),  # what another method reads
@@ -175,6 +176,7 @@ EDITS = {  # a line of code more in a file of the package
     "storage/stream.py": EVERYTHING - {"prepare"},
     "storage/tensors.py": WITH_POLICY,
     "model/policy.py": WITH_POLICY,
+    **dict.fromkeys([f"model/engines/{name}.py" for name in ("__init__", "builtin", "vllm")], WRITTEN),
     "training/losses.py": PROXY,
     "training/lora_derivatives.py": {"gradient", *SCORED},
     "training/chunks.py": {"gradient", *SCORED},

@@ -30,6 +30,7 @@ from minirec.model.whitening import Whitening
 from minirec.progress import log
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
+from minirec.storage.code_digest import code_digest
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,13 @@ class Recommender:
         """Vectors of the catalogue [m, d'], whitened, with the head applied; kept in the run's folder for next time."""
         run, file = self.run, self.run.folder / "items.safetensors"
         inputs = {"catalogue": run.catalogue, "model": run.model, "adapter": run.adapter}
-        provenance = Provenance("embed", run.policy.model_dump(), inputs)
+        provenance = Provenance("embed", run.policy.model_dump() | {"code": code_digest("embed")}, inputs)
+        kept = None
         with suppress(InputError):  # there is no file yet, or it is damaged
             if tensors.read_provenance(file) == json.loads(provenance.json()):
-                return read_table(file, run.catalogue).to(self.policy.device)
+                kept = read_table(file, run.catalogue)
+        if kept is not None:
+            return kept.to(self.policy.device)
         with torch.no_grad():
             encoder = ItemEncoder(self.policy, self.catalogue["text"].to_pylist())
             items = self.whitening.item(encoder.embed(what="items")).to(self.policy.device)

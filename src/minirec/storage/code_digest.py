@@ -93,15 +93,19 @@ def tables(stage: str, package: Path = PACKAGE) -> set[str]:
 def imports(file: Path, package: Path = PACKAGE) -> set[str]:
     """The modules of `package`, as `storage.files`, that a file imports, anywhere in it."""
     inside = {name.removeprefix("minirec.") for name in _imported(file) if name.startswith("minirec.")}
-    return {name for name in inside if _file(name, package).is_file()}
+    ways = [(name, name.rpartition(".")[0]) for name in inside]  # a module, or what a module defines
+    found = (next((one for one in way if one and _file(one, package).is_file()), None) for way in ways)
+    return {name for name in found if name}
 
 
 def _file(module: str, package: Path) -> Path:
-    return package.joinpath(*module.split(".")).with_suffix(".py")
+    """The file of a module, or of a sub-package."""
+    path = package.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _imported(file: Path) -> set[str]:
-    """The names that a file imports, anywhere in it; of `from a import b`, a and a.b."""
+    """The names that a file imports, anywhere in it; of `from a import b`, a.b."""
     return _read(file)[0]
 
 
@@ -119,7 +123,7 @@ def _read(file: Path) -> tuple[set[str], str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and first.value.value is not ...:

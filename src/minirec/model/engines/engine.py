@@ -89,6 +89,7 @@ class SamplingEngine(Engine):
     ) -> Completions:
         """Write G completions of each prompt, see `Engine.write`; for training without their states."""
         policy, limit = self.policy, max(limits)
+        generate.require_context(policy, prompts, limit)
         sampled = [[Sampled([], []) for _ in limits] for _ in prompts]
         wanted = [(row, g) for row in range(len(prompts)) for g, most in enumerate(limits) if most > 0]
         if wanted:

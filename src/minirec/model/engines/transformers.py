@@ -19,7 +19,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
-from minirec.errors import InputError
+from minirec.errors import InputError, one_line
 from minirec.model import generate
 from minirec.model.completions import has_marker
 from minirec.model.engines.engine import Sampled, SamplingEngine
@@ -47,16 +47,17 @@ class Transformers(SamplingEngine):
             drawn = generate.sampling_uniforms(self.seed, sample_ids, len(limits), max(limits), epoch)
             uniforms = torch.stack([drawn[row, g] for row, g in wanted])
         chooser = _Chooser(self, len(wanted), max(limits), uniforms)
-        with self._running(chooser, max(map(len, texts)) + max(limits)) as manager:
+        with self._manager(chooser, max(map(len, texts)) + max(limits)) as manager:
             for number, (text, (_, g)) in enumerate(zip(texts, wanted, strict=True)):
                 manager.add_request(text, request_id=str(number), max_new_tokens=limits[g])
+            manager.start()  # now that all are there: what it batches depends on no timing
             written = self._results(manager, len(wanted))
         log_p = chooser.log_p[:-1].view(len(wanted), -1).tolist()
         return [Sampled(written[i], log_p[i][: len(written[i])]) for i in range(len(wanted))]
 
     @contextmanager
-    def _running(self, chooser: _Chooser, longest: int) -> Iterator[Any]:
-        """A manager that writes what is added to it, with the model as it is; longest: tokens of the longest text."""
+    def _manager(self, chooser: _Chooser, longest: int) -> Iterator[Any]:
+        """A manager, not started, that writes with the model as it is; longest: tokens of the longest text."""
         policy = self.policy
         base = policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
         devices = [policy.device] if policy.device.type == "cuda" else []
@@ -78,7 +79,6 @@ class Transformers(SamplingEngine):
                 raise self._unable(error) from error
             manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([chooser]))
             manager.logit_processor.tensors_required = 1
-            manager.start()
             try:
                 yield manager
             finally:
@@ -98,8 +98,9 @@ class Transformers(SamplingEngine):
         return [written[number] for number in range(count)]
 
     def _unable(self, error: Exception) -> InputError:
-        reason = " ".join(str(error).split())[:200]
-        return InputError(f"transformers cannot write with this model ({reason}); set sampling.engine to builtin")
+        return InputError(
+            f"transformers cannot write with this model ({one_line(error)}); set sampling.engine to builtin"
+        )
 
 
 class _Chooser(ContinuousBatchingLogitsProcessor):

@@ -8,11 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from minirec.errors import InputError
+from minirec.errors import InputError, one_line, one_sentence
 from minirec.experiment import sections
 from minirec.model import generate
 from minirec.model.engines.engine import Sampled, SamplingEngine
 from minirec.model.policy import Policy
+
+ADVICE = "change the resource vllm_memory, or set sampling.engine to builtin"
 
 
 class Vllm(SamplingEngine):
@@ -50,9 +52,7 @@ class Vllm(SamplingEngine):
                 seed=seed,
             )
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            advice = "change the resource vllm_memory, or set sampling.engine to builtin"
-            raise InputError(f"vLLM cannot load {model} ({reason}); {advice}") from error
+            raise InputError(f"vLLM cannot load {model} ({one_line(error)}); {ADVICE}") from error
         if self.trained:
             self.model.sleep(level=1)
 
@@ -71,7 +71,7 @@ class Vllm(SamplingEngine):
             self._params(limits[g], None if sample_ids is None else self._seed(int(sample_ids[row]), g, epoch))
             for row, g in wanted
         ]
-        with self._awake(), self._adapter() as adapter:
+        with one_sentence("vLLM cannot write (", f"); {ADVICE}"), self._awake(), self._adapter() as adapter:
             answers = self.model.generate(texts, params, lora_request=adapter, use_tqdm=False)
         outputs = [answer.outputs[0] for answer in answers]
         return [
