@@ -234,6 +234,10 @@ BAD_USERS = {
         "column history_rating is list<element: string>; write lists of",
     ),
     "no whole": ([GOOD | {"history_age_ms": [0.5]}], "history_age_ms is list<element: double>; write lists of whole"),
+    "minus infinity": (
+        [GOOD | {"history_rating": [-math.inf]}],
+        "row 0: history_rating has -inf; write lists of numbers, null where",
+    ),
     "nan": (
         [GOOD | {"history_rating": [math.nan]}],
         "row 0: history_rating has nan; write lists of numbers, null where",
@@ -284,6 +288,11 @@ def test_what_stands_in_brackets_at_the_end_of_a_title_may_be_missing_unless_tha
     ]
     assert [lookup.row(text) for text in typed] == [0, 0, 0, 1, 2, 4, None, 5, None]
     assert lookup.suggestions("cindrella") == ["Cinderella (1950)", "Cinderella (1997)"]
+
+
+def test_text_without_words_is_no_title_and_white_space_takes_no_time():
+    lookup = TitleLookup(["a", "b"], ["(Untitled)", "x" + " " * 1_000_000 + "(1996"], [1, 2])
+    assert [lookup.row(text) for text in ("", "   ", "(untitled)", "untitled")] == [None, None, 0, 0]
 
 
 def test_the_words_of_a_title_may_stand_in_another_order_unless_that_is_another_title():

@@ -51,3 +51,26 @@ def test_a_card_without_both_rates_is_refused_with_those_that_are_there(file, na
 def test_without_the_file_the_command_that_makes_it_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gpu.csv does not exist; run make bench-gpu on a h100 first"):
         GpuRates.read(tmp_path / "gpu.csv", "h100", SIZES, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["memory_gb,model,what,value", f'80,small,"{WRITING}",5'], "'card'"),
+        ([HEAD, rows("H100", "small", "fast", 1)[0]], "could not convert string to float: 'fast'"),
+        ([HEAD, rows("H100", "small", 0, 1)[0]], f"{WRITING} is 0.0"),
+        ([HEAD, rows("H100", "small", "nan", 1)[0]], f"{WRITING} is nan"),
+    ],
+)
+def test_a_file_that_bench_gpu_did_not_write_is_refused_in_one_sentence(tmp_path, lines, reason):
+    (tmp_path / "gpu.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=rf"gpu\.csv is not as make bench-gpu writes it \({reason}\); measure again"):
+        GpuRates.read(tmp_path / "gpu.csv", "h100", SIZES, 1e9)
+
+
+def test_a_name_that_may_be_one_of_several_cards_is_refused(tmp_path):
+    lines = [HEAD, *rows("NVIDIA H100 PCIe", "small", 5, 5), *rows("NVIDIA H100 NVL", "small", 6, 6)]
+    (tmp_path / "gpu.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="h100 may be one of NVIDIA H100 NVL, NVIDIA H100 PCIe; name one of them"):
+        GpuRates.read(tmp_path / "gpu.csv", "h100", SIZES, 1e9)
+    assert GpuRates.read(tmp_path / "gpu.csv", "h100 pcie", SIZES, 1e9).tokens == 5

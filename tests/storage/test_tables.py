@@ -195,7 +195,7 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path, content):
 def test_rollouts_of_another_library_are_sent_to_the_command_that_reads_them(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "a", "rewards": [0, 1]}\n')
-    assert "for rollouts of your own there is minirec pick" in refusal(path)
+    assert "for rollouts in other formats there is minirec pick" in refusal(path)
 
 
 @pytest.fixture

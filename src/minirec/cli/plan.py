@@ -75,6 +75,8 @@ def run(*, target: str, configfile: list[Path] | None, gpu: str | None = None, g
 
     gpu: a part of the name of a GPU; gpu_rates: the file of `make bench-gpu` that knows it.
     """
+    if gpu_rates and not gpu:
+        raise InputError("--gpu-rates is a file of measured GPUs; name one of them, e.g. --gpu h100")
     folder = Path(target).parent
     config = load(DEFAULTS, *remembered(folder, configfile))
     if folder.name not in config.datasets or folder.parent != Path(config.results) or Path(target).name not in TARGETS:

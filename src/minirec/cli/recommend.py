@@ -86,8 +86,9 @@ def typed(recommender: Any, titles: list[str], top: int, reasoning: bool, json: 
 
 def of_file(recommender: Any, users: Path, out: Path, top: int, reasoning: bool) -> None:
     """Write the recommendations for the users of a Parquet file, a row each, in its order."""
-    if out.resolve() == users.resolve():
-        raise InputError(f"--out is {out}, the file of the users itself; name another")
+    if out.resolve() == users.resolve() or out.is_dir():
+        what = "a folder" if out.is_dir() else "the file of the users itself"
+        raise InputError(f"--out is {out}, {what}; name another")
     total, without = sum(map(len, user_histories.parts(users))), 0  # which checks them before the model is loaded
     with (
         atomic_write(out) as partial,

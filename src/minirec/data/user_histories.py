@@ -76,7 +76,7 @@ def _user(path: Path, row: int, values: dict[str, Any], rows: dict[str, int]) ->
         found = beside[name] = [None] * len(history) if values.get(name) is None else values[name]
         if len(found) != len(history):
             raise InputError(f"{where}: {name} has {len(found)} values for {len(history)} items; give one for each")
-        bad = [value for value in found if value is not None and not LOWEST[name] <= value < math.inf]
+        bad = [value for value in found if value is not None and not (math.isfinite(value) and value >= LOWEST[name])]
         if bad:
             raise InputError(f"{where}: {name} has {bad[0]}; write {LISTS[name][1]}")
     return User(user_id, history, beside[RATING], beside[AGE])

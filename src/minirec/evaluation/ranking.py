@@ -50,10 +50,14 @@ def scored(
     Also yields what the policy wrote, greedily. bodies: the histories as text. items [m, d']: the whitened table, on
     the policy's device.
     """
-    prompts, limits = engine.policy.user_bodies(bodies), [max_new_tokens, 0]
+    policy, limits = engine.policy, [max_new_tokens, 0]
+    prompts = policy.user_bodies(bodies)
     for rows in distributed.same_number(engine.batches(prompts, limits)):
-        written = engine.write([prompts[row] for row in rows or []], limits)
+        texts = [prompts[row] for row in rows or []]
+        written = engine.write(texts, limits)
         if rows is None:  # other processes share the layers and needed them
             continue
-        states = [whitening.user(written.hidden[:, branch]) for branch in range(len(limits))]
-        yield rows, [scoring.scores(h, items, engine.policy.settings.tau) for h in states], written
+        for part in policy.length_batches(texts, engine.extra(limits)):  # an engine may write many batches at a time
+            states = [whitening.user(written.hidden[part, branch]) for branch in range(len(limits))]
+            scores = [scoring.scores(h, items, policy.settings.tau) for h in states]
+            yield [rows[place] for place in part], scores, written.take(part)

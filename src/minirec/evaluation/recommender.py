@@ -179,8 +179,8 @@ class Recommender:
         """
         found: dict[int, Recommended] = {}
         branch, seen = 0 if reasoning else 1, torch.as_tensor(histories)
-        batches = ranking.scored(Builtin(self.policy), self.whitening, self.items, bodies, self.max_new_tokens)
-        for rows, scores, written in batches:
+        tokens = self.max_new_tokens if reasoning else 0
+        for rows, scores, written in ranking.scored(Builtin(self.policy), self.whitening, self.items, bodies, tokens):
             best, values = scoring.best(scores[branch], seen[rows].to(scores[branch].device), top)
             for place, row in enumerate(rows):
                 kept = best[place] >= 0

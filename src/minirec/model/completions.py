@@ -54,7 +54,7 @@ class Completions:
         return cls(
             [row for batch in batches for row in batch.tokens],
             [row for batch in batches for row in batch.forced],
-            torch.cat([batch.hidden for batch in batches]) if batches else torch.empty(0),
+            torch.cat([batch.hidden for batch in batches]),
             [row for batch in batches for row in batch.frozen_states],
             [row for batch in batches for row in batch.log_p],
         )

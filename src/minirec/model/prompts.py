@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirec.errors import InputError
+from minirec.errors import InputError, one_line
 
 USER_INSTRUCTION = (
     "A user chose these items, oldest first (time before now where known, title, rating). "
@@ -96,9 +96,8 @@ def _template(tokenizer: Any, instruction: str, system: str | None) -> tuple[str
             _messages(instruction, _BODY, system), tokenize=False, add_generation_prompt=True, chat_template=template
         )
     except Exception as error:  # a template is a program and raises what it likes
-        reason = " ".join(str(error).split())[:200]
         remedy = "take another model" if system is None else "set policy.system to null"
-        raise InputError(f"the model's chat template refuses its messages ({reason}); {remedy}") from error
+        raise InputError(f"the model's chat template refuses its messages ({one_line(error)}); {remedy}") from error
     parts = text.split(_BODY)
     if len(parts) != 2:
         raise InputError(

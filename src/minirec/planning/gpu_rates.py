@@ -8,11 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from minirec.errors import InputError
+from minirec.errors import InputError, one_sentence
 
 WRITING = "built-in engine, one batch"  # a row's `what`: tokens/s, all completions of a batch together
 TRAINING = "operations of a training step"  # TFLOP/s
 MEASURED_ON_GPU = "gpu"  # basis of an estimate
+
+
+class _Row:
+    """A row of the file; raises an error if a column is missing or a number is no finite one above 0."""
+
+    def __init__(self, row: Mapping[str, str]) -> None:
+        self.card, self.model, self.what = row["card"], row["model"], row["what"]
+        self.value, self.memory = float(row["value"]), float(row["memory_gb"]) * 1e9
+        if not 0 < self.value < math.inf:
+            raise ValueError(f"{self.what} is {self.value}")
 
 
 @dataclass(frozen=True)
@@ -29,26 +39,27 @@ class GpuRates:
     def read(cls, path: Path, name: str, sizes: Mapping[str, float], wanted: float) -> GpuRates:
         """The newest rates of the card whose name contains `name`, with the model most like one of `wanted` parameters.
 
-        path: the file of `make bench-gpu`. sizes: parameters by the name of a model in it. Raises InputError if it has
-        no rates of such a card.
+        path: the file of `make bench-gpu`. sizes: parameters by the name of a model in it. Raises InputError if it
+        cannot be read, or has no rates of such a card, or of several.
         """
         if not path.is_file():
             raise InputError(f"{path} does not exist; run make bench-gpu on a {name} first")
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if row.get("what") in (WRITING, TRAINING)]
-        of_card = [row for row in rows if name.lower() in row["card"].lower() and row["model"] in sizes]
+        told = one_sentence(f"{path} is not as make bench-gpu writes it (", "); measure again")
+        with told, path.open(encoding="utf-8", newline="") as stream:
+            rows = [_Row(row) for row in csv.DictReader(stream) if row["what"] in (WRITING, TRAINING)]
+        of_card = [row for row in rows if name.lower() in row.card.lower() and row.model in sizes]
+        if len(cards := sorted({row.card for row in of_card})) > 1:
+            raise InputError(f"{name} may be one of {', '.join(cards)}; name one of them")
         found: dict[str, dict[str, float]] = {}
         for row in of_card:  # later rows are newer
-            found.setdefault(row["model"], {})[row["what"]] = float(row["value"])
+            found.setdefault(row.model, {})[row.what] = row.value
         whole = [model for model, rates in found.items() if len(rates) == 2]
         if not whole:
-            others = ", ".join(sorted({row["card"] for row in rows})) or "none"
+            others = ", ".join(sorted({row.card for row in rows})) or "none"
             raise InputError(f"{path} has no rates of a {name}, only of: {others}; run make bench-gpu on one first")
         model = min(whole, key=lambda model: abs(math.log(sizes[model] / max(wanted, 1))))
-        (*_, last) = [row for row in of_card if row["model"] == model]
-        rates = found[model]
-        memory = float(last["memory_gb"]) * 1e9
-        return cls(last["card"], memory, sizes[model], rates[WRITING], rates[TRAINING] * 1e12)
+        rates, last = found[model], of_card[-1]
+        return cls(last.card, last.memory, sizes[model], rates[WRITING], rates[TRAINING] * 1e12)
 
     def seconds(self, written: float, flop: float, parameters: float) -> float:
         """Seconds of work with a model of so many parameters: written tokens, and all operations, theirs included.

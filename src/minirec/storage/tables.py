@@ -112,7 +112,7 @@ def opened(path: Path, foreign: bool, **options: Any) -> Iterator[tuple[pq.Parqu
     except (pa.ArrowException, OSError, ValueError) as error:
         advice = "make or copy it again"
         if path.suffix != ".parquet":
-            advice = "stages read no other format; for rollouts of your own there is minirec pick"
+            advice = "write it as Parquet; for rollouts in other formats there is minirec pick"
         raise InputError(f"{path} is not a readable Parquet file ({one_line(error)}); {advice}") from error
 
 
