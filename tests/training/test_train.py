@@ -14,7 +14,7 @@ from training_runs import gradients, policy, run, same, trained
 from transformers.trainer_utils import get_last_checkpoint
 
 from minirec.data import splits
-from minirec.errors import InputError
+from minirec.errors import InputError, NotFinite
 from minirec.evaluation import metrics, ranking
 from minirec.experiment import sections
 from minirec.model import generate
@@ -607,3 +607,30 @@ def test_the_engine_of_the_settings_writes_the_completions_of_training_and_valid
     assert learning == [True] * 3 + [False]  # one pass of a step gives states, rewards and loss; the last is of valid
     same = all(torch.allclose(weights[name], builtin[name], atol=1e-4) for name in weights)
     assert same == (engine == "transformers")  # vLLM draws other random numbers
+
+
+def test_several_updates_on_the_completions_of_another_engine_keep_their_advantages(
+    project, tiny_model, defaults, tmp_path
+):
+    changes = {"learning_rate": 0.01, "epochs": 1, "updates_per_rollout": 2}
+    (builtin, known), (other, noted) = (
+        run(project, tiny_model, defaults, tmp_path / engine, **changes, of_sampling={"engine": engine})
+        for engine in ("builtin", "transformers")
+    )
+    assert all(torch.allclose(other[name], builtin[name], atol=1e-4) for name in builtin)
+    for name in ("reward", "reward_std", "forced_share", "token_loss", "item_loss"):
+        assert noted[name] == pytest.approx(known[name], abs=1e-4)
+
+
+def test_states_that_are_not_finite_stop_a_training_whose_rewards_come_from_the_pass_of_the_loss(
+    project, tiny_model, defaults, tmp_path, monkeypatch
+):
+    read = generate.teacher_forced
+
+    def broken(*given):
+        log_p, real, hidden = read(*given)
+        return log_p, real, hidden * torch.nan if torch.is_grad_enabled() else hidden  # the model is checked without
+
+    monkeypatch.setattr(generate, "teacher_forced", broken)
+    with pytest.raises(NotFinite, match="the loss is nan at step 1"):
+        run(project, tiny_model, defaults, tmp_path, epochs=1, of_sampling={"engine": "transformers"})
