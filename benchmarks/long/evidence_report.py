@@ -44,9 +44,8 @@ DRAWN = tuple(name for name in NAMES if name not in ("product", "variance", "ful
 AGAINST = {"random": "as many random samples", "full_once": "all samples, one epoch"}
 
 
-def folder(settings: Config, row: pd.Series) -> Path:
-    """The folder of a row's run, below the results of its data set."""
-    name = f"tiny_{row['dataset']}" if row["model"] == "tiny" else row["model"]
+def folder(settings: Config, name: str, row: pd.Series) -> Path:
+    """The folder of a row's run, below the results of its data set; name: of the model."""
     run = paths.run_of(settings, name, name, row["method"], row["budget"], row["seed"])
     return run.folder(ROOT / settings.results / row["dataset"])
 
@@ -55,8 +54,8 @@ def tested(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a method, budget and comparison, of the runs whose ranks are there."""
     found = []
     for (model, dataset), of_set in rows.groupby(["model", "dataset"]):
-        _, settings, _ = settings_of(model, dataset)
-        files = of_set.apply(lambda row, settings=settings: folder(settings, row) / "ranks.parquet", axis=1)
+        _, settings, name = settings_of(model, dataset)
+        files = [folder(settings, name, row) / "ranks.parquet" for _, row in of_set.iterrows()]
         of_set = of_set.assign(file=files)[[file.is_file() for file in files]]
         for against in AGAINST:
             for budget in sorted(set(of_set["budget"]) - {"all"}):

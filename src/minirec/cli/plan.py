@@ -62,11 +62,12 @@ def needs(
         need, work = found.setdefault(key, Need(*key)), planned.work(job)
         need.jobs += 1
         need.work += work
-        estimate, shape = known.of(job, work.flop), planned.shape(job.language_model)
-        if job.language_model in rates and shape and work.flop:
-            seconds = rates[job.language_model].seconds(work.written, work.flop, shape.parameters)
-            estimate = Estimate(estimates.GUESSED_STARTUP + seconds, MEASURED_ON_GPU)
-        need.estimates.append(estimate)
+        gpu, shape = rates.get(job.language_model), planned.shape(job.language_model)
+        if gpu and shape and work.flop:
+            seconds = estimates.GUESSED_STARTUP + gpu.seconds(work.written, work.flop, shape.parameters)
+            need.estimates.append(Estimate(seconds, MEASURED_ON_GPU))
+        else:
+            need.estimates.append(known.of(job, work.flop))
     return sorted(found.values(), key=lambda need: RULES.index(need.rule))
 
 
@@ -104,7 +105,7 @@ def run(*, target: str, configfile: list[Path] | None, gpu: str | None = None, g
     rows = needs(planned, runs, last, known, rates)
     out(table(rows, took(logs(folder, folders(config, runs)))))
     cards = ", ".join(dict.fromkeys(one.card for one in rates.values()))
-    out(in_sum(rows, {estimates.GUESSED: known.speed, MEASURED_ON_GPU: cards}))
+    out(in_sum(rows, known, cards))
     for name in names:
         out(f"\n  memory of {name}: {_memory(config, folder.name, planned, name, rates.get(name))}\n")
 
@@ -161,8 +162,8 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def in_sum(rows: list[Need], more: Mapping[str, str]) -> str:
-    """The sum of the estimates, and what they rest on; more: what else to say of a basis."""
+def in_sum(rows: list[Need], known: Estimates, cards: str) -> str:
+    """The sum of the estimates, and what they rest on; cards: names of the GPUs whose rates count."""
     every = [one for row in rows for one in row.estimates]
     parts = {basis: sum(one.seconds for one in every if one and one.basis == basis) for basis in estimates.BASES}
     text = f"\n  in sum: about {duration(sum(parts.values()))}, one job after the other"
@@ -171,7 +172,8 @@ def in_sum(rows: list[Need], more: Mapping[str, str]) -> str:
     text += "\n"
     for basis, meaning in estimates.BASES.items():
         if parts[basis]:
-            text += f"    {duration(parts[basis])} {basis}: {meaning}{more.get(basis, '')}\n"
+            more = known.speed if basis == estimates.GUESSED else cards if basis == MEASURED_ON_GPU else ""
+            text += f"    {duration(parts[basis])} {basis}: {meaning}{more}\n"
     return text
 
 

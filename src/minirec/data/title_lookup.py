@@ -34,7 +34,8 @@ class TitleLookup:
         popular = sorted(range(len(titles)), key=lambda row: (popularity[row], -row))  # the last one stays
         self.by_id = {item_id: row for row, item_id in enumerate(item_ids)}
         self.by_title = {titles[row].strip(): row for row in popular}
-        self.by_plain = {plain(ADDITION.sub("", titles[row].rstrip())): row for row in popular}  # without the year
+        longer = [row for row in popular if ADDITION.search(titles[row].rstrip())]
+        self.by_plain = {plain(ADDITION.sub("", titles[row].rstrip())): row for row in longer}  # without the year
         self.by_plain |= {plain(titles[row]): row for row in popular}
         self.by_plain.pop("", None)  # a title that is an addition alone
         self.by_words = {sorted_words(title): row for title, row in self.by_plain.items()}

@@ -59,6 +59,11 @@ class Completions:
             [row for batch in batches for row in batch.log_p],
         )
 
+    @classmethod
+    def in_order(cls, batches: Sequence[Completions], order: Sequence[int]) -> Completions:
+        """The completions of all prompts in their order; order: the number of each prompt, batch by batch."""
+        return cls.concatenate(batches).take(sorted(range(len(order)), key=order.__getitem__))
+
 
 def has_marker(policy: Policy, tokens: Sequence[int]) -> bool:
     """Whether the last of these tokens completes the marker, however the marker is split into tokens."""

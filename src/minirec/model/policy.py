@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
 from minirec.data import models
-from minirec.errors import InputError, one_line, one_sentence
+from minirec.errors import InputError, one_sentence
 from minirec.experiment import sections
 from minirec.experiment.sections import Passes
 from minirec.model import distributed, logits, prompts
@@ -93,12 +93,8 @@ class Policy:
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(seed)
-        try:
+        with one_sentence("policy.lora_targets cannot get adapters (", "); name linear layers", kind=ValueError):
             self.model = get_peft_model(self.model, lora)
-        except ValueError as error:
-            raise InputError(
-                f"policy.lora_targets cannot get adapters ({one_line(error)}); name linear layers"
-            ) from error
 
     def _lora_targets(self) -> list[str]:
         """Names of the layers that get adapters, fused ones where the model has these; raises InputError."""

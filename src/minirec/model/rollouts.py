@@ -163,10 +163,7 @@ def shards_provenance(rollout_shards: list[Path]) -> Provenance:
     if any(other != stored[0] for other in stored):
         raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
     provenance = Provenance.parse(stored[0])
-    for name in (
-        "shards",
-        "generation_tokens",
-    ):  # they say which samples a shard has, and do not change the joined files
+    for name in ("shards", "generation_tokens"):  # which samples a shard has; the joined files are the same
         provenance.settings.pop(name, None)
     return provenance
 

@@ -47,22 +47,18 @@ def run(
     """Write rollouts.parquet and hidden.safetensors of all training samples, or of one shard of them."""
     require_shard("rollout", shard, rollout.shards)
     engines.require(sampling)
-    settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()} | {
-        "seed": seed
-    }
-    if shard is None:
-        del settings["shards"]
-    else:
-        settings["generation_tokens"] = (
-            engine.generation_tokens or passes.batch_tokens
-        )  # shards share batches, so all must form the same ones
     inputs = {"samples": samples, "catalogue": catalogue, "items": item_table, "model": model}
-    provenance = Provenance("rollout", settings, inputs | ({"adapter": adapter} if adapter else {}))
     item_vectors = read_table(item_table, catalogue)
     whiten = Whitening.read(whitening, adapter)
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     item_vectors = item_vectors.to(loaded.device)
     writer = engines.load(loaded, sampling, engine, model, adapter, seed)
+    settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()}
+    if shard is None:
+        del settings["shards"]
+    else:
+        settings["generation_tokens"] = writer.tokens  # shards share batches, so all must form the same ones
+    provenance = Provenance("rollout", settings | {"seed": seed}, inputs | ({"adapter": adapter} if adapter else {}))
     checkpoint = RolloutCheckpoint(rollouts.with_name(UNFINISHED), provenance, shard)
     total = splits.count(samples, "train")
     limits = [sampling.max_new_tokens] * sampling.completions

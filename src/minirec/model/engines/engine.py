@@ -1,4 +1,4 @@
-"""What an engine does: it writes the completions of prompts, and gives their pooled states."""
+"""What an engine does: it writes the completions of prompts, and gives their pooled states (METHOD 3)."""
 
 from __future__ import annotations
 
@@ -33,11 +33,6 @@ class Engine(ABC):
         """Most tokens of prompts and completions that are written side by side, padding included."""
         return self.resources.generation_tokens or self.policy.batch_tokens
 
-    @property
-    def tokens_per_call(self) -> int:
-        """How many tokens, with the completions, the prompts of one call of `write` should have."""
-        return self.batches_per_call * self.tokens
-
     def extra(self, limits: Sequence[int]) -> int:
         """How many tokens the completions of a prompt can have; limits [G]: most tokens of each, without the marker."""
         return sum(limits) + len(limits) * len(self.policy.marker_ids)
@@ -45,7 +40,7 @@ class Engine(ABC):
     def batches(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
         """Rows of prompts of similar length, each list of them for one call of `write`."""
         extra = self.extra(limits)
-        return list(batch_rows([len(prompt) + extra for prompt in prompts], self.tokens_per_call))
+        return list(batch_rows([len(prompt) + extra for prompt in prompts], self.batches_per_call * self.tokens))
 
     @abstractmethod
     def write(
@@ -108,7 +103,7 @@ class SamplingEngine(Engine):
         for rows in self.policy.length_batches(prompts, self.extra(limits)):
             order += rows
             parts.append(generate.with_states(self.policy, [prompts[row] for row in rows], written.take(rows)))
-        return Completions.concatenate(parts).take(sorted(range(len(order)), key=order.__getitem__))
+        return Completions.in_order(parts, order)
 
     @abstractmethod
     def sample(

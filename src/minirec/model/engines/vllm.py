@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from minirec.errors import InputError, one_line, one_sentence
+from minirec.errors import one_sentence
 from minirec.experiment import sections
 from minirec.model import generate
 from minirec.model.engines.engine import Sampled, SamplingEngine
@@ -37,7 +37,7 @@ class Vllm(SamplingEngine):
         self.library, self.lora_request, self.adapter = vllm, LoRARequest, adapter
         self.trained = adapter is None and hasattr(policy.model, "peft_config")
         self.adapters = 0  # number of adapters handed over so far
-        try:
+        with one_sentence(f"vLLM cannot load {model} (", f"); {ADVICE}"):
             self.model = vllm.LLM(
                 str(model),
                 trust_remote_code=False,
@@ -51,8 +51,6 @@ class Vllm(SamplingEngine):
                 logprobs_mode="raw_logprobs",  # at temperature 1, over all tokens
                 seed=seed,
             )
-        except Exception as error:
-            raise InputError(f"vLLM cannot load {model} ({one_line(error)}); {ADVICE}") from error
         if self.trained:
             self.model.sleep(level=1)
 
