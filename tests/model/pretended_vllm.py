@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SETTINGS = {
     *("trust_remote_code", "load_format", "dtype", "seed", "gpu_memory_utilization", "logprobs_mode"),
-    *("enable_lora", "max_lora_rank", "enable_prefix_caching", "enable_sleep_mode"),
+    *("enable_lora", "max_lora_rank", "enable_prefix_caching", "enable_sleep_mode", "enable_chunked_prefill"),
 }
 PARAMS = {
     *("temperature", "top_k", "seed", "max_tokens", "logprobs"),

@@ -285,26 +285,50 @@ def test_what_transformers_cannot_write_with_is_one_sentence(folders, defaults, 
         write(engine)
 
 
-def test_vllm_gets_the_adapter_of_the_moment_at_each_call_of_a_training_and_sleeps_between(folders, defaults):
-    policy = Policy.load(folders[0], defaults.policy.model_copy(update={"marker": "a"}), None, PASSES.batch_tokens)
-    policy.add_adapter(seed=0)
-    prompts = policy.user_bodies(BODIES)
-    with pretending():
-        sampling = defaults.sampling.model_copy(update={"engine": "vllm"})
-        engine = engines.load(policy, sampling, Engine(), folders[0])
+@pytest.mark.parametrize("name", ["pretended", VLLM])
+def test_vllm_gets_the_adapter_of_the_moment_at_each_call_of_a_training(folders, defaults, name):
+    policy = in_training(folders, defaults)
+    with pretending() if name == "pretended" else nullcontext():
+        engine = engines.load(policy, by_vllm(defaults), Engine(vllm_memory=0.2), folders[0])
+    for _ in moments(engine):
+        pass
+
+
+def test_vllm_sleeps_between_two_calls_of_a_training_on_a_gpu_and_keeps_no_adapter(folders, defaults, monkeypatch):
+    policy = in_training(folders, defaults)
+    with pretending(), monkeypatch.context() as patch:
+        patch.setattr(Policy, "device", torch.device("cuda"))
+        engine = engines.load(policy, by_vllm(defaults), Engine(), folders[0])
     assert engine.model.asleep
-    for seed in (0, 1, 2):
-        torch.manual_seed(seed)
-        for name, weight in policy.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.05)
-        written, plain = engine.write(prompts, [6]), generate.generate(policy, prompts, [6])
-        assert written.tokens == plain.tokens
+    for _ in moments(engine):
         assert engine.model.asleep
     numbers, names, paths = zip(*engine.model.requests, strict=True)
     assert len(set(numbers)) == len(set(names)) == 3
     assert engine.model.naps == 4
     assert not any(path.exists() for path in paths)
+
+
+def in_training(folders, defaults):
+    """A policy with an adapter that lies in no folder."""
+    policy = Policy.load(folders[0], defaults.policy.model_copy(update={"marker": "a"}), None, PASSES.batch_tokens)
+    policy.add_adapter(seed=0)
+    return policy
+
+
+def by_vllm(defaults):
+    return defaults.sampling.model_copy(update={"engine": "vllm"})
+
+
+def moments(engine):
+    """Change the adapter three times, and see that the engine writes what the policy writes then."""
+    prompts = engine.policy.user_bodies(BODIES)
+    for seed in (0, 1, 2):
+        torch.manual_seed(seed)
+        for name, weight in engine.policy.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        assert engine.write(prompts, [6]).tokens == generate.generate(engine.policy, prompts, [6]).tokens
+        yield seed
 
 
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
@@ -316,7 +340,7 @@ def test_layers_that_are_sharded_are_refused_by_engines_that_need_them_whole(def
 def test_vllm_is_refused_for_several_processes(defaults, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pretending(), pytest.raises(InputError, match="one process only; set it to builtin, or the resources proc"):
-        engines.require(defaults.sampling.model_copy(update={"engine": "vllm"}))
+        engines.require(by_vllm(defaults))
 
 
 def test_the_old_place_of_the_setting_is_refused_with_the_new_one(defaults):
@@ -381,8 +405,7 @@ def test_the_stage_asks_the_engine_of_its_settings_and_notes_it(judged, defaults
     assert len(found) == 22 * 3
     policy = Policy.load(judged["model"], defaults.policy, judged["adapter"])
     with pretending():
-        sampling = defaults.sampling.model_copy(update={"engine": "vllm"})
-        engine = engines.load(policy, sampling, Engine(), judged["model"], judged["adapter"])
+        engine = engines.load(policy, by_vllm(defaults), Engine(), judged["model"], judged["adapter"])
     (sample,) = splits.load(judged["samples"], judged["catalogue"], "train", 5, [3]).bodies
     ((*_, tokens),) = engine.write(policy.user_bodies([sample]), [6] * 3, [3]).tokens
     assert [row["tokens"] for row in found if (row["sample_id"], row["completion"]) == (3, 2)] == [tokens]

@@ -18,7 +18,7 @@ ADVICE = "change the resource vllm_memory, or set sampling.engine to builtin"
 
 
 class Vllm(SamplingEngine):
-    """vLLM. While a policy is trained, it sleeps between two calls: its weights lie on the CPU, its cache is freed."""
+    """vLLM. While it shares a GPU with a training, it sleeps between two calls: its weights lie on the CPU."""
 
     def __init__(
         self,
@@ -35,7 +35,8 @@ class Vllm(SamplingEngine):
 
         super().__init__(policy, sampling, engine, seed)
         self.library, self.lora_request, self.adapter = vllm, LoRARequest, adapter
-        self.trained = adapter is None and hasattr(policy.model, "peft_config")
+        self.trained, on_cpu = adapter is None and hasattr(policy.model, "peft_config"), policy.device.type == "cpu"
+        self.sleeps = self.trained and not on_cpu
         self.adapters = 0  # number of adapters handed over so far
         with one_sentence(f"vLLM cannot load {model} (", f"); {ADVICE}"):
             self.model = vllm.LLM(
@@ -46,12 +47,13 @@ class Vllm(SamplingEngine):
                 enable_lora=adapter is not None or self.trained,
                 max_lora_rank=max(8, 1 << (policy.settings.lora_r - 1).bit_length()),  # vLLM takes powers of two
                 enable_prefix_caching=True,
-                enable_sleep_mode=self.trained,
+                enable_sleep_mode=self.sleeps,
                 gpu_memory_utilization=engine.vllm_memory,
                 logprobs_mode="raw_logprobs",  # at temperature 1, over all tokens
+                enable_chunked_prefill=not on_cpu,  # vLLM for CPUs cannot cut the prompt of a request with a seed
                 seed=seed,
             )
-        if self.trained:
+        if self.sleeps:
             self.model.sleep(level=1)
 
     def sample(
@@ -100,13 +102,13 @@ class Vllm(SamplingEngine):
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
-        """Let vLLM wake up, and sleep again afterwards, if it shares the GPU with a training."""
-        if self.trained:
+        """Let vLLM wake up, and sleep again afterwards, if it shares a GPU with a training."""
+        if self.sleeps:
             self.model.wake_up()
         try:
             yield
         finally:
-            if self.trained:
+            if self.sleeps:
                 self.model.sleep(level=1)
 
     @contextmanager
