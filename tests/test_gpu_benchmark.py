@@ -15,7 +15,7 @@ import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"pydantic", "pyarrow", "duckdb", "trl", "peft"}:
+        if name.partition(".")[0] in {"pydantic", "pyarrow", "duckdb", "trl", "peft", "vllm"}:
             raise ModuleNotFoundError(f"No module named {name!r}")
 
 
@@ -36,9 +36,10 @@ def test_all_parts_run_on_a_cpu_and_those_that_need_another_library_are_named(tm
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out (ModuleNotFoundError: No module named 'pydantic')" in done.stdout
+    for name in ("pydantic", "vllm"):
+        assert f"left out (ModuleNotFoundError: No module named '{name}')" in done.stdout
     rows = {row["what"]: float(row["value"]) for row in csv.DictReader(out.open())}
     assert rows["log-probabilities: largest relative difference to the CPU"] == 0
     assert rows["greedy, share of equal picks in equal places"] == 1
     assert rows["a training step without writing"] > 2 * rows["a micro-batch, forth and back"]
-    assert rows["built-in engine, one batch"] > 0
+    assert min(rows["built-in engine, one batch"], rows["transformers continuous batching"]) > 0

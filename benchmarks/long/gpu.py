@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.generation import ContinuousBatchingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "src"))  # minirec need not be installed
@@ -35,9 +37,10 @@ from minirec.planning.gpu_rates import TRAINING, WRITING  # noqa: E402
 from minirec.planning.paper_models import SHAPES  # noqa: E402
 from minirec.selection.greedy import greedy  # noqa: E402
 
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "num_attention_heads": 4}
-SMALL |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 500}
+SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 128, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": 500}
 PREFIX = 64  # tokens that all prompts share
+PAGE = 256  # tokens of a page of the cache in continuous batching
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 COLUMNS = ("card", "memory_gb", "torch", "transformers", "model", "what", "value", "unit")
 Row = tuple[str, float, str]  # what, value, unit
@@ -100,6 +103,40 @@ class Bench:
             options = {"max_new_tokens": s.new, "min_new_tokens": s.new, "do_sample": True, "pad_token_id": 0}
             seconds, _ = self.timed(lambda: self.model.generate(inputs, **options))
             yield "transformers generate, one batch", rows * s.completions * s.new / seconds, "tokens/s"
+
+    def continuous(self) -> Iterator[Row]:
+        """Tokens a second of transformers' continuous batching, with a prompt a completion."""
+        s, requests = self.sizes, self.requests()
+        pages = len(requests) * -(-(len(requests[0]) + s.new) // PAGE)
+        memory = ContinuousBatchingConfig(page_size=PAGE, num_blocks=pages + 2, max_batch_tokens=s.pass_tokens)
+        options = GenerationConfig(max_new_tokens=s.new, do_sample=True, eos_token_id=-1, pad_token_id=0)
+        with torch.random.fork_rng():
+            work = partial(self.model.generate_batch, requests, options, memory)
+            seconds, written = self.timed(work)
+        tokens = sum(len(request.generated_tokens) for request in written.values())
+        yield "transformers continuous batching", tokens / seconds, "tokens/s"
+
+    def vllm(self) -> Iterator[Row]:
+        """Tokens a second of vLLM, with a copy of the weights and a prompt a completion."""
+        import vllm
+
+        s = self.sizes
+        params = vllm.SamplingParams(max_tokens=s.new, ignore_eos=True, detokenize=False, logprobs=0)
+        prompts = [vllm.TokensPrompt(prompt_token_ids=tokens) for tokens in self.requests()]
+        with TemporaryDirectory(prefix="minirec-bench-") as folder:
+            self.model.save_pretrained(folder)
+            options = {"skip_tokenizer_init": True, "gpu_memory_utilization": 0.5, "max_model_len": 4096}
+            model = vllm.LLM(folder, load_format="safetensors", dtype="bfloat16", **options)
+            model.generate(prompts[:2], params, use_tqdm=False)  # warm
+            seconds, written = self.timed(partial(model.generate, prompts, params, use_tqdm=False))
+            del model
+            gc.collect()  # its process ends, and the GPU's memory is free again
+        yield "vLLM", sum(len(w.outputs[0].token_ids) for w in written) / seconds, "tokens/s"
+
+    def requests(self) -> list[list[int]]:
+        """The prompts of a step, each once for every completion."""
+        prompts = [self.prefix + self.ids(self.sizes.length) for _ in range(self.sizes.prompts)]
+        return [prompt for prompt in prompts for _ in range(self.sizes.completions)]
 
     def decode(self, prompts: list[list[int]]) -> Tensor:
         """Write completions as `minirec.model.generate` does, without its markers; returns the pooled states."""
@@ -283,8 +320,8 @@ def main() -> None:
     for name in given.models:
         shape = SHAPES[name] | SMALL if given.tiny else SHAPES[name]
         bench = Bench(shape, sizes, device)
-        measure(name, bench.writing)
-        measure(name, bench.training)
+        for part in (bench.writing, bench.continuous, bench.vllm, bench.training):
+            measure(name, part)
         del bench
         gc.collect()
         torch.cuda.empty_cache()

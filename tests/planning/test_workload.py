@@ -34,6 +34,18 @@ def test_a_rollout_reads_each_prompt_once_and_writes_g_completions():
     assert work.disk == 4 * 100 * 2 * (16 + 3)  # a state of 16 and 3 tokens, 4 bytes each
 
 
+@pytest.mark.parametrize(("engine", "prompts"), [("vllm", 1), ("transformers", 2)])
+def test_texts_of_another_engine_are_read_again_for_their_states_but_in_training_by_the_pass_of_the_loss(
+    engine, prompts
+):
+    by_it = SAMPLING.model_copy(update={"engine": engine})
+    assert model().rollout(by_it).read == 100 * (prompts * 10 + 2 * 3) + 100 * (10 + 2 * 3)
+    policy = model(lora_layers=1)
+    theirs, ours = (policy.train(sections.Train(**SMALL), way, 8) for way in (by_it, SAMPLING))
+    assert theirs.read - ours.read == 8 * (prompts - 1) * 10
+    assert theirs.flop - ours.flop == LAYERS * (8 * (prompts - 1) * 10 + 0.75 * 8 * (10 + 2 * 3))  # frozen layers again
+
+
 def test_a_step_of_training_writes_then_reads_forth_and_back():
     work, steps, batch_items = training(), 2, 4
     items = steps * batch_items * 5

@@ -33,7 +33,9 @@ def test_a_spread_as_small_as_the_constant_beside_it_gives_the_formula():
     assert found[0].tolist() == pytest.approx([-expected, expected])
 
 
-def test_every_completion_is_scored_against_the_target_and_history_of_its_own_sample():
+@pytest.mark.parametrize("at_a_time", [2**25, 2 * 2 * 9, 1])
+def test_every_completion_is_scored_against_the_target_and_history_of_its_own_sample(monkeypatch, at_a_time):
+    monkeypatch.setattr(rewards, "SCORES", at_a_time)
     generator = np.random.default_rng(0)
     hidden, items = generator.normal(size=(3, 2, 4)), generator.normal(size=(9, 4))
     target, history = np.array([2, 5, 8]), np.array([[0, 1], [3, -1], [8, 4]])
@@ -54,6 +56,8 @@ def test_every_completion_is_scored_against_the_target_and_history_of_its_own_sa
             assert found["pi"][i, g].item() == pytest.approx(pi)
             assert found["reward"][i, g].item() == pytest.approx(0.7 * ndcg + 0.3 * pi)
     assert torch.equal(found["advantage"], rewards.advantages(found["reward"]))
+    none = rewards.score_completions(tensors[0][:0], tensors[1], split.take([]), Whitening.identity(), 0.5, reward)
+    assert {name: values.shape for name, values in none.items()} == dict.fromkeys(found, (0, 2))
 
 
 @pytest.mark.parametrize("extra", [1, 2])

@@ -15,7 +15,7 @@ from minirec.model.whitening import Head, Whitening
 from minirec.stages import crossfit as stage
 from minirec.stages import rollout
 from minirec.storage import tables, tensors
-from minirec.training import crossfit
+from minirec.training import crossfit, rewards
 from minirec.training.rewards import score_completions
 
 N, ITEMS, K = 60, 12, 6
@@ -77,7 +77,7 @@ def test_each_part_is_rewarded_by_a_head_of_all_others(case, proxy, defaults, mo
 def test_memory_does_not_change_the_rewards_but_the_seed_does(case, proxy, defaults, monkeypatch):
     whole = rewarded(case, proxy, defaults)["reward"]
     assert not np.array_equal(whole, rewarded(case, proxy, defaults, seed=1)["reward"])
-    monkeypatch.setattr(crossfit, "SCORES", 5 * ITEMS)
+    monkeypatch.setattr(rewards, "SCORES", 5 * ITEMS)
     assert np.allclose(whole, rewarded(case, proxy, defaults)["reward"], atol=1e-6)
 
 

@@ -184,11 +184,11 @@ class LanguageModel:
         """Completions of all training samples, with their states."""
         width = self.shape.width if self.shape else 0
         completions, new = self.size.train * sampling.completions, sampling.max_new_tokens
-        return self._write(self.size.train, sampling.completions, new) + Work(disk=4 * completions * (width + new))
+        return self._write(self.size.train, sampling) + Work(disk=4 * completions * (width + new))
 
     def evaluate(self, sampling: sections.Sampling, table: bool) -> Work:
         """The ranks of all test samples, one completion each. table: the item table is there already."""
-        written = self._write(self.size.test, 1, sampling.max_new_tokens)
+        written = self._write(self.size.test, sampling, 1)
         return written if table else self.items + written
 
     def train(self, train: sections.Train, sampling: sections.Sampling, samples: int) -> Work:
@@ -196,15 +196,15 @@ class LanguageModel:
         size, completions, new = self.size, sampling.completions, sampling.max_new_tokens
         updates, seen = train.updates_per_rollout, train.epochs * samples
         steps = train.epochs * math.ceil(samples / train.batch_prompts) * updates
-        work = self._write(seen, completions, new)
+        work, builtin = self._write(seen, sampling, with_states=False), sampling.engine == "builtin"
         learned = updates * seen * (size.user_tokens + completions * new)
-        work += self._read(learned, self.above) + self._back(learned)
+        work += self._read(learned, self.above if builtin else 1) + self._back(learned)
         work += self._logits(3 * updates * seen * completions * new)  # forth, again and back
         items = steps * min(train.batch_prompts + train.extra_negatives, size.items) * size.item_tokens
         work += self._read(items, self.above if self.frozen_states else 1) + self._back(items)
         evaluations = len(train.evaluated_steps(samples))
         valid = evaluations * min(size.valid, train.max_valid or size.valid)
-        work += self._write(valid, 1, new)
+        work += self._write(valid, sampling, 1)
         return work + self.items * (steps // train.item_refresh_steps + evaluations)
 
     def crossfit(self, train: sections.Train, crossfit: sections.Crossfit) -> Work:
@@ -213,7 +213,7 @@ class LanguageModel:
         n, seen = self.size.train, self.size.train * (crossfit.folds - 1) * crossfit.head_epochs
         items = 6 * dim**2 * (1 + train.extra_negatives / train.batch_prompts)  # of a batch, by user
         heads = 6 * dim**2 + items + 6 * dim * (train.batch_prompts + train.extra_negatives)
-        return self._write(n, 1, 0) + Work(flop=seen * heads + 2.0 * n * self.size.items * dim)
+        return self._read(n * self.size.user_tokens) + Work(flop=seen * heads + 2.0 * n * self.size.items * dim)
 
     def gradient(self, gradient: sections.Gradient, completions: int, new: float) -> Work:
         """Gradients and Hessian-vector products of all training samples (METHOD 4.4); new: tokens of a completion."""
@@ -247,10 +247,20 @@ class LanguageModel:
     def _logits(self, tokens: float) -> Work:
         return Work(flop=2 * (self.shape.head_parameters if self.shape else 0) * tokens)
 
-    def _write(self, prompts: int, completions: int, new: int) -> Work:
-        """Reading so many user prompts and writing completions of `new` tokens for each."""
-        written = prompts * completions * new
-        return self._read(prompts * self.size.user_tokens + written) + self._logits(written) + Work(written=written)
+    def _write(
+        self, prompts: int, sampling: sections.Sampling, completions: int | None = None, with_states: bool = True
+    ) -> Work:
+        """Writing completions of user prompts, `sampling.completions` of each if not given.
+
+        The built-in engine and vLLM read a prompt once, that of transformers once for each of its completions. All but
+        the built-in engine then need a reading of the finished texts, if their states are wanted (METHOD 3).
+        """
+        completions = completions or sampling.completions
+        read, written = prompts * self.size.user_tokens, prompts * completions * sampling.max_new_tokens
+        work = self._read(read * (completions if sampling.engine == "transformers" else 1) + written)
+        if sampling.engine != "builtin" and with_states:
+            work += self._read(read + written)
+        return work + self._logits(written) + Work(written=written)
 
 
 def derivatives(states: int, items: int, dim: int) -> float:

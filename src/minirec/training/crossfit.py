@@ -18,8 +18,6 @@ from minirec.progress import progress
 from minirec.training import losses, rewards
 from minirec.training.callbacks import warmed_up
 
-SCORES = 2**24  # scores of samples and items in memory at a time
-
 
 def fit(
     users: Tensor,
@@ -82,11 +80,10 @@ def held_out_rewards(
             head = _trained(users, items, samples, seen, train, crossfit.head_epochs, tau, seed * 1_000_003 + number)
             with torch.no_grad():
                 vectors, merged = head.item(items), head.merged_whitening()
-                for rows in np.array_split(part, -(-len(part) * len(items) // SCORES)):
-                    states, few = users[torch.from_numpy(rows).to(users.device), None], samples.take(rows.tolist())
-                    for name, values in rewards.score_completions(states, vectors, few, merged, tau, reward).items():
-                        of_all = columns.setdefault(name, np.zeros(len(samples), values.cpu().numpy().dtype))
-                        of_all[rows] = values[:, 0].cpu().numpy()
+                states, few = users[torch.from_numpy(part).to(users.device), None], samples.take(part.tolist())
+                for name, values in rewards.score_completions(states, vectors, few, merged, tau, reward).items():
+                    of_all = columns.setdefault(name, np.zeros(len(samples), values.cpu().numpy().dtype))
+                    of_all[part] = values[:, 0].cpu().numpy()
             bar.add(1)
     return columns
 

@@ -10,6 +10,8 @@ from minirec.experiment import sections
 from minirec.model import scoring
 from minirec.model.whitening import Whitening
 
+SCORES = 2**24  # scores of items in memory at a time, whatever the size of the catalogue
+
 
 def score_completions(
     hidden: Tensor, items: Tensor, split: Split, whitening: Whitening, tau: float, reward: sections.Reward
@@ -19,6 +21,17 @@ def score_completions(
     hidden [n, G, d]: their pooled states, not whitened; items [m, d']: the item table, whitened, with the head applied.
     Raises NotFinite where a score is not finite.
     """
+    size = max(1, SCORES // (hidden.shape[1] * len(items)))  # an engine may have written thousands of completions
+    rows = torch.arange(len(hidden)).split(size)  # one block of none where there are none
+    parts = [_scored(hidden[block], items, split.take(block.tolist()), whitening, tau, reward) for block in rows]
+    scored = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return scored | {"advantage": advantages(scored["reward"])}
+
+
+def _scored(
+    hidden: Tensor, items: Tensor, split: Split, whitening: Whitening, tau: float, reward: sections.Reward
+) -> dict[str, Tensor]:
+    """The columns of `score_completions` but for the advantage, which needs no scores."""
     n, groups, _ = hidden.shape
     scores = scoring.scores(whitening.user(hidden).flatten(0, 1), items, tau)
     target = torch.as_tensor(split.target, device=hidden.device).repeat_interleave(groups)
@@ -27,8 +40,7 @@ def score_completions(
     pi = scoring.log_pi(scores, target, history).exp()
     ndcg, total = ndcg_and_reward(rank, pi, reward.beta, reward.cutoff)
     flat = {"rank": rank, "pi": pi, "ndcg": ndcg, "hit": rank <= reward.cutoff, "reward": total}
-    scored = {name: values.view(n, groups) for name, values in flat.items()}
-    return scored | {"advantage": advantages(scored["reward"])}
+    return {name: values.view(n, groups) for name, values in flat.items()}
 
 
 def ndcg_and_reward(rank: Tensor, pi: Tensor, beta: float, cutoff: int) -> tuple[Tensor, Tensor]:
