@@ -300,6 +300,13 @@ def test_the_words_of_a_title_may_stand_in_another_order_unless_that_is_another_
     assert [lookup.row(text) for text in ("The Godfather", "red blue", "Blue, Red", "the father")] == [0, 1, 2, None]
 
 
+def test_a_title_with_semicolons_is_found_in_a_list_with_semicolons_and_no_two_titles_are_taken_for_one():
+    lookup = TitleLookup(list("12345"), ["A; B", "A; B; C (1990)", "B", "Red Blue", "Red"], [1] * 5)
+    listed = lookup.listed("a;b;; red; BLUE ;A; b; c 1990; b;")
+    assert listed == [("a;b", 0), ("red", 4), ("BLUE", None), ("A; b; c 1990", 1), ("b", 2)]
+    assert lookup.listed(" ; ") == []
+
+
 def test_an_item_id_comes_before_a_title_that_reads_like_it():
     lookup = TitleLookup(["300", "b"], ["Blue", "300"], [1, 5])
     assert lookup.row("300") == 0

@@ -51,20 +51,20 @@ def run(
     if top > len(recommender.titles):
         raise InputError(f"--top is {top}, but the catalogue has {len(recommender.titles)} items; lower it")
     if history is not None:
-        typed(recommender, [title for title in history.split(";") if title.strip()], top, reasoning, json)
+        typed(recommender, history, top, reasoning, json)
     elif users is not None and out is not None:
         of_file(recommender, users, out, top, reasoning)
 
 
-def typed(recommender: Any, titles: list[str], top: int, reasoning: bool, json: bool) -> None:
-    """Print the recommendations for a typed history, oldest title first."""
-    found = [recommender.lookup.row(title) for title in titles]
-    for title, row in zip(titles, found, strict=True):
+def typed(recommender: Any, history: str, top: int, reasoning: bool, json: bool) -> None:
+    """Print the recommendations for a typed history, oldest title first, with semicolons between the titles."""
+    found = recommender.lookup.listed(history)
+    for title, row in found:
         if row is None:
             close = recommender.lookup.suggestions(title)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            log.warning("the catalogue has no %s%s", title.strip(), hint)
-    rows = [row for row in found if row is not None]
+            log.warning("the catalogue has no %s%s", title, hint)
+    rows = [row for _, row in found if row is not None]
     if not rows:
         raise InputError("nothing of this history is in the catalogue; minirec show CATALOGUE lists titles")
     one = recommender.recommend([rows], top, reasoning)[0]

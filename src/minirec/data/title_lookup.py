@@ -39,6 +39,7 @@ class TitleLookup:
         self.by_plain |= {plain(titles[row]): row for row in popular}
         self.by_plain.pop("", None)  # a title that is an addition alone
         self.by_words = {sorted_words(title): row for title, row in self.by_plain.items()}
+        self.with_semicolon = {plain(titles[row]): row for row in popular if ";" in titles[row]}
         self.titles = titles
 
     def row(self, text: str) -> int | None:
@@ -60,6 +61,26 @@ class TitleLookup:
             if (found := known.get(wanted)) is not None:
                 return found
         return None
+
+    def listed(self, text: str) -> list[tuple[str, int | None]]:
+        """(text, its row or None) of each entry of a list with semicolons; a title may have semicolons itself.
+
+        >>> TitleLookup(["a", "b"], ["Live; at Leeds", "Blue"], [1, 1]).listed("blue; live; at leeds; Red")
+        [('blue', 1), ('live; at leeds', 0), ('Red', None)]
+        """
+        parts, found = text.split(";"), []
+        longest = 1 + max((self.titles[row].count(";") for row in self.with_semicolon.values()), default=0)
+        while parts:
+            count, row = 1, self.row(parts[0])
+            for several in range(min(longest, len(parts)), 1, -1):
+                whole = self.with_semicolon.get(plain(";".join(parts[:several])))
+                if whole is not None and self.titles[whole].count(";") == several - 1:
+                    count, row = several, whole
+                    break
+            entry = ";".join(parts[:count]).strip()
+            found += [(entry, row)] if entry else []
+            parts = parts[count:]
+        return found
 
     def suggestions(self, text: str) -> list[str]:
         """Titles that are spelled almost like a text, or contain it; the most similar first."""
