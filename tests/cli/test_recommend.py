@@ -168,6 +168,12 @@ def test_too_little_memory_names_the_flag_to_lower(run, capsys, monkeypatch):
     assert "out of memory (cannot allocate); lower --batch-tokens (now 64), and start" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["recommend", "--history", "i02"], ["export", "model", "--out", "exported"]])
+def test_passes_of_no_tokens_are_refused(run, capsys, words):
+    command(*words, "--batch-tokens", "0", run, code=1)
+    assert "--batch-tokens is 0; it must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("part", [1, 1024])
 def test_users_of_a_file_get_a_row_each_in_their_order(run, tmp_path, monkeypatch, part):
     monkeypatch.setattr(user_histories, "PART", part)

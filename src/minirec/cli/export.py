@@ -8,15 +8,19 @@ from pathlib import Path
 import pyarrow as pa
 
 from minirec.errors import InputError
+from minirec.experiment.sections import Passes
 from minirec.storage import artefact, tables
 
 
-def run(*, what: str, folder: Path, out: Path) -> None:
+def run(*, what: str, folder: Path, out: Path, batch_tokens: int = Passes().batch_tokens) -> None:
     """Export the `model` or the `samples` of a run; raises InputError if one of its files is missing."""
-    (model if what == "model" else samples)(folder, out)
+    if what == "model":
+        model(folder, out, batch_tokens)
+    else:
+        samples(folder, out)
 
 
-def model(folder: Path, out: Path) -> None:
+def model(folder: Path, out: Path, batch_tokens: int = Passes().batch_tokens) -> None:
     """Write the merged model with item table, whitening, head and model card to a new folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already; name a new folder, or remove it")
@@ -26,7 +30,7 @@ def model(folder: Path, out: Path) -> None:
 
     opened = TrainedRun.opened(folder)
     metrics = artefact.read_json(opened.folder / "metrics.json")
-    recommender = Recommender(opened)
+    recommender = Recommender(opened, batch_tokens)
     record = opened.model / artefact.FOLDER_RECORD
     source = artefact.load_json(record)["settings"] if record.is_file() else {}
     text = card(opened.top.name, opened.run, metrics, len(recommender.titles), opened.policy.dtype, source)

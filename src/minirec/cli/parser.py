@@ -142,6 +142,7 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
         added.add_argument("what", choices=("model", "samples"), help="a folder for transformers, or training samples")
         added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, …/seedN")
         added.add_argument("--out", type=Path, required=True, help="folder; of samples also .jsonl or .parquet")
+        _add_batch_tokens(added)
         return
     if name == "why":
         added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run or of a selection, …/seedN")
@@ -170,6 +171,10 @@ def _add_recommend(added: argparse.ArgumentParser) -> None:
     added.add_argument("--top", type=int, default=10, metavar="N", help="items to recommend (default: 10)")
     added.add_argument("--no-reasoning", dest="reasoning", action="store_false", help="recommend without writing first")
     added.add_argument("--json", action="store_true", help="print JSON")
+    _add_batch_tokens(added)
+
+
+def _add_batch_tokens(added: argparse.ArgumentParser) -> None:
     tokens = Passes.model_fields["batch_tokens"]
     added.add_argument("--batch-tokens", type=int, default=tokens.default, metavar="N", help=_setting(tokens))
 

@@ -43,8 +43,8 @@ def run(
     """Print or write recommendations; raises InputError if nothing of a history is in the catalogue."""
     if (history is None) == (users is None) or (users is None) != (out is None):
         raise InputError('name a history, --history "title; title", or a file of users, --users FILE --out FILE')
-    if top < 1 or batch_tokens < 1:
-        raise InputError(f"--top is {top} and --batch-tokens {batch_tokens}; both must be at least 1")
+    if top < 1:
+        raise InputError(f"--top is {top}; it must be at least 1")
     from minirec.evaluation.recommender import Recommender, TrainedRun  # loads torch, which takes seconds
 
     recommender = Recommender(TrainedRun.opened(folder), batch_tokens)
