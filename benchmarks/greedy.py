@@ -82,10 +82,11 @@ def compare(
     name: str, points: np.ndarray, value: np.ndarray, budget: int, against: int | None = None
 ) -> tuple[float, float]:
     """Print a row; brute force stops after `against` picks and is extrapolated, where given. Returns both seconds."""
-    tracemalloc.start()
     started = time.perf_counter()
     picks, diversity = greedy_with_diversity(points, value, budget)
     seconds = time.perf_counter() - started
+    tracemalloc.start()  # which takes time
+    greedy_with_diversity(points, value, budget)
     memory = 1 + tracemalloc.get_traced_memory()[1] / points.nbytes
     tracemalloc.stop()
     share = Watched.last.similarities / len(points) / budget
