@@ -116,8 +116,8 @@ TABLES: dict[str, Table] = {
             "hit": _column("bool", "whether the rank is within the cutoff"),
             "rank": _column("i32", "rank of the target, 1 is best", 1),
             "advantage": _column("f32", "reward standardised over the sample's completions"),
-            "tokens": _column("list<i32>", "sampled token ids, without a forced marker"),
-            "text": _column("str", "the completion"),
+            "tokens": _column("list<i32>", "sampled token ids, without a forced marker; none if heads judge"),
+            "text": _column("str", "the completion; empty if heads judge, which read the prompt alone"),
             "forced": _column("bool", "whether it had no marker, so that the marker was forced"),
         },
         key=("sample_id", "completion"),
@@ -171,7 +171,9 @@ TABLES: dict[str, Table] = {
             "epoch": _column("f32", "passes over the curriculum so far", 0),
             "loss": _column("f64", "token loss + item loss"),
             "token_loss": _column("f64", "clipped policy loss, mean over sampled tokens"),
-            "item_loss": _column("f64", "clipped loss of the item softmax, mean over prompts"),
+            "item_loss": _column(
+                "f64", "clipped loss of the item softmax; its gradient teaches, its value hardly moves"
+            ),
             "reward": _column("f64", "mean reward of the step's completions", 0, 1),
             "reward_std": _column("f64", "standard deviation of a sample's rewards, mean over samples", 0),
             "forced_share": _column("f64", "share of the step's completions to which the marker was appended", 0, 1),
