@@ -220,7 +220,8 @@ def traits(lab: Laboratory) -> Iterator[Answer]:
         for name, values in known.items():
             yield "spearman of representativeness", name, spearman(signals.representativeness, values)
     for method in settings().method_names:
-        if not settings().method(method).takes_all and method not in settings().variants:
+        known = settings().method(method)  # these signals are without influences
+        if not known.takes_all and "influence" not in known.needs and method not in settings().variants:
             rows = training_order(Cell(lab.dataset, method, 0, 0, 1 / 8, (EPOCHS,)), lab.signals[0])
             for name, values in ranked.items():
                 yield f"picks of {method}, mean percentile", name, float(values[rows].mean())
