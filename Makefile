@@ -66,6 +66,7 @@ bench-selection: $(installed) ## judge every selection method in the laboratory,
 bench-evidence: $(installed) ## judge the methods that matter in the whole chain (many hours; goes on where it stopped)
 	python benchmarks/long/evidence.py --cores $(CORES)
 	python benchmarks/long/evidence_report.py
+	python benchmarks/long/rewards.py
 
 bench-gpu: ## measure memory and speed on one GPU, at the shapes of the paper's models (10 minutes; torch and transformers suffice)
 	python3 benchmarks/long/gpu.py

@@ -99,7 +99,7 @@ class Bench:
         prompts = [self.ids(s.length) for _ in range(rows)]
         with torch.no_grad():
             seconds, _ = self.timed(partial(self.decode, prompts))
-            yield WRITING, rows * s.completions * s.new / seconds, "tokens/s"
+            yield WRITING["builtin"], rows * s.completions * s.new / seconds, "tokens/s"
             inputs = torch.tensor([self.prefix + p for p in prompts for _ in range(s.completions)], device=self.device)
             options = {"max_new_tokens": s.new, "min_new_tokens": s.new, "do_sample": True, "pad_token_id": 0}
             seconds, _ = self.timed(lambda: self.model.generate(inputs, **options))
@@ -115,7 +115,7 @@ class Bench:
             work = partial(self.model.generate_batch, requests, options, memory)
             seconds, written = self.timed(work)
         tokens = sum(len(request.generated_tokens) for request in written.values())
-        yield "transformers continuous batching", tokens / seconds, "tokens/s"
+        yield WRITING["transformers"], tokens / seconds, "tokens/s"
 
     def vllm(self) -> Iterator[Row]:
         """Tokens a second of vLLM, with a copy of the weights and a prompt a completion."""
@@ -132,7 +132,7 @@ class Bench:
             seconds, written = self.timed(partial(model.generate, prompts, params, use_tqdm=False))
             del model
             gc.collect()  # its process ends, and the GPU's memory is free again
-        yield "vLLM", sum(len(w.outputs[0].token_ids) for w in written) / seconds, "tokens/s"
+        yield WRITING["vllm"], sum(len(w.outputs[0].token_ids) for w in written) / seconds, "tokens/s"
 
     def requests(self) -> list[list[int]]:
         """The prompts of a step, each once for every completion."""

@@ -136,7 +136,7 @@ def test_a_named_gpu_has_hours_by_its_rates_and_its_memory_is_compared(gemma, ca
     rate = work.written / 36_000  # tokens a second of a model of this size: two seeds take 20 hours
     shape = PlannedWork(settings, gemma / "results" / "movielens").shape("gemma")
     like_gemma = rate * shape.parameters / 2.614e9
-    rows = [f'{start},"{WRITING}",{like_gemma},tokens/s', f"{start},{TRAINING},1e9,TFLOP/s"]
+    rows = [f'{start},"{WRITING["builtin"]}",{like_gemma},tokens/s', f"{start},{TRAINING},1e9,TFLOP/s"]
     (gemma / "docs" / "results" / "gpu.csv").write_text("card,memory_gb,torch,transformers,model,what,value,unit\n")
     with (gemma / "docs" / "results" / "gpu.csv").open("a") as stream:
         stream.write("\n".join(rows))

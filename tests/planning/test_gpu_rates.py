@@ -6,13 +6,14 @@ from minirec.errors import InputError
 from minirec.planning.gpu_rates import TRAINING, WRITING, GpuRates
 
 HEAD = "card,memory_gb,torch,transformers,model,what,value,unit"
+BUILTIN = WRITING["builtin"]
 SIZES = {"small": 1e9, "large": 3e9}
 
 
 def rows(card, model, tokens, tflop, memory=80):
     start = f"{card},{memory},2.13.0,5.23,{model}"
     return [
-        f'{start},"{WRITING}",{tokens},tokens/s',
+        f'{start},"{BUILTIN}",{tokens},tokens/s',
         f"{start},another thing,7,s",
         f"{start},{TRAINING},{tflop},TFLOP/s",
     ]
@@ -40,6 +41,16 @@ def test_writing_grows_with_the_weights_and_other_operations_do_not():
     assert rates.seconds(written=0, flop=3e14, parameters=4e9) == 3
 
 
+def test_the_rate_of_writing_is_that_of_the_engine(file):
+    start = "NVIDIA H100 80GB HBM3,80,2.13.0,5.23,small"
+    with file.open("a") as stream:
+        stream.write(f"\n{start},{WRITING['vllm']},20000,tokens/s")
+    assert GpuRates.read(file, "h100", SIZES, 1e9, "vllm").tokens == 20_000
+    assert GpuRates.read(file, "h100", SIZES, 1e9).tokens == 900
+    with pytest.raises(InputError, match="no rates of a h100 with the engine transformers, only of: NVIDIA A100"):
+        GpuRates.read(file, "h100", SIZES, 1e9, "transformers")
+
+
 @pytest.mark.parametrize("name", ["b200", "t4"])
 def test_a_card_without_both_rates_is_refused_with_those_that_are_there(file, name):
     with pytest.raises(
@@ -56,10 +67,10 @@ def test_without_the_file_the_command_that_makes_it_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["memory_gb,model,what,value", f'80,small,"{WRITING}",5'], "'card'"),
+        (["memory_gb,model,what,value", f'80,small,"{BUILTIN}",5'], "'card'"),
         ([HEAD, rows("H100", "small", "fast", 1)[0]], "could not convert string to float: 'fast'"),
-        ([HEAD, rows("H100", "small", 0, 1)[0]], f"{WRITING} is 0.0"),
-        ([HEAD, rows("H100", "small", "nan", 1)[0]], f"{WRITING} is nan"),
+        ([HEAD, rows("H100", "small", 0, 1)[0]], f"{BUILTIN} is 0.0"),
+        ([HEAD, rows("H100", "small", "nan", 1)[0]], f"{BUILTIN} is nan"),
     ],
 )
 def test_a_file_that_bench_gpu_did_not_write_is_refused_in_one_sentence(tmp_path, lines, reason):

@@ -101,7 +101,11 @@ def run(*, target: str, configfile: list[Path] | None, gpu: str | None = None, g
     out(f"  {size.train} train, {size.valid} valid, {size.test} test samples; {size.items} items; {_tokens(size)}\n\n")
     known = Estimates.from_logs(Path(config.results), config.policy.dtype)
     shapes = {name: shape for name in names if (shape := planned.shape(name)) is not None}
-    rates = {name: _rates(gpu_rates or GPU_RATES, gpu, shape) for name, shape in shapes.items()} if gpu else {}
+    rates = (
+        {name: _rates(gpu_rates or GPU_RATES, gpu, shape, config.sampling.engine) for name, shape in shapes.items()}
+        if gpu
+        else {}
+    )
     rows = needs(planned, runs, last, known, rates)
     out(table(rows, took(logs(folder, folders(config, runs)))))
     cards = ", ".join(dict.fromkeys(one.card for one in rates.values()))
@@ -177,11 +181,11 @@ def in_sum(rows: list[Need], known: Estimates, cards: str) -> str:
     return text
 
 
-def _rates(file: Path, gpu: str, shape: Shape) -> GpuRates:
+def _rates(file: Path, gpu: str, shape: Shape, engine: str) -> GpuRates:
     from transformers import AutoConfig  # here, as it loads torch, which takes seconds
 
     measured = {name: shape_of(AutoConfig.for_model(**one), "bfloat16").parameters for name, one in SHAPES.items()}
-    return GpuRates.read(file, gpu, measured, shape.parameters)
+    return GpuRates.read(file, gpu, measured, shape.parameters, engine)
 
 
 def _memory(config: Config, dataset: str, planned: PlannedWork, name: str, gpu: GpuRates | None) -> str:

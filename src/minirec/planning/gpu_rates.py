@@ -10,7 +10,11 @@ from pathlib import Path
 
 from minirec.errors import InputError, one_sentence
 
-WRITING = "built-in engine, one batch"  # a row's `what`: tokens/s, all completions of a batch together
+WRITING = {  # by `sampling.engine`, a row's `what`: tokens/s, all completions of a batch together
+    "builtin": "built-in engine, one batch",
+    "transformers": "transformers continuous batching",
+    "vllm": "vLLM",
+}
 TRAINING = "operations of a training step"  # TFLOP/s
 MEASURED_ON_GPU = "gpu"  # basis of an estimate
 
@@ -36,17 +40,20 @@ class GpuRates:
     flop: float  # operations a second, in a training step
 
     @classmethod
-    def read(cls, path: Path, name: str, sizes: Mapping[str, float], wanted: float) -> GpuRates:
+    def read(
+        cls, path: Path, name: str, sizes: Mapping[str, float], wanted: float, engine: str = "builtin"
+    ) -> GpuRates:
         """The newest rates of the card whose name contains `name`, with the model most like one of `wanted` parameters.
 
-        path: the file of `make bench-gpu`. sizes: parameters by the name of a model in it. Raises InputError if it
-        cannot be read, or has no rates of such a card, or of several.
+        path: the file of `make bench-gpu`. sizes: parameters by the name of a model in it. engine: what writes, as
+        `sampling.engine` says. Raises InputError if the file cannot be read, or has no rates of such a card and
+        engine, or of several cards.
         """
         if not path.is_file():
             raise InputError(f"{path} does not exist; run make bench-gpu on a {name} first")
         told = one_sentence(f"{path} is not as make bench-gpu writes it (", "); measure again")
         with told, path.open(encoding="utf-8", newline="") as stream:
-            rows = [_Row(row) for row in csv.DictReader(stream) if row["what"] in (WRITING, TRAINING)]
+            rows = [_Row(row) for row in csv.DictReader(stream) if row["what"] in (WRITING[engine], TRAINING)]
         of_card = [row for row in rows if name.lower() in row.card.lower() and row.model in sizes]
         if len(cards := sorted({row.card for row in of_card})) > 1:
             raise InputError(f"{name} may be one of {', '.join(cards)}; name one of them")
@@ -56,10 +63,13 @@ class GpuRates:
         whole = [model for model, rates in found.items() if len(rates) == 2]
         if not whole:
             others = ", ".join(sorted({row.card for row in rows})) or "none"
-            raise InputError(f"{path} has no rates of a {name}, only of: {others}; run make bench-gpu on one first")
+            way = "" if engine == "builtin" else f" with the engine {engine}"
+            raise InputError(
+                f"{path} has no rates of a {name}{way}, only of: {others}; run make bench-gpu on one first"
+            )
         model = min(whole, key=lambda model: abs(math.log(sizes[model] / max(wanted, 1))))
         rates, last = found[model], of_card[-1]
-        return cls(last.card, last.memory, sizes[model], rates[WRITING], rates[TRAINING] * 1e12)
+        return cls(last.card, last.memory, sizes[model], rates[WRITING[engine]], rates[TRAINING] * 1e12)
 
     def seconds(self, written: float, flop: float, parameters: float) -> float:
         """Seconds of work with a model of so many parameters: written tokens, and all operations, theirs included.

@@ -1,0 +1,102 @@
+"""The paper's Fig. 1 on our data: rewards of all training samples before training, and after one epoch of all of them.
+
+    python benchmarks/long/rewards.py
+
+After evidence.py, whose run of `full_once` with seed 0 it reads. Each training sample gets as many completions as in a
+rollout. Writes docs/results/rewards.csv and docs/images/rewards.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from evidence import settings_of
+from learning import BATCH_TOKENS
+from selection import DATASETS, ROOT, available, keep
+from selection_report import save
+
+from minirec.experiment import paths
+from minirec.report.style import ALL, PICKED, Figure, plt
+from minirec.storage import tables
+
+OUT = ROOT / "docs" / "results" / "rewards.csv"
+BINS = np.linspace(0, 1, 21)
+
+
+def stage(name: str, layers: list[Path], files: dict[str, Path]) -> None:
+    """Run a stage by hand, with the settings of some configuration files."""
+    words = [word for flag, file in files.items() for word in (f"--{flag.replace('_', '-')}", str(file))]
+    words += ["--batch-tokens", str(BATCH_TOKENS["tiny"]), "--configfile", *map(str, layers)]
+    subprocess.run([sys.executable, "-m", "minirec", name, *words], cwd=ROOT, check=True)
+
+
+def rolled_out(dataset: str) -> dict[str, pd.DataFrame]:
+    """The rollouts before and after training, with a row a completion, ordered alike."""
+    layers, settings, name = settings_of("tiny", dataset)
+    top = ROOT / settings.results / dataset
+    shared = {"samples": top / "samples.parquet", "catalogue": top / "catalogue.parquet"}
+    shared |= {"model": ROOT / "data" / "models" / name}
+    base, folder = top / "base" / name, top / "rewards"
+    trained = paths.run_of(settings, name, name, "full_once", "all", 0).folder(top) / "adapter"
+    items = folder / "items.safetensors"
+    folder.mkdir(exist_ok=True)
+    if not items.is_file():
+        frozen = {"frozen_states": base / "frozen_states.safetensors", "item_table": items}
+        stage("embed", layers, shared | frozen | {"adapter": trained})
+    ways = {
+        "before": {"item_table": base / "items.safetensors", "whitening": base / "whitening.safetensors"},
+        "after": {"item_table": items, "adapter": trained},
+    }
+    found = {}
+    for when, files in ways.items():
+        out = {"rollouts": folder / when / "rollouts.parquet", "hidden": folder / when / "hidden.safetensors"}
+        if not out["rollouts"].is_file():
+            out["rollouts"].parent.mkdir(exist_ok=True)
+            stage("rollout", layers, shared | files | out)
+        columns = ["sample_id", "completion", "reward", "hit"]
+        found[when] = tables.read("rollouts", out["rollouts"], columns).to_pandas().sort_values(columns[:2])
+    return found
+
+
+def answers(found: dict[str, pd.DataFrame]) -> dict[str, float]:
+    """What a table says of a data set; a sample is solved if one of its completions is a hit."""
+    by_sample = {when: rows.groupby("sample_id") for when, rows in found.items()}
+    solved = {when: rows["hit"].any() for when, rows in by_sample.items()}
+    return {
+        "samples": len(solved["before"]),
+        **{f"mean reward {when}": rows["reward"].mean().mean() for when, rows in by_sample.items()},
+        **{f"share without a hit {when}": 1 - hits.mean() for when, hits in solved.items()},
+        "share without a hit before and after": float((~solved["before"] & ~solved["after"]).mean()),
+        "share with equal rewards before": (by_sample["before"]["reward"].std() < 1e-3).mean(),
+    }
+
+
+def picture(found: dict[str, dict[str, pd.DataFrame]]) -> Figure:
+    """Histograms of a sample's mean reward, a panel a data set."""
+    figure, panels = plt.subplots(1, len(found), figsize=(10, 3.2))
+    for axes, (dataset, rollouts) in zip(np.atleast_1d(panels), found.items(), strict=True):
+        for (when, rows), colour in zip(rollouts.items(), (ALL, PICKED), strict=True):
+            mean = rows.groupby("sample_id")["reward"].mean()
+            axes.hist(mean, BINS, weights=np.full(len(mean), 1 / len(mean)), histtype="step", color=colour, label=when)
+        axes.set(title=dataset, xlabel="mean reward of a training sample", yscale="log")
+    np.atleast_1d(panels)[0].set_ylabel("share of the samples")
+    np.atleast_1d(panels)[0].legend(title="training")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help="toys cds movielens")
+    found = {dataset: rolled_out(dataset) for dataset in available(parser.parse_args().datasets)}
+    rows = [(dataset, what, value) for dataset, one in found.items() for what, value in answers(one).items()]
+    keep(pd.DataFrame(rows, columns=["dataset", "what", "value"]), OUT, ["dataset", "what"])
+    save("rewards", picture(found))
+
+
+if __name__ == "__main__":
+    main()
