@@ -80,7 +80,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|")
     for way in ("builtin", "merged", "transformers"):
         name = "builtin" if way == "merged" else way
-        engine = engines.load(policy, sections.Sampling(engine=name), sections.Engine(), given.model)
+        engine = engines.load(policy, sections.Sampling(engine=name), sections.Generation(), given.model)
         best = float("inf")
         with merged(policy, way == "merged"):
             for _ in range(2):

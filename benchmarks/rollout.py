@@ -26,7 +26,7 @@ from transformers import DynamicCache
 
 from minirec.data import models
 from minirec.experiment import config, sources
-from minirec.experiment.sections import Engine, Passes
+from minirec.experiment.sections import Generation, Passes
 from minirec.model import generate
 from minirec.model.policy import Policy
 from minirec.stages import embed, rollout
@@ -134,7 +134,7 @@ def stage(paths: dict[str, Path], folder: Path, results: object) -> None:
     sections = {"sampling": given.sampling.model_copy(update=FEW), "reward": given.reward, "rollout": given.rollout}
     started = time.perf_counter()
     out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
-    rollout.run(policy=policy, **sections, passes=PASSES, engine=Engine(), **paths, **out)
+    rollout.run(policy=policy, **sections, passes=PASSES, generation=Generation(), **paths, **out)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = used.ru_utime + used.ru_stime
     results.put((time.perf_counter() - started, cpu, used.ru_maxrss / 2**20))  # type: ignore[attr-defined]

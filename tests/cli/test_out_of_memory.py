@@ -10,7 +10,7 @@ import torch
 
 from minirec.cli import out_of_memory
 from minirec.errors import InputError
-from minirec.experiment.sections import Backward, Engine, Passes, Queries, Sampling
+from minirec.experiment.sections import Backward, Generation, Passes, Queries, Sampling
 
 TRAIN = {"backward": Backward(micro_batch_prompts=8), "passes": Passes(batch_tokens=2048)}
 
@@ -85,11 +85,11 @@ def test_other_errors_are_not_taken_for_too_little_memory(error):
         (TRAIN, "lower the resource micro_batch_prompts (now 8), then batch_tokens (now 2048) under set-resources"),
         (TRAIN | {"backward": Backward(micro_batch_prompts=1)}, "lower the resource batch_tokens (now 2048) under"),
         (
-            {"passes": Passes(), "engine": Engine(), "sampling": Sampling()},
+            {"passes": Passes(), "generation": Generation(), "sampling": Sampling()},
             "lower the resource batch_tokens (now 4096) under",
         ),
         (
-            {"passes": Passes(), "engine": Engine(generation_tokens=9000), "sampling": Sampling(engine="vllm")},
+            {"passes": Passes(), "generation": Generation(generation_tokens=9000), "sampling": Sampling(engine="vllm")},
             "batch_tokens (now 4096), then generation_tokens (now 9000), then vllm_memory (now 0.6) under",
         ),
         ({"queries": Queries()}, "raise the resource memory (now 1GB) under"),

@@ -18,7 +18,7 @@ from minirec.cli import main
 from minirec.data import splits, user_histories
 from minirec.data.title_lookup import TitleLookup
 from minirec.evaluation.recommender import Recommender, TrainedRun
-from minirec.experiment.sections import Engine
+from minirec.experiment.sections import Generation
 from minirec.report.model_card import card
 from minirec.stages import evaluate
 from minirec.storage import artefact, tables, tensors
@@ -38,7 +38,7 @@ def finished(top, project, tiny_model, defaults, **of_policy):
         policy=training_runs.policy(defaults, **of_policy),
         sampling=defaults.sampling.model_copy(update={"max_new_tokens": 3, "completions": 2}),
         passes=PASSES,
-        engine=Engine(),
+        generation=Generation(),
         samples=top / "samples.parquet",
         catalogue=top / "catalogue.parquet",
         model=tiny_model,

@@ -11,7 +11,7 @@ from minirec.data import splits
 from minirec.errors import InputError
 from minirec.evaluation.breakdown import POPULARITY, EvaluationSet
 from minirec.evaluation.rank_tables import read_ranks
-from minirec.experiment.sections import Engine
+from minirec.experiment.sections import Generation
 from minirec.model.completions import marker_missing, with_marker
 from minirec.model.policy import Policy
 from minirec.model.whitening import COMPONENTS, MEANS, Whitening
@@ -43,7 +43,7 @@ def evaluated(judged, defaults, policy, whitening, folder, **more):
         policy=policy,
         sampling=defaults.sampling.model_copy(update={"max_new_tokens": WORDS}),
         passes=PASSES,
-        engine=Engine(),
+        generation=Generation(),
         whitening=whitening,
         ranks=folder / "ranks.parquet",
         **(given | more),

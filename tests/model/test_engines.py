@@ -16,7 +16,7 @@ from transformers.generation.continuous_batching import ContinuousBatchingManage
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.experiment.sections import Engine, Passes
+from minirec.experiment.sections import Generation, Passes
 from minirec.model import distributed, engines, generate
 from minirec.model.completions import with_marker
 from minirec.model.policy import Policy
@@ -68,7 +68,7 @@ def load(name, folders, defaults, **changes):
     with pretending() if name == "pretended" else nullcontext():
         name = "vllm" if name == "pretended" else name
         sampling = defaults.sampling.model_copy(update=changes | {"engine": name})
-        return engines.load(policy, sampling, Engine(vllm_memory=0.2), *folders)
+        return engines.load(policy, sampling, Generation(vllm_memory=0.2), *folders)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -199,7 +199,7 @@ def test_the_likeliest_tokens_are_those_of_the_built_in_engine_and_of_the_adapte
 
 def test_tokens_are_drawn_from_the_softmax_over_the_k_likeliest(engine):
     many = changed(engine, top_k=4, temperature=1.5)
-    policy, many.resources = many.policy, Engine(generation_tokens=100_000)
+    policy, many.resources = many.policy, Generation(generation_tokens=100_000)
     policy.eos_ids, policy.settings = set(), policy.settings.model_copy(update={"marker": "a marker never written"})
     (prompt,) = policy.user_bodies(BODIES[:1])
     drawn = [tuple(tokens) for row in many.write([prompt] * 125, [2] * 8, range(125)).tokens for tokens in row]
@@ -234,7 +234,7 @@ def test_another_epoch_draws_other_completions(engine):
 def test_generation_tokens_let_more_prompts_be_written_at_a_time_than_a_pass_of_training_holds(engine):
     few, policy = changed(engine), engine.policy
     policy.batch_tokens = few.policy.batch_tokens = 60
-    few.resources, prompts = Engine(generation_tokens=4 * 60), policy.user_bodies(BODIES) * 16
+    few.resources, prompts = Generation(generation_tokens=4 * 60), policy.user_bodies(BODIES) * 16
     counts = [len(e.batches(prompts, [6] * 3)) for e in (engine, few)]
     assert counts[1] < counts[0]
     assert few.write(prompts[:4], [6] * 3, IDS).tokens == write(engine).tokens
@@ -258,7 +258,7 @@ def test_the_engine_of_transformers_writes_what_the_built_in_one_draws_and_leave
     assert write(ours).tokens == write(theirs).tokens
     drawn = torch.random.get_rng_state()
     few = changed(theirs)
-    few.resources = Engine(generation_tokens=64)  # of a text or two: the others wait
+    few.resources = Generation(generation_tokens=64)  # of a text or two: the others wait
     assert write(few).tokens == write(ours).tokens
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert theirs.policy.model.config._attn_implementation == "sdpa"
@@ -289,7 +289,7 @@ def test_what_transformers_cannot_write_with_is_one_sentence(folders, defaults, 
 def test_vllm_gets_the_adapter_of_the_moment_at_each_call_of_a_training(folders, defaults, name):
     policy = in_training(folders, defaults)
     with pretending() if name == "pretended" else nullcontext():
-        engine = engines.load(policy, by_vllm(defaults), Engine(vllm_memory=0.2), folders[0])
+        engine = engines.load(policy, by_vllm(defaults), Generation(vllm_memory=0.2), folders[0])
     for _ in moments(engine):
         pass
 
@@ -298,7 +298,7 @@ def test_vllm_sleeps_between_two_calls_of_a_training_on_a_gpu_and_keeps_no_adapt
     policy = in_training(folders, defaults)
     with pretending(), monkeypatch.context() as patch:
         patch.setattr(Policy, "device", torch.device("cuda"))
-        engine = engines.load(policy, by_vllm(defaults), Engine(), folders[0])
+        engine = engines.load(policy, by_vllm(defaults), Generation(), folders[0])
     assert engine.model.asleep
     for _ in moments(engine):
         assert engine.model.asleep
@@ -385,7 +385,7 @@ def stage(defaults):
     """The settings of a rollout by vLLM."""
     given = config.overlay(defaults.model_dump(mode="json"), {"sampling": {"engine": "vllm"}})
     sections = {name: getattr(config.validate(given), name) for name in ("policy", "sampling", "reward", "rollout")}
-    return sections | {"passes": Passes(batch_tokens=60), "engine": Engine()}
+    return sections | {"passes": Passes(batch_tokens=60), "generation": Generation()}
 
 
 def test_the_stage_stops_before_it_reads_anything_where_the_engine_is_not_installed(defaults, tmp_path, monkeypatch):
@@ -405,7 +405,7 @@ def test_the_stage_asks_the_engine_of_its_settings_and_notes_it(judged, defaults
     assert len(found) == 22 * 3
     policy = Policy.load(judged["model"], defaults.policy, judged["adapter"])
     with pretending():
-        engine = engines.load(policy, by_vllm(defaults), Engine(), judged["model"], judged["adapter"])
+        engine = engines.load(policy, by_vllm(defaults), Generation(), judged["model"], judged["adapter"])
     (sample,) = splits.load(judged["samples"], judged["catalogue"], "train", 5, [3]).bodies
     ((*_, tokens),) = engine.write(policy.user_bodies([sample]), [6] * 3, [3]).tokens
     assert [row["tokens"] for row in found if (row["sample_id"], row["completion"]) == (3, 2)] == [tokens]

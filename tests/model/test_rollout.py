@@ -15,7 +15,7 @@ import pytest
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import commands, config
-from minirec.experiment.sections import Engine, Passes
+from minirec.experiment.sections import Generation, Passes
 from minirec.model import compatibility, generate
 from minirec.stages import gather, rollout
 from minirec.storage import tables, tensors
@@ -31,8 +31,8 @@ def run(judged, given, folder, shard=None, vllm_memory=0.6, seed=0):
     """Run the stage; returns the bytes of its two files."""
     out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
-    engine = Engine(vllm_memory=vllm_memory)
-    rollout.run(**sections, passes=SMALL, engine=engine, **judged, seed=seed, shard=shard, **out)
+    generation = Generation(vllm_memory=vllm_memory)
+    rollout.run(**sections, passes=SMALL, generation=generation, **judged, seed=seed, shard=shard, **out)
     assert sorted(path.name for path in folder.iterdir()) == ["hidden.safetensors", "rollouts.parquet"]
     return [path.read_bytes() for path in out.values()]
 

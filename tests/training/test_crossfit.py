@@ -10,7 +10,7 @@ from minirec.data import splits
 from minirec.data.splits import Split
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.experiment.sections import Engine, Passes
+from minirec.experiment.sections import Generation, Passes
 from minirec.model.whitening import Head, Whitening
 from minirec.stages import crossfit as stage
 from minirec.stages import rollout
@@ -130,7 +130,7 @@ def test_without_learning_the_rewards_are_those_of_rollouts_without_reasoning(ju
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
     out = {"rollouts": tmp_path / "written.parquet", "hidden": tmp_path / "hidden.safetensors"}
     files = {name: path for name, path in judged.items() if name != "adapter"}
-    rollout.run(**sections, passes=Passes(batch_tokens=512), engine=Engine(), **files, **out)
+    rollout.run(**sections, passes=Passes(batch_tokens=512), generation=Generation(), **files, **out)
     expected = tables.read("rollouts", out["rollouts"]).to_pandas()
     for name in ("sample_id", "completion", "rank", "hit", "text", "forced", "advantage"):
         assert found[name].tolist() == expected[name].tolist(), name

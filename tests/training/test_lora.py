@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.experiment.sections import Engine
+from minirec.experiment.sections import Generation
 from minirec.model.completions import has_marker, with_marker
 from minirec.model.policy import Policy
 from minirec.model.whitening import Whitening
@@ -122,7 +122,7 @@ def tried(judged, defaults, tmp_path_factory):
     )
     files = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
-    rollout.run(**sections, passes=PASSES, engine=Engine(), **judged, **files)
+    rollout.run(**sections, passes=PASSES, generation=Generation(), **judged, **files)
     return given, files
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import PASSES
 from safetensors.torch import load_file
 
-from minirec.experiment.sections import Backward, Engine
+from minirec.experiment.sections import Backward, Generation
 from minirec.model.whitening import COMPONENTS, Whitening
 from minirec.stages import train
 from minirec.storage import tables
@@ -45,7 +45,7 @@ def run(
         reward=defaults.reward.model_copy(update={"beta": beta}),
         train=defaults.train.model_copy(update=usual | changes),
         passes=PASSES,
-        engine=Engine(),
+        generation=Generation(),
         backward=Backward(micro_batch_prompts=micro_batch_prompts),
         **project,
         model=tiny_model,

@@ -14,8 +14,8 @@ PROFILE = "under set-resources of the workflow's profile"
 LOWERED = [  # section of a stage, and its resource
     ("backward", "micro_batch_prompts"),
     ("passes", "batch_tokens"),
-    ("engine", "generation_tokens"),
-    ("engine", "vllm_memory"),
+    ("generation", "generation_tokens"),
+    ("generation", "vllm_memory"),
 ]
 KEPT = {"train": "training goes on from its last checkpoint", "rollout": "finished batches are kept"}
 

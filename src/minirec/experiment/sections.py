@@ -32,7 +32,7 @@ class Passes(Resources):
     batch_tokens: int = Field(4096, ge=1, description="tokens of a forward pass with padding; fewer need less memory")
 
 
-class Engine(Resources):
+class Generation(Resources):
     """Resources of the program that writes completions."""
 
     generation_tokens: int | None = Field(

@@ -27,7 +27,7 @@ def run(
     policy: sections.Policy,
     sampling: sections.Sampling,
     passes: sections.Passes,
-    engine: sections.Engine,
+    generation: sections.Generation,
     samples: Path,
     catalogue: Path,
     model: Path,
@@ -47,7 +47,7 @@ def run(
     else:
         states = FrozenItemStates.read(frozen_states) if frozen_states else None
         table = whiten.item(ItemEncoder(loaded, splits.catalogue_texts(catalogue), states).embed(what="items"))
-    writer = engines.load(loaded, sampling, engine, model, adapter)
+    writer = engines.load(loaded, sampling, generation, model, adapter)
     ranked = ranking.rank(writer, whiten, table, test, sampling.max_new_tokens, TOP, "evaluate")
     inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
     write_ranks(ranked, ranks, Provenance("evaluate", policy.model_dump() | sampling.model_dump(), inputs))

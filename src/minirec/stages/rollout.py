@@ -32,7 +32,7 @@ def run(
     reward: sections.Reward,
     rollout: sections.Rollout,
     passes: sections.Passes,
-    engine: sections.Engine,
+    generation: sections.Generation,
     samples: Path,
     catalogue: Path,
     item_table: Path,
@@ -52,7 +52,7 @@ def run(
     whiten = Whitening.read(whitening, adapter)
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     item_vectors = item_vectors.to(loaded.device)
-    writer = engines.load(loaded, sampling, engine, model, adapter, seed)
+    writer = engines.load(loaded, sampling, generation, model, adapter, seed)
     settings = {k: v for section in (policy, sampling, reward, rollout) for k, v in section.model_dump().items()}
     if shard is None:
         del settings["shards"]

@@ -46,7 +46,7 @@ def run(
     reward: sections.Reward,
     train: sections.Train,
     passes: sections.Passes,
-    engine: sections.Engine,
+    generation: sections.Generation,
     backward: sections.Backward,
     samples: Path,
     catalogue: Path,
@@ -78,7 +78,7 @@ def run(
     engines.require(sampling, shard_layers)
     loaded = Policy.load(model, policy, batch_tokens=passes.batch_tokens, shard_layers=shard_layers)
     loaded.add_adapter(seed)
-    writer = engines.load(loaded, sampling, engine, model, seed=seed)
+    writer = engines.load(loaded, sampling, generation, model, seed=seed)
     head = Head(Whitening.read(whitening), loaded.width, train.head)
     valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
     with distributed.first_rank_alone() as first:

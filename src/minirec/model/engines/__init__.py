@@ -37,7 +37,7 @@ def require(sampling: sections.Sampling, shard_layers: bool = False) -> None:
 def load(
     policy: Policy,
     sampling: sections.Sampling,
-    engine: sections.Engine,
+    generation: sections.Generation,
     model: Path,
     adapter: Path | None = None,
     seed: int = 0,
@@ -50,9 +50,9 @@ def load(
     if sampling.engine == "vllm":
         from minirec.model.engines.vllm import Vllm
 
-        return Vllm(policy, sampling, engine, seed, model, adapter)
+        return Vllm(policy, sampling, generation, seed, model, adapter)
     if sampling.engine == "transformers":
         from minirec.model.engines.transformers import Transformers
 
-        return Transformers(policy, sampling, engine, seed)
-    return Builtin(policy, sampling, engine, seed)
+        return Transformers(policy, sampling, generation, seed)
+    return Builtin(policy, sampling, generation, seed)

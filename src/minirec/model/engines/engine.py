@@ -21,12 +21,12 @@ class Engine(ABC):
         self,
         policy: Policy,
         sampling: sections.Sampling | None = None,
-        engine: sections.Engine | None = None,
+        generation: sections.Generation | None = None,
         seed: int = 0,
     ) -> None:
-        """sampling: its temperature and top_k; engine: its memory; seed: of all random numbers."""
+        """sampling: its temperature and top_k; generation: its memory; seed: of all random numbers."""
         self.policy, self.sampling, self.seed = policy, sampling or sections.Sampling(), seed
-        self.resources = engine or sections.Engine()
+        self.resources = generation or sections.Generation()
 
     @property
     def tokens(self) -> int:

@@ -24,7 +24,7 @@ class Vllm(SamplingEngine):
         self,
         policy: Policy,
         sampling: sections.Sampling,
-        engine: sections.Engine,
+        generation: sections.Generation,
         seed: int,
         model: Path,
         adapter: Path | None,
@@ -33,7 +33,7 @@ class Vllm(SamplingEngine):
         import vllm
         from vllm.lora.request import LoRARequest
 
-        super().__init__(policy, sampling, engine, seed)
+        super().__init__(policy, sampling, generation, seed)
         self.library, self.lora_request, self.adapter = vllm, LoRARequest, adapter
         self.trained, on_cpu = adapter is None and hasattr(policy.model, "peft_config"), policy.device.type == "cpu"
         self.sleeps = self.trained and not on_cpu
@@ -48,7 +48,7 @@ class Vllm(SamplingEngine):
                 max_lora_rank=max(8, 1 << (policy.settings.lora_r - 1).bit_length()),  # vLLM takes powers of two
                 enable_prefix_caching=True,
                 enable_sleep_mode=self.sleeps,
-                gpu_memory_utilization=engine.vllm_memory,
+                gpu_memory_utilization=generation.vllm_memory,
                 logprobs_mode="raw_logprobs",  # at temperature 1, over all tokens
                 enable_chunked_prefill=not on_cpu,  # vLLM for CPUs cannot cut the prompt of a request with a seed
                 seed=seed,
