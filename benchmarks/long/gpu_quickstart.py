@@ -42,7 +42,7 @@ def compared(*layers: str) -> Iterator[tuple[str, float, str]]:
         found = json.loads((top / "metrics.json").read_text(encoding="utf-8"))
         yield f"quickstart, {place}: NDCG@10", found["metrics"]["ndcg@10"]["mean"], ""
         states.append(load_file(top / "base" / "smollm" / "frozen_states.safetensors")["states"].astype(float))
-        (table,) = top.glob("signals/smollm/seed0/rollouts.parquet")
+        (table,) = top.glob("signals/*/seed0/rollouts.parquet")
         rewards.append(tables.numpy(tables.read("rollouts", table, ["reward"]), "reward"))
     (theirs, ours), (gpu, cpu) = states, rewards
     apart = float(((theirs - ours) ** 2).sum() ** 0.5 / (ours**2).sum() ** 0.5)

@@ -18,13 +18,15 @@ import pandas as pd
 from evidence import settings_of
 from learning import BATCH_TOKENS
 from selection import DATASETS, ROOT, available, keep
-from selection_report import save
+from selection_report import into_page, save
 
 from minirec.experiment import paths
 from minirec.report.style import ALL, PICKED, Figure, plt
 from minirec.storage import tables
 
 OUT = ROOT / "docs" / "results" / "rewards.csv"
+SHOWN = ("mean reward before", "mean reward after", "share without a hit before", "share without a hit after")
+SHOWN += ("share without a hit before and after", "share with equal rewards before")
 BINS = np.linspace(0, 1, 21)
 
 
@@ -76,6 +78,19 @@ def answers(found: dict[str, pd.DataFrame]) -> dict[str, float]:
     }
 
 
+def markdown(values: pd.DataFrame) -> str:
+    """A row an answer, a column a data set."""
+    table = values.pivot(index="what", columns="dataset", values="value")
+    text = f"\n| of all training samples | {' | '.join(DATASETS)} |\n|---" + "|--:" * len(DATASETS) + "|\n"
+    for what in SHOWN:
+        shown = [
+            f"{table.loc[what, dataset]:.0%}" if "share" in what else f"{table.loc[what, dataset]:.2f}"
+            for dataset in DATASETS
+        ]
+        text += f"| {what} | {' | '.join(shown)} |\n"
+    return text + "\n"
+
+
 def picture(found: dict[str, dict[str, pd.DataFrame]]) -> Figure:
     """Histograms of a sample's mean reward, a panel a data set."""
     figure, panels = plt.subplots(1, len(found), figsize=(10, 3.2))
@@ -96,6 +111,7 @@ def main() -> None:
     rows = [(dataset, what, value) for dataset, one in found.items() for what, value in answers(one).items()]
     keep(pd.DataFrame(rows, columns=["dataset", "what", "value"]), OUT, ["dataset", "what"])
     save("rewards", picture(found))
+    into_page("rewards", markdown(pd.read_csv(OUT)))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from selection import (
     states_of,
     training_order,
 )
+from selection_report import into_page
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec.data import splits, stored_signals
@@ -48,8 +49,37 @@ OUT = ROOT / "docs" / "results" / "selection_questions.csv"
 KEY = ["question", "dataset", "what", "number"]
 SIGNALS = ("mean_reward", "reward_std", "learnability", "representativeness", "gradient_norm")
 MANY = 16  # completions
+LIKENESS, POPULARITY = "likeness of target and last item", "popularity of the target"
 EPOCHS = 4
 Answer = tuple[str, str, float]  # question, what, value
+TABLES = {  # of docs/evidence.md: what a row is called, its question, what
+    "NDCG@10 on test of `learnable` at 1/8": [
+        ("judged by one proxy", "learnable by several proxies", "1 at 0.125"),
+        ("by the mean of two proxies", "learnable by several proxies", "2 at 0.125"),
+        ("by the mean of four proxies", "learnable by several proxies", "4 at 0.125"),
+        ("by the base model, without a proxy", "learnable by the base model", "at 0.125"),
+        ("by one proxy, whose own samples are left out", "learnable without the proxy's samples", "at 0.125"),
+        ("by one proxy, and again half way by the policy in training", "learnable in two halves", "at 0.125"),
+        ("by heads of the other half", "learnable by heads of the other half", "at 0.125"),
+    ],
+    "Spearman's rank correlation": [
+        ("mean rewards of two proxies", "spearman over proxies", "mean_reward"),
+        ("learnability of two proxies", "spearman over proxies", "learnability"),
+        ("representativeness of two proxies", "spearman over proxies", "representativeness"),
+        ("mean rewards of a proxy and of the base model", "spearman of base and proxy", "mean_reward"),
+        ("mean rewards of 2 completions and of 2 others", "spearman over completions", "mean_reward of 2"),
+        ("mean rewards of 8 completions and of 8 others", "spearman over completions", "mean_reward of 8"),
+        ("R and mean reward", "spearman of representativeness", "mean_reward"),
+        ("R and popularity of the target", "spearman of representativeness", "popularity of the target"),
+    ],
+    "Mean percentile of the picks at 1/8": [
+        ("`learnable`: likeness of target and last item", "picks of learnable, mean percentile", LIKENESS),
+        ("`representative`: likeness of target and last item", "picks of representative, mean percentile", LIKENESS),
+        ("`learnable`: popularity of the target", "picks of learnable, mean percentile", POPULARITY),
+        ("`representative`: popularity of the target", "picks of representative, mean percentile", POPULARITY),
+        ("`minirec`: popularity of the target", "picks of minirec, mean percentile", POPULARITY),
+    ],
+}
 
 
 class Laboratory:
@@ -209,9 +239,9 @@ def traits(lab: Laboratory) -> Iterator[Answer]:
     texts = TfidfVectorizer().fit_transform(splits.catalogue_texts(lab.top / "catalogue.parquet"))
     last = table["history_rows"].map(lambda rows: rows[-1]).to_numpy()
     of = {
-        "popularity of the target": popularity[lab.train.target],
+        POPULARITY: popularity[lab.train.target],
         "length of the history": table["history_rows"].map(len).to_numpy(),
-        "likeness of target and last item": np.asarray(texts[lab.train.target].multiply(texts[last]).sum(1)).ravel(),
+        LIKENESS: np.asarray(texts[lab.train.target].multiply(texts[last]).sum(1)).ravel(),
         "time of the target": table["timestamp"].to_numpy(),
     }
     ranked = {name: stats.rankdata(values) / len(values) for name, values in of.items()}
@@ -228,6 +258,19 @@ def traits(lab: Laboratory) -> Iterator[Answer]:
             yield f"picks of {method}, share", "with a hit", float((lab.signals[0].hits[rows] > 0).mean())
 
 
+def markdown(answers: pd.DataFrame) -> str:
+    """Means over the proxies, a column a data set."""
+    mean = answers.groupby(["question", "what", "dataset"])["value"].mean()
+    text = ""
+    for title, rows in TABLES.items():
+        text += f"\n| {title} | {' | '.join(DATASETS)} |\n|---" + "|--:" * len(DATASETS) + "|\n"
+        for name, question, what in rows:
+            values = [mean.get((question, what, dataset)) for dataset in DATASETS]
+            digits = 4 if "NDCG" in title else 2
+            text += f"| {name} | {' | '.join('-' if v is None else f'{v:.{digits}f}' for v in values)} |\n"
+    return text + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help="toys cds movielens")
@@ -238,6 +281,7 @@ def main() -> None:
             rows["number"] = rows.groupby(["question", "what"]).cumcount()
             keep(rows[[*KEY, "value"]], OUT, KEY)
             sys.stderr.write(f"{dataset}: {(ask.__doc__ or '').splitlines()[0]} {len(rows)} rows\n")
+    into_page("questions", markdown(pd.read_csv(OUT)))
 
 
 if __name__ == "__main__":
