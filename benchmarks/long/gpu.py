@@ -1,8 +1,9 @@
 """What a GPU does at the true shapes of the paper's models: memory and time of a training step, tokens a second, picks.
 
 Needs torch and transformers alone; peft gives the adapters, where it is installed. Weights are random, so nothing is
-downloaded. Every measurement is a row of docs/results/gpu.csv, with the card and the versions; a part that fails, or
-whose library is missing, is named, and the others go on. `--tiny` runs all of it at toy sizes, on a CPU as well.
+downloaded; only the quickstart, which runs where all its libraries are, downloads its model and data. Every measurement
+is a row of docs/results/gpu.csv, with the card and the versions; a part that fails, or whose library is missing, is
+named, and the others go on. `--tiny` runs all but the quickstart at toy sizes, on a CPU as well.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from minirec.selection.greedy import greedy  # noqa: E402
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 128, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": 500}
 PREFIX = 64  # tokens that all prompts share
-PAGE = 256  # tokens of a page of the cache in continuous batching
+PAGE = 32  # tokens of a page of the cache in continuous batching, as the engine of minirec has
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 COLUMNS = ("card", "memory_gb", "torch", "transformers", "model", "what", "value", "unit")
 Row = tuple[str, float, str]  # what, value, unit
@@ -109,7 +110,14 @@ class Bench:
         """Tokens a second of transformers' continuous batching, with a prompt a completion."""
         s, requests = self.sizes, self.requests()
         pages = len(requests) * -(-(len(requests[0]) + s.new) // PAGE)
-        memory = ContinuousBatchingConfig(page_size=PAGE, num_blocks=pages + 2, max_batch_tokens=s.pass_tokens)
+        memory = ContinuousBatchingConfig(
+            page_size=PAGE,
+            num_blocks=pages + 2,
+            max_batch_tokens=s.pass_tokens,
+            use_async_batching=False,  # this and the next as in minirec.model.engines.transformers
+            use_cuda_graph=False,
+            auto_switch_to_flash=False,
+        )
         options = GenerationConfig(max_new_tokens=s.new, do_sample=True, eos_token_id=-1, pad_token_id=0)
         with torch.random.fork_rng():
             work = partial(self.model.generate_batch, requests, options, memory)
@@ -124,14 +132,15 @@ class Bench:
         s = self.sizes
         params = vllm.SamplingParams(max_tokens=s.new, ignore_eos=True, detokenize=False, logprobs=0)
         prompts = [vllm.TokensPrompt(prompt_token_ids=tokens) for tokens in self.requests()]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # vLLM asks for half of the card
         with TemporaryDirectory(prefix="minirec-bench-") as folder:
             self.model.save_pretrained(folder)
             options = {"skip_tokenizer_init": True, "gpu_memory_utilization": 0.5, "max_model_len": 4096}
             model = vllm.LLM(folder, load_format="safetensors", dtype="bfloat16", **options)
             model.generate(prompts[:2], params, use_tqdm=False)  # warm
             seconds, written = self.timed(partial(model.generate, prompts, params, use_tqdm=False))
-            del model
-            gc.collect()  # its process ends, and the GPU's memory is free again
+            model.llm_engine.engine_core.shutdown()  # the GPU's memory is free again
         yield WRITING["vllm"], sum(len(w.outputs[0].token_ids) for w in written) / seconds, "tokens/s"
 
     def requests(self) -> list[list[int]]:

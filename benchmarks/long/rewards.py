@@ -37,17 +37,25 @@ def stage(name: str, layers: list[Path], files: dict[str, Path]) -> None:
     subprocess.run([sys.executable, "-m", "minirec", name, *words], cwd=ROOT, check=True)
 
 
+def newer(file: Path, source: Path) -> bool:
+    """Whether a file is there, and was made after its source."""
+    return file.is_file() and file.stat().st_mtime > source.stat().st_mtime
+
+
 def rolled_out(dataset: str) -> dict[str, pd.DataFrame]:
     """The rollouts before and after training, with a row a completion, ordered alike."""
     layers, settings, name = settings_of("tiny", dataset)
     top = ROOT / settings.results / dataset
     shared = {"samples": top / "samples.parquet", "catalogue": top / "catalogue.parquet"}
     shared |= {"model": ROOT / "data" / "models" / name}
-    base, folder = top / "base" / name, top / "rewards"
-    trained = paths.run_of(settings, name, name, "full_once", "all", 0).folder(top) / "adapter"
+    base, trained = (
+        top / "base" / name,
+        paths.run_of(settings, name, name, "full_once", "all", 0).folder(top) / "adapter",
+    )
+    folder = trained.with_name("rewards")
     items = folder / "items.safetensors"
     folder.mkdir(exist_ok=True)
-    if not items.is_file():
+    if not newer(items, trained):
         frozen = {"frozen_states": base / "frozen_states.safetensors", "item_table": items}
         stage("embed", layers, shared | frozen | {"adapter": trained})
     ways = {
@@ -57,7 +65,7 @@ def rolled_out(dataset: str) -> dict[str, pd.DataFrame]:
     found = {}
     for when, files in ways.items():
         out = {"rollouts": folder / when / "rollouts.parquet", "hidden": folder / when / "hidden.safetensors"}
-        if not out["rollouts"].is_file():
+        if not newer(out["rollouts"], trained):
             out["rollouts"].parent.mkdir(exist_ok=True)
             stage("rollout", layers, shared | files | out)
         columns = ["sample_id", "completion", "reward", "hit"]
@@ -81,11 +89,12 @@ def answers(found: dict[str, pd.DataFrame]) -> dict[str, float]:
 def markdown(values: pd.DataFrame) -> str:
     """A row an answer, a column a data set."""
     table = values.pivot(index="what", columns="dataset", values="value")
-    text = f"\n| of all training samples | {' | '.join(DATASETS)} |\n|---" + "|--:" * len(DATASETS) + "|\n"
+    there = [dataset for dataset in DATASETS if dataset in table]
+    text = f"\n| of all training samples | {' | '.join(there)} |\n|---" + "|--:" * len(there) + "|\n"
     for what in SHOWN:
         shown = [
             f"{table.loc[what, dataset]:.0%}" if "share" in what else f"{table.loc[what, dataset]:.2f}"
-            for dataset in DATASETS
+            for dataset in there
         ]
         text += f"| {what} | {' | '.join(shown)} |\n"
     return text + "\n"

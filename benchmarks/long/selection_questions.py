@@ -69,8 +69,12 @@ TABLES = {  # of docs/evidence.md: what a row is called, its question, what
         ("mean rewards of a proxy and of the base model", "spearman of base and proxy", "mean_reward"),
         ("mean rewards of 2 completions and of 2 others", "spearman over completions", "mean_reward of 2"),
         ("mean rewards of 8 completions and of 8 others", "spearman over completions", "mean_reward of 8"),
-        ("R and mean reward", "spearman of representativeness", "mean_reward"),
-        ("R and popularity of the target", "spearman of representativeness", "popularity of the target"),
+        ("representativeness and mean reward", "spearman of representativeness", "mean_reward"),
+        (
+            "representativeness and popularity of the target",
+            "spearman of representativeness",
+            "popularity of the target",
+        ),
     ],
     "Mean percentile of the picks at 1/8": [
         ("`learnable`: likeness of target and last item", "picks of learnable, mean percentile", LIKENESS),
@@ -267,7 +271,8 @@ def markdown(answers: pd.DataFrame) -> str:
         for name, question, what in rows:
             values = [mean.get((question, what, dataset)) for dataset in DATASETS]
             digits = 4 if "NDCG" in title else 2
-            text += f"| {name} | {' | '.join('-' if v is None else f'{v:.{digits}f}' for v in values)} |\n"
+            shown = ["-" if value is None else f"{round(value, digits) + 0:.{digits}f}" for value in values]
+            text += f"| {name} | {' | '.join(shown)} |\n"
     return text + "\n"
 
 

@@ -171,7 +171,7 @@ def test_too_little_memory_names_the_flag_to_lower(run, capsys, monkeypatch):
 @pytest.mark.parametrize("words", [["recommend", "--history", "i02"], ["export", "model", "--out", "exported"]])
 def test_passes_of_no_tokens_are_refused(run, capsys, words):
     command(*words, "--batch-tokens", "0", run, code=1)
-    assert "--batch-tokens is 0; it must be at least 1" in capsys.readouterr().err
+    assert "batch_tokens is 0; it must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", [1, 1024])
@@ -310,6 +310,7 @@ def test_a_title_with_semicolons_is_found_in_a_list_with_semicolons_and_no_two_t
     lookup = TitleLookup(list("12345"), ["A; B", "A; B; C (1990)", "B", "Red Blue", "Red"], [1] * 5)
     listed = lookup.listed("a;b;; red; BLUE ;A; b; c 1990; b;")
     assert listed == [("a;b", 0), ("red", 4), ("BLUE", None), ("A; b; c 1990", 1), ("b", 2)]
+    assert lookup.listed("a; B; c; red") == [("a; B; c", 1), ("red", 4)]  # without the year
     assert lookup.listed(" ; ") == []
 
 

@@ -142,7 +142,7 @@ def _add_typed(added: argparse.ArgumentParser, name: str) -> None:
         added.add_argument("what", choices=("model", "samples"), help="a folder for transformers, or training samples")
         added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, …/seedN")
         added.add_argument("--out", type=Path, required=True, help="folder; of samples also .jsonl or .parquet")
-        _add_batch_tokens(added)
+        _add_batch_tokens(added, "of model: ")
         return
     if name == "why":
         added.add_argument("folder", type=Path, metavar="RUN", help="folder of a run or of a selection, …/seedN")
@@ -174,9 +174,9 @@ def _add_recommend(added: argparse.ArgumentParser) -> None:
     _add_batch_tokens(added)
 
 
-def _add_batch_tokens(added: argparse.ArgumentParser) -> None:
+def _add_batch_tokens(added: argparse.ArgumentParser, of: str = "") -> None:
     tokens = Passes.model_fields["batch_tokens"]
-    added.add_argument("--batch-tokens", type=int, default=tokens.default, metavar="N", help=_setting(tokens))
+    added.add_argument("--batch-tokens", type=int, default=tokens.default, metavar="N", help=of + _setting(tokens))
 
 
 def _add_pick(added: argparse.ArgumentParser) -> None:

@@ -39,7 +39,10 @@ class TitleLookup:
         self.by_plain |= {plain(titles[row]): row for row in popular}
         self.by_plain.pop("", None)  # a title that is an addition alone
         self.by_words = {sorted_words(title): row for title, row in self.by_plain.items()}
-        self.with_semicolon = {plain(titles[row]): row for row in popular if ";" in titles[row]}
+        self.with_semicolon = {
+            plain(ADDITION.sub("", titles[row].rstrip())): row for row in longer if ";" in titles[row]
+        }
+        self.with_semicolon |= {plain(titles[row]): row for row in popular if ";" in titles[row]}
         self.titles = titles
 
     def row(self, text: str) -> int | None:

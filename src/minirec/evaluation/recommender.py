@@ -102,7 +102,7 @@ class Recommender:
     def __init__(self, run: TrainedRun, batch_tokens: int = sections.Passes().batch_tokens) -> None:
         """Read the catalogue; raises InputError if it is damaged, or batch_tokens below 1."""
         if batch_tokens < 1:
-            raise InputError(f"--batch-tokens is {batch_tokens}; it must be at least 1")
+            raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1")
         self.run, self.max_new_tokens, self.batch_tokens = run, run.settings["max_new_tokens"], batch_tokens
         self.catalogue = tables.read("catalogue", run.catalogue).sort_by("row")
 
