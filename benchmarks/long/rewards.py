@@ -1,23 +1,19 @@
-"""The paper's Fig. 1 on our data: rewards of all training samples before training, and after one epoch of all of them.
+"""The paper's Fig. 1 on our data: rewards of all training samples before training, and after one epoch of them.
 
     python benchmarks/long/rewards.py
 
 After evidence.py, whose run of `full_once` with seed 0 it reads. Each training sample gets as many completions as in a
-rollout. Writes docs/results/rewards.csv and docs/images/rewards.svg.
+rollout (METHOD 3). Writes docs/results/rewards.csv, docs/images/rewards.svg and a table of docs/evidence.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from evidence import settings_of
-from learning import BATCH_TOKENS
-from selection import DATASETS, ROOT, available, keep
+from selection import DATASETS, ROOT, available, keep, model_of, run_stage, settings
 from selection_report import into_page, save
 
 from minirec.experiment import paths
@@ -30,13 +26,6 @@ SHOWN += ("share without a hit before and after", "share with equal rewards befo
 BINS = np.linspace(0, 1, 21)
 
 
-def stage(name: str, layers: list[Path], files: dict[str, Path]) -> None:
-    """Run a stage by hand, with the settings of some configuration files."""
-    words = [word for flag, file in files.items() for word in (f"--{flag.replace('_', '-')}", str(file))]
-    words += ["--batch-tokens", str(BATCH_TOKENS["tiny"]), "--configfile", *map(str, layers)]
-    subprocess.run([sys.executable, "-m", "minirec", name, *words], cwd=ROOT, check=True)
-
-
 def newer(file: Path, source: Path) -> bool:
     """Whether a file is there, and was made after its source."""
     return file.is_file() and file.stat().st_mtime > source.stat().st_mtime
@@ -44,20 +33,16 @@ def newer(file: Path, source: Path) -> bool:
 
 def rolled_out(dataset: str) -> dict[str, pd.DataFrame]:
     """The rollouts before and after training, with a row a completion, ordered alike."""
-    layers, settings, name = settings_of("tiny", dataset)
-    top = ROOT / settings.results / dataset
+    top, name = ROOT / settings().results / dataset, model_of(dataset)
     shared = {"samples": top / "samples.parquet", "catalogue": top / "catalogue.parquet"}
     shared |= {"model": ROOT / "data" / "models" / name}
-    base, trained = (
-        top / "base" / name,
-        paths.run_of(settings, name, name, "full_once", "all", 0).folder(top) / "adapter",
-    )
-    folder = trained.with_name("rewards")
+    run = paths.run_of(settings(), name, name, "full_once", "all", 0).folder(top)
+    base, trained, folder = top / "base" / name, run / "adapter", run / "rewards"
     items = folder / "items.safetensors"
     folder.mkdir(exist_ok=True)
     if not newer(items, trained):
         frozen = {"frozen_states": base / "frozen_states.safetensors", "item_table": items}
-        stage("embed", layers, shared | frozen | {"adapter": trained})
+        run_stage("embed", **shared, **frozen, adapter=trained)
     ways = {
         "before": {"item_table": base / "items.safetensors", "whitening": base / "whitening.safetensors"},
         "after": {"item_table": items, "adapter": trained},
@@ -67,7 +52,7 @@ def rolled_out(dataset: str) -> dict[str, pd.DataFrame]:
         out = {"rollouts": folder / when / "rollouts.parquet", "hidden": folder / when / "hidden.safetensors"}
         if not newer(out["rollouts"], trained):
             out["rollouts"].parent.mkdir(exist_ok=True)
-            stage("rollout", layers, shared | files | out)
+            run_stage("rollout", **shared, **files, **out)
         columns = ["sample_id", "completion", "reward", "hit"]
         found[when] = tables.read("rollouts", out["rollouts"], columns).to_pandas().sort_values(columns[:2])
     return found

@@ -151,6 +151,14 @@ def make_signals(cells: list[Cell], cores: int) -> None:
     subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
 
 
+def run_stage(name: str, **given: Path | int | None) -> None:
+    """Run a stage by hand with the settings of the laboratory; given: files and settings by flag, None: left out."""
+    given |= {"batch_tokens": BATCH_TOKENS["tiny"]}
+    words = [w for flag, value in given.items() if value for w in (f"--{flag.replace('_', '-')}", str(value))]
+    words += ["--configfile", *map(str, FILES)]
+    subprocess.run([sys.executable, "-m", "minirec", name, *words], cwd=ROOT, check=True)
+
+
 @cache
 def states_of(dataset: str) -> States:
     """The whitened states of a data set."""

@@ -10,7 +10,6 @@ set, what, value; several values of the same name are of several proxies. Differ
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import combinations
@@ -29,6 +28,7 @@ from selection import (
     available,
     keep,
     model_of,
+    run_stage,
     settings,
     states_of,
     training_order,
@@ -38,7 +38,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec.data import splits, stored_signals
 from minirec.evaluation import metrics
-from minirec.experiment.commands import command, setting_flags
 from minirec.model.whitening import Head
 from minirec.selection.curriculum import curriculum_order
 from minirec.selection.greedy import greedy
@@ -123,22 +122,11 @@ class Laboratory:
         files |= {"item_table": made / "items.safetensors", "adapter": made / "proxy" / "adapter"}
         files |= {"model": ROOT / "data" / "models" / selector, "rollouts": folder / "rollouts.parquet"}
         files |= {"hidden": folder / "hidden.safetensors"}
-        completions = changes.pop("completions", settings().sampling.completions)
         if not files["rollouts"].is_file():
-            words = [w for s in command("rollout").sections if hasattr(settings(), s) for w in self.flags(s)]
-            for flag, file in (files | changes).items():
-                words += [f"--{flag.replace('_', '-')}", str(file)] if file else []
-            words += ["--completions", str(completions), "--batch-tokens", "4096"]
             folder.mkdir(parents=True, exist_ok=True)
-            subprocess.run([sys.executable, "-m", "minirec", "rollout", *words], cwd=ROOT, check=True)
+            run_stage("rollout", **files | changes)
         table = tables.read("rollouts", files["rollouts"], ["sample_id", "completion", "reward"])
         return table.to_pandas().pivot(index="sample_id", columns="completion", values="reward").to_numpy()
-
-    @staticmethod
-    def flags(section: str) -> list[str]:
-        """The settings of a section that differ from their defaults, without the number of completions."""
-        words = setting_flags(section, getattr(settings(), section))
-        return [word.strip("'") for word in words]
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:

@@ -34,16 +34,19 @@ class TitleLookup:
         popular = sorted(range(len(titles)), key=lambda row: (popularity[row], -row))  # the last one stays
         self.by_id = {item_id: row for row, item_id in enumerate(item_ids)}
         self.by_title = {titles[row].strip(): row for row in popular}
-        longer = [row for row in popular if ADDITION.search(titles[row].rstrip())]
-        self.by_plain = {plain(ADDITION.sub("", titles[row].rstrip())): row for row in longer}  # without the year
-        self.by_plain |= {plain(titles[row]): row for row in popular}
-        self.by_plain.pop("", None)  # a title that is an addition alone
+        self.by_plain = self._by_plain(titles, popular)
         self.by_words = {sorted_words(title): row for title, row in self.by_plain.items()}
-        self.with_semicolon = {
-            plain(ADDITION.sub("", titles[row].rstrip())): row for row in longer if ";" in titles[row]
-        }
-        self.with_semicolon |= {plain(titles[row]): row for row in popular if ";" in titles[row]}
+        self.with_semicolon = self._by_plain(titles, [row for row in popular if ";" in titles[row]])
         self.titles = titles
+
+    @staticmethod
+    def _by_plain(titles: Sequence[str], rows: Sequence[int]) -> dict[str, int]:
+        """These rows by title, and by what is before an addition where no whole title is that; the last one stays."""
+        longer = [row for row in rows if ADDITION.search(titles[row].rstrip())]
+        found = {plain(ADDITION.sub("", titles[row].rstrip())): row for row in longer}
+        found |= {plain(titles[row]): row for row in rows}
+        found.pop("", None)  # a title that is an addition alone
+        return found
 
     def row(self, text: str) -> int | None:
         """The row of an item id or else a title; None: there is none.
