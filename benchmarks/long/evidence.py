@@ -36,7 +36,7 @@ RULES = ("embed_base", *PROXY, "train", "evaluate", "evaluate_base")
 
 def settings_of(model: str, dataset: str) -> tuple[list[Path], config.Config, str]:
     """The configuration files of a model, what they say together, and the model's name for a data set."""
-    layers = ("quickstart", "learning", f"learning_{model}", "evidence")
+    layers = ("quickstart", "learning", f"learning_{model}", "evidence", *(["evidence_smollm"] if model == "smollm" else []))
     files = [ROOT / "config" / f"{name}.yaml" for name in layers]
     return files, config.load(ROOT / "config" / "config.yaml", *files), f"tiny_{dataset}" if model == "tiny" else model
 
