@@ -1,6 +1,7 @@
 """The whole chain with each selection method: quality and cost, against random and against all samples.
 
     python benchmarks/long/evidence.py --datasets toys --methods learnable random --seeds 0
+    python benchmarks/long/evidence.py --selectors smollm --methods learnable_heads  # picks of another model
 
 The runs that decide come first. A finished run is a row of docs/results/evidence.csv, with a digest of its settings and
 the commit, and is not run again; an interrupted one goes on where it stopped. Seconds are CPU seconds of one core, as
@@ -13,8 +14,11 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from learning import BATCH_TOKENS, MICRO_BATCH_PROMPTS, ROOT, commit, mean_of, p_of
@@ -25,7 +29,8 @@ from minirec.experiment.job_logs import by_rule, costs
 from minirec.storage import artefact, tables
 
 OUT = ROOT / "docs" / "results" / "evidence.csv"
-KEY = ["dataset", "model", "method", "budget", "seed"]
+KEY = ["dataset", "model", "selector", "method", "budget", "seed"]
+MODELS = ("tiny", "smollm")
 METHODS = ("random", "learnable_heads", "learnable", "minirec", "full_twice", "full_once")  # by worth
 METHODS += ("product", "variance", "hardest")
 SHARES = (1 / 8, 1 / 4)
@@ -34,11 +39,18 @@ SELECTION = (*PROXY, "score", "select", "curriculum")
 RULES = ("embed_base", *PROXY, "train", "evaluate", "evaluate_base")
 
 
-def settings_of(model: str, dataset: str) -> tuple[list[Path], config.Config, str]:
-    """The configuration files of a model, what they say together, and the model's name for a data set."""
-    layers = ("quickstart", "learning", f"learning_{model}", "evidence", *(["evidence_smollm"] if model == "smollm" else []))
+def settings_of(model: str) -> tuple[list[Path], config.Config]:
+    """The configuration files of a model, and what they say together."""
+    layers = ["quickstart", "learning", f"learning_{model}", "evidence", *(["evidence_smollm"] * (model == "smollm"))]
     files = [ROOT / "config" / f"{name}.yaml" for name in layers]
-    return files, config.load(ROOT / "config" / "config.yaml", *files), f"tiny_{dataset}" if model == "tiny" else model
+    return files, config.load(ROOT / "config" / "config.yaml", *files)
+
+
+def run_of(settings: config.Config, key: Mapping[str, Any]) -> paths.Run:
+    """The run of a row, in which `tiny` stands for the tiny model of the data set."""
+    names = {"tiny": f"tiny_{key['dataset']}"}
+    model, selector = (names.get(key[column], key[column]) for column in ("model", "selector"))
+    return paths.run_of(settings, model, selector, key["method"], key["budget"], key["seed"])
 
 
 def resources(model: str) -> list[str]:
@@ -72,9 +84,10 @@ def row(settings: config.Config, dataset: str, run: paths.Run) -> dict[str, obje
     }
 
 
-def digest(settings: config.Config, method: str) -> str:
-    """Of all settings on which a run with this method may depend."""
-    said = settings.used_by(method).model_dump(mode="json", exclude={"results", "main", "compare"})
+def digest(settings: config.Config, run: paths.Run) -> str:
+    """Of all settings on which a run may depend."""
+    said = settings.used_by(run.method).model_dump(mode="json", exclude={"results", "main", "compare"})
+    said["models"] = {name: said["models"][name] for name in {run.model, run.selector} - {"none"}}
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -88,7 +101,10 @@ def budgets(settings: config.Config, top: Path, method: str, shares: list[float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny"], choices=["tiny", "smollm"], help="tiny")
+    parser.add_argument("--models", nargs="+", default=["tiny"], choices=MODELS, help="that are trained; tiny")
+    parser.add_argument(
+        "--selectors", nargs="+", choices=MODELS, help="whose proxies or heads pick; the trained model's"
+    )
     parser.add_argument("--datasets", nargs="+", default=["toys", "cds", "movielens"], help="toys cds movielens")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods or variants, by worth")
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="of the samples; 1/8 1/4")
@@ -96,23 +112,23 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2, help="2")
     given = parser.parse_args()
     done = pd.read_csv(OUT, dtype={"budget": str, "settings": str}) if OUT.is_file() else pd.DataFrame(columns=KEY)
-    for model in given.models:
-        for seed in given.seeds:
-            for method in given.methods:
-                for dataset in available(given.datasets):
-                    files, settings, name = settings_of(model, dataset)
-                    top = Path(settings.results) / dataset
-                    workflow(files, model, [top / "samples.parquet"], given.cores)
-                    for budget in budgets(settings, ROOT / top, method, given.shares):
-                        run = paths.run_of(settings, name, name, method, budget, seed)
-                        key = dict(zip(KEY, (dataset, model, method, str(run.budget), seed), strict=True))
-                        key["settings"] = digest(settings, method)
-                        if len(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any():
-                            sys.stderr.write(f"{run}: {OUT.name} has its row\n")
-                            continue
-                        before = commit()
-                        workflow(files, model, [run.folder(top) / "metrics.json"], given.cores)
-                        keep(pd.DataFrame([key | {"commit": before} | row(settings, dataset, run)]), OUT, KEY)
+    cells = product(given.models, given.seeds, given.methods, available(given.datasets))
+    for model, seed, method, dataset in cells:
+        files, settings = settings_of(model)
+        top = Path(settings.results) / dataset
+        workflow(files, model, [top / "samples.parquet"], given.cores)
+        reads = settings.method(method).reads
+        for selector in (given.selectors or [model]) if reads else ["none"]:
+            for budget in budgets(settings, ROOT / top, method, given.shares):
+                key = dict(zip(KEY, (dataset, model, selector, method, budget, seed), strict=True))
+                run = run_of(settings, key)
+                key |= {"budget": str(budget), "settings": digest(settings, run)}
+                if len(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any():
+                    sys.stderr.write(f"{run}: {OUT.name} has its row\n")
+                    continue
+                before = commit()
+                workflow(files, model, [run.folder(top) / "metrics.json"], given.cores)
+                keep(pd.DataFrame([key | {"commit": before} | row(settings, dataset, run)]), OUT, KEY)
 
 
 if __name__ == "__main__":

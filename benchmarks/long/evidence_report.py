@@ -2,32 +2,31 @@
 
     python benchmarks/long/evidence_report.py
 
-Reads the rows of docs/results/evidence.csv that have the commit of most, and the ranks of these runs where they lie in
-results/evidence. Each method is compared with as many random samples and with all samples for one epoch: NDCG@10 on
-test over the seeds that both have, with intervals over users and seeds and paired tests, which Holm's correction covers
-within a data set and budget (METHOD 5).
+Reads the rows of docs/results/evidence.csv that have the commit of most rows of their model, and the ranks of these
+runs where they lie in results/evidence. Each method is compared with as many random samples and with all samples for
+one epoch, and the picks of another model also with the model's own: NDCG@10 on test over the seeds that both have,
+with intervals over users and seeds and paired tests. Holm's correction covers what is compared with the same on a data
+set, for a model and budget, own picks and those of another model apart (METHOD 5).
 Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and the tables of docs/evidence.md.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-from evidence import OUT, settings_of
+from evidence import OUT, run_of, settings_of
 from selection import DATASETS, ROOT, keep
 from selection_report import into_page, save
 
 from minirec.data import splits
 from minirec.evaluation.rank_tables import read_ranks
 from minirec.evaluation.significance import holm, paired_tests
-from minirec.experiment import paths
 from minirec.experiment.config import Config
 from minirec.report.style import LINES, MARKERS, Figure, plt
 
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
-TESTED = ["dataset", "model", "method", "budget", "against"]
+TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
+MODEL_NAMES = {"tiny": "tiny model", "smollm": "SmolLM2"}
 NAMES = {  # of evidence.csv: what the page calls them
     "random": "random",
     "learnable_heads": "learnable by heads",
@@ -41,34 +40,39 @@ NAMES = {  # of evidence.csv: what the page calls them
     "full_twice": "all samples, two epochs",
 }
 DRAWN = tuple(name for name in NAMES if name not in ("product", "variance", "full_twice"))  # in the picture
-AGAINST = {"random": "as many random samples", "full_once": "all samples, one epoch"}
-
-
-def folder(settings: Config, name: str, row: pd.Series) -> Path:
-    """The folder of a row's run, below the results of its data set; name: of the model."""
-    run = paths.run_of(settings, name, name, row["method"], row["budget"], row["seed"])
-    return run.folder(ROOT / settings.results / row["dataset"])
 
 
 def tested(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a method, budget and comparison, of the runs whose ranks are there."""
+    """A row a selector, method, budget and comparison, of the runs whose ranks are there."""
     found = []
     for (model, dataset), of_set in rows.groupby(["model", "dataset"]):
-        _, settings, name = settings_of(model, dataset)
-        files = [folder(settings, name, row) / "ranks.parquet" for _, row in of_set.iterrows()]
+        _, settings = settings_of(model)
+        top = ROOT / settings.results / dataset
+        files = [run_of(settings, row).folder(top) / "ranks.parquet" for _, row in of_set.iterrows()]
         of_set = of_set.assign(file=files)[[file.is_file() for file in files]]
-        for against in AGAINST:
-            for budget in sorted(set(of_set["budget"]) - {"all"}):
-                others = of_set[(of_set["method"] == against) & of_set["budget"].isin([budget, "all"])]
-                compared = of_set[(of_set["budget"] == budget) & (of_set["method"] != against)]
-                tests = [
-                    {**dict(zip(TESTED, (dataset, model, method, budget, against), strict=True)), **test}
-                    for method, ours in compared.groupby("method")
-                    if (test := difference(ours, others, settings))
-                ]
-                corrected = holm([test["p"] for test in tests])
-                found += [test | {"p_holm": p_holm} for test, p_holm in zip(tests, corrected, strict=True)]
+        for _, of_budget in of_set[of_set["budget"] != "all"].groupby("budget"):
+            own, others = of_budget[~foreign(of_budget)], of_budget[foreign(of_budget)]
+            random, full = own[own["method"] == "random"], of_set[of_set["method"] == "full_once"]
+            for ours in (own, others):
+                found += against("random", ours[ours["method"] != "random"], random, settings)
+                found += against("full_once", ours, full, settings)
+            found += against("own", others, own, settings)
     return pd.DataFrame(found)
+
+
+def foreign(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of picks that another model's proxy or heads made."""
+    return (rows["selector"] != "none") & (rows["selector"] != rows["model"])
+
+
+def against(name: str, ours: pd.DataFrame, theirs: pd.DataFrame, settings: Config) -> list[dict[str, object]]:
+    """The tests of each method of ours against `theirs`, or against the same method of theirs for `own`."""
+    tests = []
+    for cell, part in ours.groupby(TESTED[:-1]):
+        other = theirs[theirs["method"] == part["method"].iloc[0]] if name == "own" else theirs
+        if test := difference(part, other, settings):
+            tests.append(dict(zip(TESTED, (*cell, name), strict=True)) | test)
+    return [test | {"p_holm": p} for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True)]
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame, settings: Config) -> dict[str, object]:
@@ -87,29 +91,45 @@ def cells(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a data set, method and budget: mean over the seeds, their number, and CPU seconds."""
     kinds = {"seeds": ("seed", "count"), "ndcg": ("after", "mean"), "train": ("train", "mean")}
     kinds |= {"cost": ("cost", "mean"), "before": ("before", "mean")}
-    return rows.groupby(["dataset", "method", "budget", "samples"], as_index=False).agg(**kinds)
+    return rows.groupby([*TESTED[:-1], "samples"], as_index=False).agg(**kinds)
 
 
-def markdown(found: pd.DataFrame, tests: pd.DataFrame) -> str:
-    """A table a data set, the cheapest first."""
+def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
+    """A table a data set of a model's own picks, the cheapest first."""
     text, heads = "", ("selection, s", "training, s", "in sum, s", "minus random", "p (Holm)")
-    against = tests[tests["against"] == "random"].set_index(["dataset", "method", "budget"])
-    for dataset in DATASETS:
+    found = cells(rows[~foreign(rows)])
+    for dataset in [name for name in DATASETS if name in set(found["dataset"])]:
         part = found[found["dataset"] == dataset].sort_values("cost")
         text += f"\n**{dataset}**, {part['before'].iloc[0]:.4f} before training\n\n"
         text += f"| method | samples | seeds | NDCG@10 | {' | '.join(heads)} |\n|---" + "|--:" * 8 + "|\n"
         for row in part.itertuples():
             text += f"| {NAMES[row.method]} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} "
             text += f"| {row.cost - row.train:.0f} | {row.train:.0f} | {row.cost:.0f} "
-            key = (dataset, row.method, row.budget)
-            if key in against.index and against.loc[key, "seeds"] > 1:
-                test = against.loc[key]
-                text += (
-                    f"| {test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}] | {test['p_holm']:.2g} |\n"
-                )
-            else:
-                text += "| | |\n"
+            test = tests.get((*row[1:6], "random"))
+            text += f"| {interval(test)} | {f'{test.p_holm:.2g}' if test is not None else ''} |\n"
     return text + "\n"
+
+
+def transfer(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
+    """A table of picks that another model's proxy or heads made, beside those of the model's own and random ones."""
+    text = "\n| data set | trained | method | picked by | seeds | NDCG@10 | minus own picks | minus random |\n"
+    text += "|---|---|---|---|--:|--:|--:|--:|\n"
+    found = cells(rows)
+    for other in found[foreign(found)].itertuples():
+        same = (found[["dataset", "model", "budget"]] == [other.dataset, other.model, other.budget]).all(axis=1)
+        shown = found[same & found["method"].isin([other.method, "random"])].sort_values("ndcg", ascending=False)
+        for row in shown.itertuples():
+            differences = [interval(tests.get((*row[1:6], name))) for name in ("own", "random")]
+            text += f"| {row.dataset} | {MODEL_NAMES[row.model]} | {NAMES[row.method]} "
+            text += (
+                f"| {MODEL_NAMES.get(row.selector, '')} | {row.seeds} | {row.ndcg:.4f} | {' | '.join(differences)} |\n"
+            )
+    return text + "\n"
+
+
+def interval(test: pd.Series | None) -> str:
+    """The difference of a test with its interval; nothing if there is no test."""
+    return "" if test is None else f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]"
 
 
 def picture(rows: pd.DataFrame) -> Figure:
@@ -133,14 +153,18 @@ def picture(rows: pd.DataFrame) -> Figure:
 def main() -> None:
     rows = pd.read_csv(OUT, dtype={"budget": str})
     rows = rows[rows["method"].isin(NAMES)]
-    rows = rows[rows["commit"] == rows["commit"].mode()[0]]  # others were measured on another tree
+    measured = rows.groupby("model")["commit"].transform(lambda commits: commits.mode()[0])  # others: on another tree
+    rows = rows[rows["commit"] == measured]
     made = tested(rows)
     if not made.empty:
         keep(made, TESTS, TESTED)
-    tests = pd.read_csv(TESTS, dtype={"budget": str})
-    tiny = rows[rows["model"] == "tiny"]
-    save("evidence", picture(tiny))
-    into_page("chain", markdown(cells(tiny), tests[tests["model"] == "tiny"]))
+    stored = pd.read_csv(TESTS, dtype={"budget": str})
+    tests = {tuple(test[TESTED]): test for _, test in stored[stored["seeds"] > 1].iterrows()}
+    own = rows[~foreign(rows)]
+    save("evidence", picture(own[own["model"] == "tiny"]))
+    into_page("chain", markdown(own[own["model"] == "tiny"], tests))
+    into_page("chain smollm", markdown(own[own["model"] == "smollm"], tests))
+    into_page("transfer", transfer(rows, tests))
 
 
 if __name__ == "__main__":
