@@ -29,7 +29,9 @@ TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
 MODEL_NAMES = {"tiny": "tiny model", "smollm": "SmolLM2"}
 NAMES = {  # of evidence.csv: what the page calls them
     "random": "random",
+    "random_twice": "random, two epochs",
     "learnable_heads": "learnable by heads",
+    "learnable_heads_twice": "learnable by heads, two epochs",
     "learnable": "learnable by a policy",
     "minirec": "minirec",
     "product": "product",
