@@ -97,17 +97,22 @@ def cells(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
-    """A table a data set of a model's own picks, the cheapest first."""
-    text, heads = "", ("selection, s", "training, s", "in sum, s", "minus random", "p (Holm)")
-    found = cells(rows[~foreign(rows)])
+    """A table a data set of a model's own picks, the cheapest first; shares are of all samples for one epoch."""
+    text, found = "", cells(rows[~foreign(rows)])
+    heads = "samples", "seeds", "NDCG@10", "share", "selection, s", "in sum, s", "share", "minus random", "p (Holm)"
     for dataset in [name for name in DATASETS if name in set(found["dataset"])]:
         part = found[found["dataset"] == dataset].sort_values("cost")
+        full = part[part["method"] == "full_once"]
         text += f"\n**{dataset}**, {part['before'].iloc[0]:.4f} before training\n\n"
-        text += f"| method | samples | seeds | NDCG@10 | {' | '.join(heads)} |\n|---" + "|--:" * 8 + "|\n"
+        text += f"| method | {' | '.join(heads)} |\n|---{'|--:' * len(heads)}|\n"
         for row in part.itertuples():
-            text += f"| {NAMES[row.method]} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} "
-            text += f"| {row.cost - row.train:.0f} | {row.train:.0f} | {row.cost:.0f} "
             test = tests.get((*row[1:6], "random"))
+            shares = [
+                f"{of / full[name].item():.0%}" if len(full) else ""
+                for name, of in (("ndcg", row.ndcg), ("cost", row.cost))
+            ]
+            text += f"| {NAMES[row.method]} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} | {shares[0]} "
+            text += f"| {row.cost - row.train:.0f} | {row.cost:.0f} | {shares[1]} "
             text += f"| {interval(test)} | {f'{test.p_holm:.2g}' if test is not None else ''} |\n"
     return text + "\n"
 

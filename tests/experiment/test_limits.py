@@ -34,7 +34,7 @@ def require(settings) -> None:
 
 
 def test_nothing_is_refused_before_samples_and_models_exist(given):
-    require(given(main={"budget": 10**6}, policy={"lora_layers": 500}))
+    require(given(main={"budget": 10**6}))
 
 
 def test_a_budget_above_max_train_is_refused_before_prepare_has_run(given):
@@ -86,30 +86,6 @@ def test_a_damaged_report_says_nothing(given, damage):
     prepared(given(), 300)
     (TOP / "prepare.json").write_text(damage)
     require(given(main={"budget": 800}))
-
-
-@pytest.mark.parametrize(
-    "declared",
-    [
-        {"num_hidden_layers": 4},
-        {"n_layer": 4},  # GPT-2, Bloom
-        {"num_layers": 4},  # GPT-Neo
-        {"text_config": {"num_hidden_layers": 4}, "num_hidden_layers": 9},
-    ],
-)
-def test_more_lora_layers_than_a_fetched_model_has_are_refused(given, declared):
-    folder = Path("data/models/gemma")
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(declared))
-    require(given(policy={"lora_layers": 4}))
-    with pytest.raises(InputError, match=r"policy\.lora_layers is 5, but the model gemma has 4 layers; lower it"):
-        require(given(policy={"lora_layers": 5}))
-
-
-def test_more_lora_layers_than_a_tiny_model_will_have_are_refused(given):
-    models = {"small": {"source": "tiny", "dataset": "cds", "layers": 3}}
-    with pytest.raises(InputError, match="the model small has 3 layers"):
-        require(given(models=models, policy={"lora_layers": 4}, main={"model": "small"}))
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])

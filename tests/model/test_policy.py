@@ -10,7 +10,6 @@ from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from minirec.data import models
 from minirec.errors import InputError
-from minirec.experiment import limits
 from minirec.experiment.sources import Model
 from minirec.model import generate
 from minirec.model.items import ItemEncoder
@@ -111,6 +110,16 @@ def test_all_linear_means_every_linear_layer_but_the_head(folder, defaults, laye
     assert adapted(policy) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
+def test_a_model_with_fewer_layers_than_shall_get_adapters_gets_them_in_all(folder, defaults):
+    names = []
+    for layers in (None, 500):
+        policy = Policy.load(folder, defaults.policy.model_copy(update={"lora_layers": layers}))
+        policy.add_adapter(0)
+        names.append([name for name, _ in policy.model.named_parameters() if "lora_A" in name])
+    assert names[0] == names[1]
+    assert policy.frozen_layers == 0
+
+
 def test_a_projection_means_the_fused_layer_that_holds_it(folder, defaults):
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
@@ -127,19 +136,3 @@ def test_a_target_that_is_nowhere_is_refused_with_the_names_there_are(folder, de
         InputError, match=r"no such layer; take some of down_proj, gate_proj, k_proj, .*, or all-linear"
     ):
         policy.add_adapter(0)
-
-
-@pytest.mark.parametrize(
-    ("declared", "count"),
-    [
-        ({"num_hidden_layers": 26}, 26),
-        ({"n_layer": 12}, 12),
-        ({"n_layers": 24}, 24),
-        ({"num_layers": 8}, 8),
-        ({"text_config": {"num_hidden_layers": 34}, "num_hidden_layers": 3}, 34),
-        ({"text_config": None, "num_hidden_layers": 3}, 3),
-        ({"hidden_size": 8}, None),
-    ],
-)
-def test_the_number_of_layers_is_read_whatever_its_key_is(declared, count):
-    assert limits.layer_count(declared) == count

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from minirec.errors import InputError
 from minirec.experiment import paths
 from minirec.experiment.config import Config
 from minirec.experiment.sources import Format
 from minirec.storage import artefact, user_files
-
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # keys of config.json by family
 
 
 def require(config: Config, top: Path, runs: list[paths.Run]) -> None:
@@ -48,40 +44,10 @@ def require_at_least(count: int, available: int, what: str = "the budget or prox
 
 
 def require_model(config: Config, name: str) -> None:
-    """Raise InputError if a model's own folder lacks files, or the model has fewer layers than policy.lora_layers."""
-    folder, source = Path("data/models") / name, config.models[name]
-    if source.source == "folder" and not folder.exists():
+    """Raise InputError if a model's own folder lacks files."""
+    source = config.models[name]
+    if source.source == "folder" and not Path("data/models", name).exists():
         _require_files(f"models.{name}.path", Path(str(source.path)))
-        folder = Path(str(source.path))
-    if source.source == "tiny":
-        _require_layers(config.policy.lora_layers, source.layers, name)
-    else:
-        require_layers(config.policy.lora_layers, folder)
-
-
-def require_layers(lora_layers: int | None, folder: Path) -> None:
-    """Raise InputError if a model has fewer layers than `policy.lora_layers`; a damaged one is refused when loaded."""
-    try:
-        declared = artefact.load_json(folder / "config.json")
-    except InputError:
-        return
-    _require_layers(lora_layers, layer_count(declared), folder.name)
-
-
-def layer_count(declared: Mapping[str, Any]) -> int | None:
-    """Number of layers that a model's config.json declares, by whatever key its family uses; None: it has none.
-
-    >>> layer_count({"text_config": {"num_hidden_layers": 26}}), layer_count({"n_layer": 12})
-    (26, 12)
-    """
-    text = declared.get("text_config")
-    text = text if isinstance(text, Mapping) else declared
-    return next((text[key] for key in LAYERS if isinstance(text.get(key), int)), None)
-
-
-def _require_layers(lora_layers: int | None, layers: int | None, name: str) -> None:
-    if lora_layers is not None and layers is not None and lora_layers > layers:
-        raise InputError(f"policy.lora_layers is {lora_layers}, but the model {name} has {layers} layers; lower it")
 
 
 def _require_files(setting: str, folder: Path) -> None:

@@ -74,7 +74,9 @@ class Policy(Section):
     lora_targets: list[str] = Field(
         LORA_TARGETS, min_length=1, description="linear layers that get an adapter; all-linear: all"
     )
-    lora_layers: int | None = Field(None, ge=1, description="only the top n layers get adapters; null: all")
+    lora_layers: int | None = Field(
+        None, ge=1, description="only the top n layers get adapters, all of a model that has fewer; null: all"
+    )
     marker: str = Field("<answer>", min_length=1, max_length=64, description="text that ends the reasoning")
     pooling: Literal["last", "mean", "context"] = Field(
         "last", description="hidden state at the marker, or mean over completion, or over history and completion"

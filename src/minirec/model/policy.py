@@ -81,15 +81,13 @@ class Policy:
         from peft import LoraConfig, get_peft_model
 
         s = self.settings
-        total = self.model.config.get_text_config().num_hidden_layers
-        if s.lora_layers is not None and s.lora_layers > total:
-            raise InputError(f"policy.lora_layers is {s.lora_layers}, but the model has {total} layers; lower it")
+        layers = range(self.model.config.get_text_config().num_hidden_layers)
         lora = LoraConfig(
             r=s.lora_r,
             lora_alpha=s.lora_alpha,
             lora_dropout=0.0,  # a completion must have the same probability when it is read again
             target_modules=self._lora_targets(),
-            layers_to_transform=None if s.lora_layers is None else list(range(total - s.lora_layers, total)),
+            layers_to_transform=None if s.lora_layers is None else list(layers[-s.lora_layers :]),
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(seed)

@@ -43,7 +43,6 @@ def run(
     """
     if adapter is None and whitening is None:
         raise InputError("without --adapter the whitening is fitted; name the file to write it to with --whitening")
-    limits.require_layers(policy.lora_layers, model)
     if least_samples:
         limits.require_at_least(least_samples, splits.count(samples, "train"))
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
