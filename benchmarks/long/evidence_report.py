@@ -2,11 +2,11 @@
 
     python benchmarks/long/evidence_report.py
 
-Reads the rows of docs/results/evidence.csv that have the commit of most rows of their model, and the ranks of these
-runs where they lie in results/evidence. Each method is compared with as many random samples and with all samples for
-one epoch, and the picks of another model also with the model's own: NDCG@10 on test over the seeds that both have,
-with intervals over users and seeds and paired tests. Holm's correction covers what is compared with the same on a data
-set, for a model and budget, own picks and those of another model apart (METHOD 5).
+Reads the rows of docs/results/evidence.csv, and the ranks of these runs where they lie in results/evidence. Each method
+is compared with as many random samples for as many epochs and with all samples for one, and the picks of another model
+also with the model's own: NDCG@10 on test over the seeds that both have, at least two, with intervals over users and
+seeds and paired tests. Holm's correction covers what is compared with the same for a data set, model, budget and number
+of epochs, own picks and those of another model apart (METHOD 5).
 Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and the tables of docs/evidence.md.
 """
 
@@ -26,6 +26,7 @@ from minirec.report.style import LINES, MARKERS, Figure, plt
 
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
 TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
+RANDOM = ("random", "random_twice")
 MODEL_NAMES = {"tiny": "tiny model", "smollm": "SmolLM2"}
 NAMES = {  # of evidence.csv: what the page calls them
     "random": "random",
@@ -41,7 +42,7 @@ NAMES = {  # of evidence.csv: what the page calls them
     "full_once": "all samples, one epoch",
     "full_twice": "all samples, two epochs",
 }
-DRAWN = tuple(name for name in NAMES if name not in ("product", "variance", "full_twice"))  # in the picture
+DRAWN = ("random", "learnable_heads", "learnable", "minirec", "hardest", "random_once", "full_once")  # in the picture
 
 
 def tested(rows: pd.DataFrame) -> pd.DataFrame:
@@ -52,11 +53,12 @@ def tested(rows: pd.DataFrame) -> pd.DataFrame:
         top = ROOT / settings.results / dataset
         files = [run_of(settings, row).folder(top) / "ranks.parquet" for _, row in of_set.iterrows()]
         of_set = of_set.assign(file=files)[[file.is_file() for file in files]]
-        for _, of_budget in of_set[of_set["budget"] != "all"].groupby("budget"):
-            own, others = of_budget[~foreign(of_budget)], of_budget[foreign(of_budget)]
-            random, full = own[own["method"] == "random"], of_set[of_set["method"] == "full_once"]
+        full = of_set[of_set["method"] == "full_once"]
+        for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", of_set["method"].str.endswith("_twice")]):
+            own, others = alike[~foreign(alike)], alike[foreign(alike)]
+            random = own[own["method"].isin(RANDOM)]
             for ours in (own, others):
-                found += against("random", ours[ours["method"] != "random"], random, settings)
+                found += against("random", ours.drop(random.index, errors="ignore"), random, settings)
                 found += against("full_once", ours, full, settings)
             found += against("own", others, own, settings)
     return pd.DataFrame(found)
@@ -78,9 +80,9 @@ def against(name: str, ours: pd.DataFrame, theirs: pd.DataFrame, settings: Confi
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame, settings: Config) -> dict[str, object]:
-    """NDCG@10 of ours minus theirs on the seeds of both, with interval and p; empty if they have none in common."""
+    """NDCG@10 of ours minus theirs on the seeds of both, with interval and p; empty if they have fewer than two."""
     both = ours.merge(theirs, on="seed").sort_values("seed")
-    if both.empty:
+    if len(both) < 2:
         return {}
     samples = ROOT / settings.results / ours["dataset"].iloc[0] / "samples.parquet"
     sample_id = read_ranks(both["file_x"].iloc[0]).sample_id
@@ -140,15 +142,17 @@ def interval(test: pd.Series | None) -> str:
 
 
 def picture(rows: pd.DataFrame) -> Figure:
-    """Quality against the whole cost, a panel a data set; a point is a run, a line joins the means of the budgets."""
+    """Quality against the whole cost, a panel a data set; a point is a run, a line joins the means of a method."""
     figure, panels = plt.subplots(1, len(DATASETS), figsize=(10, 3.6))
-    found = cells(rows)
+    shorter = {"random_twice": "random", "learnable_heads_twice": "learnable_heads"}  # of the same line
+    found, rows = (of.replace({"method": shorter}) for of in (cells(rows), rows))
     for axes, dataset in zip(panels, DATASETS, strict=True):
-        for method, colour, marker in zip(DRAWN, [*LINES, "#000000", "#7F7F7F"], [*MARKERS, "X", "P"], strict=False):
-            part = rows[(rows["dataset"] == dataset) & (rows["method"] == method)]
+        for method, colour, marker in zip(DRAWN, [*LINES, "#000000"], [*MARKERS, "X"], strict=True):
+            part, mean = (
+                of[(of["dataset"] == dataset) & (of["method"] == method)].sort_values("cost") for of in (rows, found)
+            )
             if part.empty:
                 continue
-            mean = found[(found["dataset"] == dataset) & (found["method"] == method)].sort_values("samples")
             axes.scatter(part["cost"], part["after"], s=14, color=colour, marker=marker, alpha=0.45, linewidth=0)
             axes.plot(mean["cost"], mean["ndcg"], color=colour, marker=marker, label=NAMES[method])
         axes.set(title=dataset, xlabel="CPU seconds, selection counted")
@@ -160,13 +164,10 @@ def picture(rows: pd.DataFrame) -> Figure:
 def main() -> None:
     rows = pd.read_csv(OUT, dtype={"budget": str})
     rows = rows[rows["method"].isin(NAMES)]
-    measured = rows.groupby("model")["commit"].transform(lambda commits: commits.mode()[0])  # others: on another tree
-    rows = rows[rows["commit"] == measured]
     made = tested(rows)
     if not made.empty:
         keep(made, TESTS, TESTED)
-    stored = pd.read_csv(TESTS, dtype={"budget": str})
-    tests = {tuple(test[TESTED]): test for _, test in stored[stored["seeds"] > 1].iterrows()}
+    tests = {tuple(test[TESTED]): test for _, test in pd.read_csv(TESTS, dtype={"budget": str}).iterrows()}
     own = rows[~foreign(rows)]
     save("evidence", picture(own[own["model"] == "tiny"]))
     into_page("chain", markdown(own[own["model"] == "tiny"], tests))
