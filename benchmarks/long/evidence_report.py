@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from evidence import OUT, run_of, settings_of
 from selection import DATASETS, ROOT, keep
-from selection_report import into_page, save
+from selection_report import EVIDENCE, into_page, save
 
 from minirec.data import splits
 from minirec.evaluation.rank_tables import read_ranks
@@ -170,9 +170,9 @@ def main() -> None:
     tests = {tuple(test[TESTED]): test for _, test in pd.read_csv(TESTS, dtype={"budget": str}).iterrows()}
     own = rows[~foreign(rows)]
     save("evidence", picture(own[own["model"] == "tiny"]))
-    into_page("chain", markdown(own[own["model"] == "tiny"], tests))
-    into_page("chain smollm", markdown(own[own["model"] == "smollm"], tests))
-    into_page("transfer", transfer(rows, tests))
+    into_page(EVIDENCE, "chain", markdown(own[own["model"] == "tiny"], tests))
+    into_page(EVIDENCE, "chain smollm", markdown(own[own["model"] == "smollm"], tests))
+    into_page(EVIDENCE, "transfer", transfer(rows, tests))
 
 
 if __name__ == "__main__":

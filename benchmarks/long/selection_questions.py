@@ -33,7 +33,7 @@ from selection import (
     states_of,
     training_order,
 )
-from selection_report import into_page
+from selection_report import LABORATORY, into_page
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec.data import splits, stored_signals
@@ -51,7 +51,7 @@ MANY = 16  # completions
 LIKENESS, POPULARITY = "likeness of target and last item", "popularity of the target"
 EPOCHS = 4
 Answer = tuple[str, str, float]  # question, what, value
-TABLES = {  # of docs/evidence.md: what a row is called, its question, what
+TABLES = {  # of docs/laboratory.md: what a row is called, its question, what
     "NDCG@10 on test of `learnable` at 1/8": [
         ("judged by one proxy", "learnable by several proxies", "1 at 0.125"),
         ("by the mean of two proxies", "learnable by several proxies", "2 at 0.125"),
@@ -274,7 +274,7 @@ def main() -> None:
             rows["number"] = rows.groupby(["question", "what"]).cumcount()
             keep(rows[[*KEY, "value"]], OUT, KEY)
             sys.stderr.write(f"{dataset}: {(ask.__doc__ or '').splitlines()[0]} {len(rows)} rows\n")
-    into_page("questions", markdown(pd.read_csv(OUT)))
+    into_page(LABORATORY, "questions", markdown(pd.read_csv(OUT)))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@
 Reads what selection.py has kept. For each data set, method and budget the number of epochs is chosen by the mean
 NDCG@10 on valid; test is reported with intervals over users and proxies, and with paired tests that Holm's correction
 covers within a data set and budget (METHOD 5). Writes docs/results/selection_tests.csv, docs/images/selection_*.svg
-and the tables of docs/evidence.md.
+and the tables of docs/laboratory.md.
 """
 
 from __future__ import annotations
 
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from minirec.report.style import ALL, KINDS, Figure, plt
 from minirec.storage.files import atomic_write
 
 TESTS = ROOT / "docs" / "results" / "selection_tests.csv"
-PAGE = ROOT / "docs" / "evidence.md"
+EVIDENCE, LABORATORY = (ROOT / "docs" / f"{name}.md" for name in ("evidence", "laboratory"))
 SHOWN = ("learnable_heads", "learnable", "minirec", "variance", "random", "hardest")  # in colour; all others are grey
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000", "#CC79A7")  # Okabe and Ito
 CELL = ["method", "budget", "epochs"]
@@ -154,11 +155,11 @@ def save(name: str, figure: Figure) -> None:
     plt.close(figure)
 
 
-def into_page(name: str, made: str) -> None:
-    """Put a part that is made by a program into docs/evidence.md, between the comments of its name."""
+def into_page(page: Path, name: str, made: str) -> None:
+    """Put a part that is made by a program into a page, between the comments of its name."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    with atomic_write(PAGE) as partial:
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    with atomic_write(page) as partial:
         partial.write_text(f"{before}{begin}{made}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
@@ -174,7 +175,11 @@ def main() -> None:
     tests = pd.concat(found)
     with atomic_write(TESTS) as partial:
         tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
-    into_page("laboratory", "".join(f"\n**{Fraction(b)} of the samples**\n\n{markdown(tests, b)}" for b in ABLATED))
+    into_page(
+        LABORATORY,
+        "laboratory",
+        "".join(f"\n**{Fraction(b)} of the samples**\n\n{markdown(tests, b)}" for b in ABLATED),
+    )
 
 
 if __name__ == "__main__":
