@@ -21,6 +21,8 @@ from minirec.model import engines, generate
 from minirec.model.completions import Completions
 from minirec.model.policy import Policy
 
+ROOT = Path(__file__).parents[1]
+
 
 class Launches(TorchDispatchMode):
     """Counts the operations that torch runs; on a GPU each would be a kernel launch or more."""
@@ -61,7 +63,7 @@ def log_p(policy: Policy, prompts: list[list[int]], written: Completions) -> tor
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=ROOT / "data" / "models" / "smollm", help="its folder")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--length", type=int, default=100, help="tokens of a prompt")
