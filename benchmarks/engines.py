@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minirec.experiment import sections
-from minirec.model import engines, generate
+from minirec.model import engines
 from minirec.model.completions import Completions
 from minirec.model.policy import Policy
 
@@ -56,7 +56,7 @@ def log_p(policy: Policy, prompts: list[list[int]], written: Completions) -> tor
         for tokens in row:
             ids = torch.tensor([[*policy.user_prompts.prefix, *prompt, *tokens]], device=policy.device)
             states = policy.decoder(input_ids=ids).last_hidden_state[0][-len(tokens) - 1 : -1]
-            found.append(generate.token_log_p(policy, states, ids[0, -len(tokens) :]))
+            found.append(policy.log_p(states, ids[0, -len(tokens) :]))
     return torch.cat(found)
 
 

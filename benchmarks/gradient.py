@@ -13,6 +13,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -141,14 +142,14 @@ def files(n: int, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def stage(paths: dict[str, Path], folder: Path, results: object) -> None:
-    """Run the stage and say (seconds, peak MB of its process)."""
+def stage(paths: dict[str, Path], folder: Path) -> tuple[float, float]:
+    """Run the stage; (seconds, peak MB of its process)."""
     settings = config.load(ROOT / "config" / "config.yaml")
     started = time.perf_counter()
     out = {name: folder / f"{name}.safetensors" for name in ("gradients", "embeddings")}
     gradient.run(policy=settings.policy, gradient=settings.gradient, passes=Passes(), **paths, **out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    results.put((time.perf_counter() - started, peak))  # type: ignore[attr-defined]
+    return time.perf_counter() - started, peak
 
 
 def streamed() -> None:
@@ -158,12 +159,8 @@ def streamed() -> None:
     print("|--------:|----------:|--------:|----------:|--------:|")
     context = multiprocessing.get_context("spawn")
     for n in STAGE:
-        with tempfile.TemporaryDirectory() as name:
-            results = context.Queue()
-            process = context.Process(target=stage, args=(files(n, Path(name)), Path(name), results))
-            process.start()
-            seconds, most = results.get()
-            process.join()
+        with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(1, context) as alone:
+            seconds, most = alone.submit(stage, files(n, Path(name)), Path(name)).result()
         size = 4 * n * GROUPS * WIDTH / 1e6
         print(f"| {n:7,} | {size:9.0f} | {seconds:7.1f} | {n / seconds:9.0f} | {most:7.0f} |", flush=True)
 

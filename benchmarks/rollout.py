@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -75,7 +76,7 @@ WAYS: dict[str, Callable[..., None]] = {"minirec": ours, "generate + forward": p
 
 
 @torch.no_grad()
-def measure(way: str, model: Path, count: int, length: int, groups: int, new: int, results: object) -> None:
+def measure(way: str, model: Path, count: int, length: int, groups: int, new: int) -> tuple[float, float]:
     policy = Policy.load(model, settings().policy, batch_tokens=PASSES.batch_tokens)
     policy.__dict__["eos_ids"] = set()  # nobody stops early
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +89,7 @@ def measure(way: str, model: Path, count: int, length: int, groups: int, new: in
         WAYS[way](policy, prompts, groups, new)
         best = min(best, time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    results.put((best, peak))  # type: ignore[attr-defined]
+    return best, peak
 
 
 def settings() -> config.Config:
@@ -128,7 +129,8 @@ def users(n: int, file: Path) -> None:
             append(pa.table(columns, tables.TABLES["samples"].schema()))
 
 
-def stage(paths: dict[str, Path], folder: Path, results: object) -> None:
+def stage(paths: dict[str, Path], folder: Path) -> tuple[float, float, float]:
+    """Run the stage; (seconds, CPU seconds and peak GiB of its process)."""
     given = settings()
     policy = given.policy.model_copy(update={"whiten_dim": None})
     sections = {"sampling": given.sampling.model_copy(update=FEW), "reward": given.reward, "rollout": given.rollout}
@@ -137,7 +139,7 @@ def stage(paths: dict[str, Path], folder: Path, results: object) -> None:
     rollout.run(policy=policy, **sections, passes=PASSES, generation=Generation(), **paths, **out)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = used.ru_utime + used.ru_stime
-    results.put((time.perf_counter() - started, cpu, used.ru_maxrss / 2**20))  # type: ignore[attr-defined]
+    return time.perf_counter() - started, cpu, used.ru_maxrss / 2**20
 
 
 def growth(plot: Path) -> None:
@@ -152,11 +154,8 @@ def growth(plot: Path) -> None:
         paths = prepared(folder) | {"samples": folder / "samples.parquet"}
         for n in GROWTH:
             users(n, paths["samples"])
-            results = context.Queue()
-            process = context.Process(target=stage, args=(paths, folder, results))
-            process.start()
-            found.append(results.get())
-            process.join()
+            with ProcessPoolExecutor(1, context) as alone:
+                found.append(alone.submit(stage, paths, folder).result())
             seconds, cpu, peak = found[-1]
             print(f"| {n:7,} | {seconds:7.1f} | {n / seconds:9.1f} | {n / cpu:22.1f} | {peak:8.2f} |", flush=True)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
@@ -183,12 +182,9 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     found = {}
     for way in WAYS:
-        results = context.Queue()
-        arguments = (way, given.model, given.prompts, given.length, given.groups, given.new, results)
-        process = context.Process(target=measure, args=arguments)
-        process.start()
-        found[way] = results.get()
-        process.join()
+        arguments = (way, given.model, given.prompts, given.length, given.groups, given.new)
+        with ProcessPoolExecutor(1, context) as alone:
+            found[way] = alone.submit(measure, *arguments).result()
     slowest = found["generate + forward"][0]
     print(f"{given.prompts} prompts of {given.length} tokens, {given.groups} completions of {given.new} tokens")
     print("| way | seconds | samples/s | against generate + forward | speed of the bare steps | peak GiB |")

@@ -16,6 +16,7 @@ import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from minirec.data.splits import Split
 from minirec.experiment import config
-from minirec.experiment.sections import Backward
-from minirec.model import scoring
+from minirec.experiment.sections import Backward, Generation
+from minirec.model import engines, scoring
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 from minirec.model.whitening import Head, Whitening
@@ -98,13 +99,12 @@ def ours(given: argparse.Namespace, losses: list[str], folder: str) -> Ours:
     prompts, split, table, texts = case(policy, given)
     policy.user_bodies = lambda _: prompts  # type: ignore[method-assign]
     trainer = Ours(
-        policy,
+        engines.load(policy, chosen.sampling, Generation(), given.model),
         Head(Whitening.identity(), policy.width, "none"),
         table,
         ItemEncoder(policy, texts),
         split,
         train=chosen.train,
-        sampling=chosen.sampling,
         reward=chosen.reward,
         validate=None,
         micro_batch_prompts=Backward().micro_batch_prompts,
@@ -127,6 +127,8 @@ class Stock(GRPOTrainer):
     """TRL's trainer, given token ids as prompts; it notes how long its steps take."""
 
     ids: list[list[int]]
+    policy: Policy
+    seconds: list[float]
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.ids[int(prompt)] for prompt in prompts], None, {}
@@ -187,7 +189,7 @@ def stock(given: argparse.Namespace, folder: str) -> Stock:
         args=arguments,
         train_dataset=Dataset.from_dict(rows),
     )
-    trainer.seconds, trainer.policy, trainer.bodies = [], policy, prompts
+    trainer.seconds, trainer.policy = [], policy
     trainer.ids = [prefix + prompt for prompt in prompts]
     return trainer
 
@@ -223,11 +225,11 @@ def gradient(policy: Policy) -> Tensor:
     return flat
 
 
-def measure(way: str, given: argparse.Namespace, results: Any) -> None:
+def measure(way: str, given: argparse.Namespace) -> Any:
+    """What `compare` says, or (seconds a step, seconds of its parts, peak GiB of its process)."""
     with tempfile.TemporaryDirectory() as folder:
         if way == "compare":
-            results.put(compare(given, folder))
-            return
+            return compare(given, folder)
         if way == "TRL":
             trainer = stock(given, folder)
             trainer.remove_callback(PrinterCallback)
@@ -241,7 +243,7 @@ def measure(way: str, given: argparse.Namespace, results: Any) -> None:
             started = time.perf_counter()
             trainer.refresh_items()
             parts["refresh"] = time.perf_counter() - started
-    results.put((float(np.mean(seconds)), parts, peak))
+    return float(np.mean(seconds)), parts, peak
 
 
 def main() -> None:
@@ -258,11 +260,8 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     found = {}
     for way in ("compare", "TRL", "minirec", "minirec with the item loss"):
-        results = context.Queue()
-        process = context.Process(target=measure, args=(way, given, results))
-        process.start()
-        found[way] = results.get()
-        process.join()
+        with ProcessPoolExecutor(1, context) as alone:
+            found[way] = alone.submit(measure, way, given).result()
     same = found.pop("compare")
     print(f"{given.prompts} prompts of {given.length} tokens, {given.groups} completions of {given.new} tokens")
     print(

@@ -61,7 +61,7 @@ def main() -> None:
     command = ["snakemake", "--cores", "1", "--quiet", "all", "--configfile", *map(str, files), "--", *wanted]
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
     tables = top / "samples.parquet", top / "catalogue.parquet"
-    for baseline, ranks in baselines.rank_split(*tables, splits.load(*tables, "valid", 1)):
+    for baseline, ranks in baselines.rank_split(*tables, splits.load(*tables, "valid", 1), settings.sasrec):
         sys.stdout.write(f"{dataset} {baseline}: {metrics.ndcg(ranks.rank, metrics.K).mean():.4f}\n")
     for values in itertools.product(*given.values()):
         trial, started = argparse.Namespace(**dict(zip(given, values, strict=True))), time.monotonic()
