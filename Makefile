@@ -47,6 +47,7 @@ check: $(installed) ## format, lint, types and the fast tests
 	ruff format --check .
 	ruff check .
 	mypy src/minirec
+	mypy $(addprefix --disable-error-code=,arg-type assignment dict-item method-assign misc operator override union-attr unused-ignore) benchmarks/*.py
 	snakefmt --check workflow
 	snakemake --lint
 	python -m pytest -n $(CORES) --dist loadfile -m "not slow and not slurm and not faults"

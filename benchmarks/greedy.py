@@ -43,7 +43,8 @@ class Watched(distances.NearestDistances):
         Watched.last = self
 
 
-importlib.import_module("minirec.selection.greedy").NearestDistances = Watched  # the package has a function of its name
+module = importlib.import_module("minirec.selection.greedy")  # the package has a function of its name
+vars(module)["NearestDistances"] = Watched
 
 
 def mixture(n: int, d: int, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -111,8 +111,8 @@ def main() -> None:
     for name, (micro_batch, passes) in product(SHAPES, ((4, 4096), (1, 2048), (16, 16_384))):
         model = LanguageModel(SIZES, shape_of(AutoConfig.for_model(**SHAPES[name]), "bfloat16"), defaults.policy, False)
         step = training_memory.tokens(model, train, sampling, passes, micro_batch)
-        found = training_memory.parts(model, model.shape, train, step)
-        columns[f"{name}, {micro_batch} prompts, {passes} tokens"] = found | {"in all": sum(found.values())}
+        by_part = training_memory.parts(model, model.shape, train, step)
+        columns[f"{name}, {micro_batch} prompts, {passes} tokens"] = by_part | {"in all": sum(by_part.values())}
     print(f"| part | {' | '.join(columns)} |")
     print("|---|" + "--:|" * len(columns))
     for part in next(iter(columns.values())):

@@ -225,24 +225,26 @@ def gradient(policy: Policy) -> Tensor:
     return flat
 
 
+def peak_memory() -> float:
+    """GiB that this process has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def measure(way: str, given: argparse.Namespace) -> Any:
     """What `compare` says, or (seconds a step, seconds of its parts, peak GiB of its process)."""
     with tempfile.TemporaryDirectory() as folder:
         if way == "compare":
             return compare(given, folder)
         if way == "TRL":
-            trainer = stock(given, folder)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-            seconds, parts = trainer.seconds[WARM:], {}
-        else:
-            trainer = ours(given, ["token", "item"] if "item" in way else ["token"], folder)
-            seconds, parts = timed(trainer)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        if way != "TRL":
-            started = time.perf_counter()
-            trainer.refresh_items()
-            parts["refresh"] = time.perf_counter() - started
+            theirs = stock(given, folder)
+            theirs.remove_callback(PrinterCallback)
+            theirs.train()
+            return float(np.mean(theirs.seconds[WARM:])), {}, peak_memory()
+        trainer = ours(given, ["token", "item"] if "item" in way else ["token"], folder)
+        seconds, parts = timed(trainer)
+        peak, started = peak_memory(), time.perf_counter()
+        trainer.refresh_items()
+        parts["refresh"] = time.perf_counter() - started
     return float(np.mean(seconds)), parts, peak
 
 
