@@ -172,7 +172,8 @@ def main() -> None:
     save("evidence", picture(own[own["model"] == "tiny"]))
     into_page(EVIDENCE, "chain", markdown(own[own["model"] == "tiny"], tests))
     into_page(EVIDENCE, "chain smollm", markdown(own[own["model"] == "smollm"], tests))
-    into_page(EVIDENCE, "transfer", transfer(rows, tests))
+    if foreign(rows).any():
+        into_page(EVIDENCE, "transfer", transfer(rows, tests))
 
 
 if __name__ == "__main__":
