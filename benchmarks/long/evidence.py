@@ -31,8 +31,8 @@ from minirec.storage import artefact, tables
 OUT = ROOT / "docs" / "results" / "evidence.csv"
 KEY = ["dataset", "model", "selector", "method", "budget", "seed"]
 MODELS = ("tiny", "smollm")
-METHODS = ("random", "learnable_heads", "learnable", "minirec", "full_twice", "full_once")  # by worth
-METHODS += ("product", "variance", "hardest")
+METHODS = ("random", "learnable_heads", "full_once", "random_twice", "learnable_heads_twice")  # by worth
+METHODS += ("learnable", "minirec", "product", "variance", "hardest")
 SHARES = (1 / 8, 1 / 4)
 PROXY = ("train_proxy", "embed_proxy", "rollout", "crossfit", "gradient")
 SELECTION = (*PROXY, "score", "select", "curriculum")

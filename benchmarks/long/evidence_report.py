@@ -92,7 +92,7 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, settings: Config) -> di
 
 
 def cells(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a data set, method and budget: mean over the seeds, their number, and CPU seconds."""
+    """A row a data set, model, selector, method and budget: mean over the seeds, their number, and CPU seconds."""
     kinds = {"seeds": ("seed", "count"), "ndcg": ("after", "mean"), "train": ("train", "mean")}
     kinds |= {"cost": ("cost", "mean"), "before": ("before", "mean")}
     return rows.groupby([*TESTED[:-1], "samples"], as_index=False).agg(**kinds)
@@ -100,7 +100,7 @@ def cells(rows: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     """A table a data set of a model's own picks, the cheapest first; shares are of all samples for one epoch."""
-    text, found = "", cells(rows[~foreign(rows)])
+    text, found = "", cells(rows)
     heads = "samples", "seeds", "NDCG@10", "share", "selection, s", "in sum, s", "share", "minus random", "p (Holm)"
     for dataset in [name for name in DATASETS if name in set(found["dataset"])]:
         part = found[found["dataset"] == dataset].sort_values("cost")

@@ -158,7 +158,9 @@ def save(name: str, figure: Figure) -> None:
 def into_page(page: Path, name: str, made: str) -> None:
     """Put a part that is made by a program into a page, between the comments of its name."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    if not found:
+        sys.exit(f"{page} has no {begin.strip()}; put it where the part belongs, and {end} below it")
     with atomic_write(page) as partial:
         partial.write_text(f"{before}{begin}{made}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
