@@ -115,7 +115,10 @@ def test_every_setting_is_in_the_reference_with_its_sentence(site):
 @pytest.mark.slow
 def test_bounds_and_defaults_of_a_setting_are_those_that_the_code_checks(site):
     text = " ".join(below(site, "reference/settings", "policy").split())
-    assert "only the top n layers get adapters, all of a model that has fewer; null: all whole number or null null ≥ 1" in text
+    assert (
+        "only the top n layers get adapters, all of a model that has fewer; null: all whole number or null null ≥ 1"
+        in text
+    )
     assert "tau temperature of the softmax over items number 0.02 > 0 prompt_history" in text
     assert "last , mean , context last whiten_dim" in text
 
