@@ -41,7 +41,9 @@ RULES = ("embed_base", *PROXY, "train", "evaluate", "evaluate_base")
 
 def settings_of(model: str) -> tuple[list[Path], config.Config]:
     """The configuration files of a model, and what they say together."""
-    layers = ["quickstart", "learning", f"learning_{model}", "evidence", *(["evidence_smollm"] * (model == "smollm"))]
+    layers = ["quickstart", "learning", f"learning_{model}", "evidence"]
+    if model == "smollm":
+        layers.append("evidence_smollm")
     files = [ROOT / "config" / f"{name}.yaml" for name in layers]
     return files, config.load(ROOT / "config" / "config.yaml", *files)
 

@@ -121,18 +121,20 @@ def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
 
 def transfer(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     """A table of picks that another model's proxy or heads made, beside those of the model's own and random ones."""
-    text = "\n| data set | trained | method | picked by | seeds | NDCG@10 | minus own picks | minus random |\n"
-    text += "|---|---|---|---|--:|--:|--:|--:|\n"
+    text = (
+        "\n| data set | trained | method | picked by | samples | seeds | NDCG@10 | minus own picks | minus random |\n"
+    )
+    text += "|---|---|---|---|--:|--:|--:|--:|--:|\n"
     found = cells(rows)
     for other in found[foreign(found)].itertuples():
         same = (found[["dataset", "model", "budget"]] == [other.dataset, other.model, other.budget]).all(axis=1)
-        shown = found[same & found["method"].isin([other.method, "random"])].sort_values("ndcg", ascending=False)
+        control = "random_twice" if other.method.endswith("_twice") else "random"
+        shown = found[same & found["method"].isin([other.method, control])].sort_values("ndcg", ascending=False)
         for row in shown.itertuples():
             differences = [interval(tests.get((*row[1:6], name))) for name in ("own", "random")]
             text += f"| {row.dataset} | {MODEL_NAMES[row.model]} | {NAMES[row.method]} "
-            text += (
-                f"| {MODEL_NAMES.get(row.selector, '')} | {row.seeds} | {row.ndcg:.4f} | {' | '.join(differences)} |\n"
-            )
+            text += f"| {MODEL_NAMES.get(row.selector, '')} | {row.samples:,} | {row.seeds} "
+            text += f"| {row.ndcg:.4f} | {' | '.join(differences)} |\n"
     return text + "\n"
 
 
