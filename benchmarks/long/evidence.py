@@ -5,7 +5,8 @@
 
 The runs that decide come first. A finished run is a row of docs/results/evidence.csv, with a digest of its settings and
 the commit, and is not run again; an interrupted one goes on where it stopped. Seconds are CPU seconds of one core, as
-the jobs' logs say, so that other work does not lengthen them.
+the jobs' logs say, so that other work does not lengthen them. The ranks of its test samples go to
+docs/results/evidence_ranks.parquet, from which evidence_report.py makes its tests.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ import pandas as pd
 from learning import BATCH_TOKENS, MICRO_BATCH_PROMPTS, ROOT, commit, mean_of, p_of
 from selection import available, keep
 
+from minirec.data import splits
+from minirec.evaluation.metrics import K
+from minirec.evaluation.rank_tables import read_ranks
 from minirec.experiment import config, paths
 from minirec.experiment.job_logs import by_rule, costs
 from minirec.storage import artefact, tables
 
 OUT = ROOT / "docs" / "results" / "evidence.csv"
+RANKS = OUT.with_name("evidence_ranks.parquet")
 KEY = ["dataset", "model", "selector", "method", "budget", "seed"]
 MODELS = ("tiny", "smollm")
 METHODS = ("random", "learnable_heads", "full_once", "random_twice", "learnable_heads_twice")  # by worth
@@ -86,6 +91,15 @@ def row(settings: config.Config, dataset: str, run: paths.Run) -> dict[str, obje
     }
 
 
+def ranks(settings: config.Config, dataset: str, run: paths.Run) -> pd.DataFrame:
+    """A row a test sample of one finished run: its user as a number, and the target's rank, K + 1 for all below K."""
+    top = ROOT / settings.results / dataset
+    found = read_ranks(run.folder(top) / "ranks.parquet")
+    user = splits.users(top / "samples.parquet", found.sample_id)
+    rank = found.rank.clip(max=K + 1).astype("uint8")
+    return pd.DataFrame({"sample_id": found.sample_id, "user": user, "rank": rank})
+
+
 def digest(settings: config.Config, run: paths.Run) -> str:
     """Of all settings on which a run may depend."""
     said = settings.used_by(run.method).model_dump(mode="json", exclude={"results", "main", "compare"})
@@ -124,13 +138,15 @@ def main() -> None:
             for budget in budgets(settings, ROOT / top, method, given.shares):
                 key = dict(zip(KEY, (dataset, model, selector, method, budget, seed), strict=True))
                 run = run_of(settings, key)
-                key |= {"budget": str(budget), "settings": digest(settings, run)}
-                if len(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any():
+                key["budget"] = str(budget)
+                finished = key | {"settings": digest(settings, run)}
+                if len(done) and (done[list(finished)] == pd.Series(finished)).all(axis=1).any():
                     sys.stderr.write(f"{run}: {OUT.name} has its row\n")
                     continue
-                before = commit()
+                finished["commit"] = commit()
                 workflow(files, model, [run.folder(top) / "metrics.json"], given.cores)
-                keep(pd.DataFrame([key | {"commit": before} | row(settings, dataset, run)]), OUT, KEY)
+                keep(ranks(settings, dataset, run).assign(**key), RANKS, [*KEY, "sample_id"])
+                keep(pd.DataFrame([finished | row(settings, dataset, run)]), OUT, KEY)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     python benchmarks/long/evidence_report.py
 
-Reads the rows of docs/results/evidence.csv, and the ranks of these runs where they lie in results/evidence. Each method
-is compared with as many random samples for as many epochs and with all samples for one, and the picks of another model
-also with the model's own: NDCG@10 on test over the seeds that both have, at least two, with intervals over users and
-seeds and paired tests. Holm's correction covers what is compared with the same for a data set, model, budget and number
-of epochs, own picks and those of another model apart (METHOD 5).
+Reads the rows of docs/results/evidence.csv and the ranks of these runs in docs/results/evidence_ranks.parquet. Tests of
+runs whose ranks are not there stay as they are in docs/results/evidence_tests.csv.
+Each method is compared with as many random samples for as many epochs and with all samples for one, and the picks of
+another model also with the model's own: NDCG@10 on test over the seeds that both have, at least two, with intervals
+over users and seeds and paired tests. Holm's correction covers what is compared with the same for a data set, model,
+budget and number of epochs, own picks and those of another model apart (METHOD 5).
 Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and the tables of docs/evidence.md.
 """
 
@@ -14,14 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from evidence import OUT, run_of, settings_of
+from evidence import KEY, OUT, RANKS, settings_of
 from selection import DATASETS, ROOT, keep
 from selection_report import EVIDENCE, into_page, save
 
-from minirec.data import splits
-from minirec.evaluation.rank_tables import read_ranks
 from minirec.evaluation.significance import holm, paired_tests
-from minirec.experiment.config import Config
 from minirec.report.style import LINES, MARKERS, Figure, plt
 
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
@@ -45,50 +43,67 @@ NAMES = {  # of evidence.csv: what the page calls them
 DRAWN = ("random", "learnable_heads", "learnable", "minirec", "hardest", "random_once", "full_once")  # in the picture
 
 
-def tested(rows: pd.DataFrame) -> pd.DataFrame:
+def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
     """A row a selector, method, budget and comparison, of the runs whose ranks are there."""
     found = []
-    for (model, dataset), of_set in rows.groupby(["model", "dataset"]):
-        _, settings = settings_of(model)
-        top = ROOT / settings.results / dataset
-        files = [run_of(settings, row).folder(top) / "ranks.parquet" for _, row in of_set.iterrows()]
-        of_set = of_set.assign(file=files)[[file.is_file() for file in files]]
+    rows = rows[[tuple(key) in ranks for key in rows[KEY].itertuples(index=False)]]
+    for _, of_set in rows.groupby(["model", "dataset"]):
         full = of_set[of_set["method"] == "full_once"]
-        for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", of_set["method"].str.endswith("_twice")]):
+        for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", twice(of_set)]):
             own, others = alike[~foreign(alike)], alike[foreign(alike)]
             random = own[own["method"].isin(RANDOM)]
             for ours in (own, others):
-                found += against("random", ours.drop(random.index, errors="ignore"), random, settings)
-                found += against("full_once", ours, full, settings)
-            found += against("own", others, own, settings)
+                found += against("random", ours.drop(random.index, errors="ignore"), random, ranks)
+                found += against("full_once", ours, full, ranks)
+            found += against("own", others, own, ranks)
     return pd.DataFrame(found)
+
+
+def twice(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of two epochs, and so compared with each other alone."""
+    return rows["method"].str.endswith("_twice").rename("twice")
 
 
 def foreign(rows: pd.DataFrame) -> pd.Series:
     """Which rows are of picks that another model's proxy or heads made."""
-    return (rows["selector"] != "none") & (rows["selector"] != rows["model"])
+    return ((rows["selector"] != "none") & (rows["selector"] != rows["model"])).rename("foreign")
 
 
-def against(name: str, ours: pd.DataFrame, theirs: pd.DataFrame, settings: Config) -> list[dict[str, object]]:
+def against(
+    name: str, ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]
+) -> list[dict[str, object]]:
     """The tests of each method of ours against `theirs`, or against the same method of theirs for `own`."""
     tests = []
     for cell, part in ours.groupby(TESTED[:-1]):
         other = theirs[theirs["method"] == part["method"].iloc[0]] if name == "own" else theirs
-        if test := difference(part, other, settings):
+        if test := difference(part, other, ranks):
             tests.append(dict(zip(TESTED, (*cell, name), strict=True)) | test)
-    return [test | {"p_holm": p} for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True)]
+    return tests
 
 
-def difference(ours: pd.DataFrame, theirs: pd.DataFrame, settings: Config) -> dict[str, object]:
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> dict[str, object]:
     """NDCG@10 of ours minus theirs on the seeds of both, with interval and p; empty if they have fewer than two."""
-    both = ours.merge(theirs, on="seed").sort_values("seed")
-    if len(both) < 2:
+    seeds = sorted(set(ours["seed"]) & set(theirs["seed"]))
+    if len(seeds) < 2:
         return {}
-    samples = ROOT / settings.results / ours["dataset"].iloc[0] / "samples.parquet"
-    sample_id = read_ranks(both["file_x"].iloc[0]).sample_id
-    a, b = (np.stack([read_ranks(file, sample_id).rank for file in both[side]]) for side in ("file_x", "file_y"))
-    test = paired_tests({"theirs": b}, a, splits.users(samples, sample_id), settings.measure)["theirs"]
-    return {"seeds": len(both), "difference": test["mean"], **{name: test[name] for name in ("low", "high", "p")}}
+    runs = [
+        [ranks[tuple(key)] for key in side.set_index("seed", drop=False).loc[seeds, KEY].to_numpy()]
+        for side in (ours, theirs)
+    ]
+    samples = runs[0][0][["sample_id", "user"]]
+    if not all(run[["sample_id", "user"]].equals(samples) for side in runs for run in side):
+        raise SystemExit(f"{RANKS} holds runs of {ours['dataset'].iloc[0]} on other test samples; remove them")
+    a, b = (np.stack([run["rank"] for run in side]) for side in runs)
+    _, settings = settings_of(ours["model"].iloc[0])
+    test = paired_tests({"theirs": b}, a, samples["user"].to_numpy(), settings.measure)["theirs"]
+    return {"seeds": len(seeds), "difference": test["mean"], **{name: test[name] for name in ("low", "high", "p")}}
+
+
+def corrected(tests: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The tests of methods that have rows, with Holm's correction in each family."""
+    tests = tests.merge(rows[TESTED[:-1]].drop_duplicates())
+    family = ["model", "dataset", "budget", "against", twice(tests), foreign(tests)]
+    return tests.assign(p_holm=tests.groupby(family)["p"].transform(holm))
 
 
 def cells(rows: pd.DataFrame) -> pd.DataFrame:
@@ -166,10 +181,12 @@ def picture(rows: pd.DataFrame) -> Figure:
 def main() -> None:
     rows = pd.read_csv(OUT, dtype={"budget": str})
     rows = rows[rows["method"].isin(NAMES)]
-    made = tested(rows)
-    if not made.empty:
-        keep(made, TESTS, TESTED)
-    tests = {tuple(test[TESTED]): test for _, test in pd.read_csv(TESTS, dtype={"budget": str}).iterrows()}
+    ranks = dict(list(pd.read_parquet(RANKS).groupby(KEY))) if RANKS.is_file() else {}
+    former = pd.read_csv(TESTS, dtype={"budget": str})
+    made = pd.concat([former, tested(rows, ranks)]).sort_values("seeds", kind="stable")  # a test of more seeds stays
+    with_holm = corrected(made.drop_duplicates(TESTED, keep="last"), rows)
+    keep(with_holm, TESTS, TESTED)
+    tests = {tuple(test[TESTED]): test for _, test in with_holm.iterrows()}
     own = rows[~foreign(rows)]
     save("evidence", picture(own[own["model"] == "tiny"]))
     into_page(EVIDENCE, "chain", markdown(own[own["model"] == "tiny"], tests))

@@ -210,13 +210,17 @@ def trainings(cell: Cell, states: States, signals: Signals) -> Iterator[dict[str
 
 
 def keep(rows: pd.DataFrame, path: Path, key: list[str]) -> None:
-    """Put rows into a CSV, in place of older ones with the same values in the columns `key`."""
+    """Put rows into a CSV or Parquet file, in place of older ones with the same values in the columns `key`."""
     kinds = dict.fromkeys(("budget", "settings", "commit"), str)
-    former = [pd.read_csv(path, dtype=kinds)] if path.is_file() else []
+    table = path.suffix == ".parquet"
+    former = [pd.read_parquet(path) if table else pd.read_csv(path, dtype=kinds)] if path.is_file() else []
     rows = rows.astype({name: kind for name, kind in kinds.items() if name in rows})
     rows = pd.concat([*former, rows]).drop_duplicates(key, keep="last").sort_values(key)
     with atomic_write(path) as partial:
-        rows.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
+        if table:
+            rows.to_parquet(partial, index=False, compression="zstd")
+        else:
+            rows.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How the laboratory judges selection methods: epochs are chosen on valid, seeds meet the same seeds."""
+"""How the laboratory and the whole chain judge selection methods: by valid, seed for seed, with Holm's correction."""
 
 import sys
 
@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "long"))
+import evidence
+import evidence_report
 import selection
 import selection_report
 
@@ -74,3 +76,43 @@ def test_the_table_has_full_first_then_the_best_and_marks_what_differs_from_rand
     assert same == "| same | 0.1100 (55%) |"
     assert random == "| random | 0.1000 (50%) |"
     assert bad == "| bad | 0.0500 (25%) **-** |"
+
+
+def run(method, seed, ranks, budget="638"):
+    """The row of a run of the tiny model in evidence.csv, and its key with the rows of evidence_ranks.parquet."""
+    selector = "none" if method.startswith(("random", "full")) else "tiny"
+    row = dict(zip(evidence.KEY, ("toys", "tiny", selector, method, budget, seed), strict=True))
+    return row, tuple(row.values()), pd.DataFrame({"sample_id": [3, 4], "user": [0, 1], "rank": ranks})
+
+
+def test_the_whole_chain_compares_runs_of_the_same_seed_and_number_of_epochs():
+    runs = [run("random", seed, [11, 11]) for seed in (0, 1)] + [run("random_twice", seed, [1, 1]) for seed in (0, 1)]
+    runs += [run("learnable", seed, [1, 11]) for seed in (0, 1, 2)] + [run("hardest", 0, [1, 1])]  # has only one seed
+    runs += [run("full_once", seed, [1, 1], "all") for seed in (0, 1)]
+    found = evidence_report.tested(pd.DataFrame([r for r, *_ in runs]), {key: ranks for _, key, ranks in runs})
+    assert {(t.method, t.against): (t.seeds, t.difference) for t in found.itertuples()} == {
+        ("learnable", "random"): (2, 0.5),
+        ("learnable", "full_once"): (2, -0.5),
+        ("random", "full_once"): (2, -1.0),
+        ("random_twice", "full_once"): (2, 0.0),
+    }
+
+
+def test_holms_correction_of_the_whole_chain_covers_a_family_of_older_and_newer_tests_without_those_of_no_run():
+    cell = {"dataset": "toys", "model": "tiny", "selector": "tiny", "budget": "638", "against": "random"}
+    tests = pd.DataFrame([cell | {"method": m, "p": p} for m, p in zip("abc", (0.01, 0.02, 0.03), strict=True)])
+    tests = pd.concat([tests, pd.DataFrame([cell | {"method": "d_twice", "p": 0.04}])])
+    rows = tests[tests["method"] != "c"].drop(columns=["against", "p"])
+    found = evidence_report.corrected(tests, rows).set_index("method")["p_holm"]
+    assert found.to_dict() == {"a": 0.02, "b": 0.02, "d_twice": 0.04}
+
+
+def test_the_ranks_of_a_run_replace_its_older_ones_and_leave_those_of_other_runs(tmp_path):
+    path, key = tmp_path / "ranks.parquet", [*evidence.KEY, "sample_id"]
+    for method, ranks in (("random", [5, 6]), ("random", [1, 2]), ("learnable", [3, 4])):
+        row, _, found = run(method, 0, ranks)
+        selection.keep(found.assign(**row), path, key)
+    assert pd.read_parquet(path).groupby("method")["rank"].agg(list).to_dict() == {
+        "learnable": [3, 4],
+        "random": [1, 2],
+    }
