@@ -187,6 +187,22 @@ def test_a_method_that_reads_rewards_alone_shows_them_and_no_scores(project):
     assert "Rewards of 12 samples" in text
     assert ">mean reward</th>" in text
     assert ">learnability</th>" not in text
+    assert ">value</th>" in text
+    assert ">diversity</th>" in text
+
+
+def test_the_others_of_a_page_are_those_that_the_method_valued_most(project):
+    settings = project([BASE], method="learnable")
+    file = TOP / "signals/gemma/seed0/rollouts.parquet"
+    table = tables.read("rollouts", file).to_pandas()
+    table["reward"] = np.linspace(0, 1, TRAINED, dtype=np.float32)  # the picks are 1, 3, 5, 7
+    made = pa.Table.from_pandas(table, tables.TABLES["rollouts"].schema(), preserve_index=False)
+    tables.write("rollouts", made, file, Provenance("rollout"))
+    run = page.main_runs(settings)[0]
+    shown = picks.samples(settings, TOP, run, picks.signals_of(settings, run, TOP), limit=4)
+    others = shown[shown["position"] < 0]
+    assert others["sample_id"].tolist() == [6, 4, 8, 2]  # mean rewards 6/11, 4/11, 8/11 and 2/11: nearest to .5
+    assert others["value"].is_monotonic_decreasing
 
 
 @pytest.mark.parametrize("method", ["random", "full"])

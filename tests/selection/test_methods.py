@@ -12,7 +12,7 @@ from minirec.errors import InputError
 from minirec.selection import pick
 from minirec.selection.methods import registry
 from minirec.selection.methods.registry import Picks, methods
-from minirec.selection.signals import FREE, NEEDS, Signals
+from minirec.selection.signals import FREE, NEEDS, Signals, learnability
 
 
 def test_selection_loads_no_torch_and_no_pydantic():
@@ -140,6 +140,24 @@ def test_each_term_of_minirec_counts_alone_and_with_the_others_as_by_hand(settin
     picks = methods()["minirec"].pick(VALUED, 4, np.random.default_rng(0), **settings)
     assert picks.rows.tolist() == rows
     assert picks.value.tolist() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("name", ["learnable", "product", "diversity"])
+def test_a_greedy_method_says_the_value_and_the_distance_of_every_pick(name):
+    signals = replace(VALUED, mean_reward=np.array([0.5, 0.4, 0.2, 0.0]))
+    picks = methods()[name].pick(signals, 4, np.random.default_rng(0))
+    unit = signals.embeddings / np.linalg.norm(signals.embeddings, axis=1, keepdims=True)
+    distance = 1 - unit @ unit.T
+    for place, row in enumerate(picks.rows):
+        to_picks = distance[:, picks.rows[:place]].min(1) if place else np.ones(4)
+        assert picks.diversity[place] == pytest.approx(to_picks[row] / to_picks.max())
+    if name == "diversity":
+        assert picks.value is None
+    else:
+        value = signals.learnability * signals.representativeness
+        if name == "learnable":
+            value = learnability(signals.mean_reward, 0.5)
+        assert picks.value.tolist() == pytest.approx((value[picks.rows] * picks.diversity).tolist())
 
 
 def test_minirec_measures_distances_from_the_mean_embedding_on_request():

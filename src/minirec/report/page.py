@@ -59,7 +59,7 @@ def html(config: Config, top: Path) -> str:
         has_signals="learnability" in shown,
         has_texts="texts" in shown and bool(shown["texts"].map(any).any()),
         has_diversity=bool(shown.loc[shown["position"] >= 0, "diversity"].notna().any()),
-        others_by_value="gradients" in method.reads,
+        has_value=bool(shown["value"].notna().any()),
         adds=method.name == "minirec",
         charts=list(_charts(top, runs[0], signals, shown)),
         curves=_curves(top, runs),
@@ -100,7 +100,7 @@ def table_rows(shown: pd.DataFrame) -> list[dict[str, Any]]:
     for row in shown.to_dict("records"):
         number = {
             name: "" if pd.isna(row.get(name, np.nan)) else f"{row[name]:.3f}"
-            for name in ("mean_reward", "learnability", "representativeness", "diversity")
+            for name in ("mean_reward", "learnability", "representativeness", "value", "diversity")
         }
         columns = (row.get(name, ()) for name in ("rewards", "ranks", "texts"))
         written = [(f"{reward:.3f}", rank, text) for reward, rank, text in zip(*columns, strict=True)]

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from minirec.data import splits
-from minirec.data.stored_signals import rewards
+from minirec.data import splits, stored_signals
 from minirec.experiment import paths
 from minirec.experiment.config import Config
 from minirec.experiment.paths import Run
@@ -46,28 +45,34 @@ def rewards_of(signals: SignalFiles) -> pd.DataFrame | None:
     """sample_id, mean_reward and hits of every training sample, with its scores where there are any."""
     if signals.scores:
         return tables.read("scores", signals.scores).to_pandas()
-    return rewards(signals.rollouts).to_pandas() if signals.rollouts else None
+    return stored_signals.rewards(signals.rollouts).to_pandas() if signals.rollouts else None
 
 
 def samples(config: Config, top: Path, run: Run, signals: SignalFiles, limit: int) -> pd.DataFrame:
     """The first `limit` picks of a run, and as many samples that were not picked.
 
-    The others are those with the largest alpha L + R (METHOD 4.6) if the method reads gradients, else drawn with the
-    run's seed. Columns: sample_id, position (place in the order of picking; -1: not picked), diversity (when picked; of
-    the others, after the last pick), nearest (position of the pick most like one of the others; -1: unknown), history
-    (last titles), target, why (a sentence, or empty), and where there are signals mean_reward, hits, learnability,
-    representativeness, rewards, ranks and texts, lists with an entry a completion.
+    The others are those that the method valued most, or drawn with the run's seed where it has no such value. Columns:
+    sample_id, position (place in the order of picking; -1: not picked), value (before diversity, METHOD 4.6; NaN: the
+    method multiplies none), diversity (when picked; of the others, after the last pick), nearest (position of the pick
+    most like one of the others; -1: unknown), history (last titles), target, why (a sentence, or empty), and where
+    there are signals mean_reward, hits, learnability, representativeness, rewards, ranks and texts, lists with an entry
+    a completion.
     """
     selection = tables.read("selection", run.selection(top) / "selection.parquet").to_pandas().sort_values("position")
     table = tables.read("samples", top / "samples.parquet", ["sample_id", "split", "target_row", "history_rows"])
     train = table.to_pandas().query("split == 'train'").set_index("sample_id")
-    rewarded = rewards_of(signals)
+    rewarded, value = rewards_of(signals), _values(config, run, top, signals)
     others = np.setdiff1d(train.index.to_numpy(), selection["sample_id"].to_numpy())
-    others = _most_valuable(config, run, rewarded, others, min(limit, len(selection), len(others)))
+    count = min(limit, len(selection), len(others))
+    if value is None:
+        others = np.sort(np.random.default_rng(run.seed).choice(others, count, replace=False))
+    else:
+        others = value.reindex(others).sort_values(ascending=False, kind="stable").index.to_numpy()[:count]
     picked = selection.head(limit)
     shown = pd.DataFrame({"sample_id": [*picked["sample_id"], *others]})
     shown["position"] = [*picked["position"], *[-1] * len(others)]
     shown["diversity"] = [*picked["diversity"], *[np.nan] * len(others)]
+    shown["value"] = np.nan if value is None else value.reindex(shown["sample_id"]).to_numpy()
     shown["nearest"] = -1
     if signals.embeddings and len(others):
         distance, nearest = _to_picks(signals.embeddings, others, selection["sample_id"].to_numpy())
@@ -140,15 +145,17 @@ def _unit(embeddings: Path, sample_id: np.ndarray) -> np.ndarray:
     return np.asarray(normalize(tensors.take(embeddings, "embedding", rows).astype(np.float64)))
 
 
-def _most_valuable(
-    config: Config, run: Run, rewarded: pd.DataFrame | None, others: np.ndarray, count: int
-) -> np.ndarray:
-    """Of the samples that were not picked, those that `samples` shows."""
-    if rewarded is None or "gradients" not in config.method(run.method).reads:
-        return np.sort(np.random.default_rng(run.seed).choice(others, count, replace=False))
-    left = rewarded[rewarded["sample_id"].isin(others)].sort_values("sample_id")
-    value = config.used_by(run.method).select.model_dump()["alpha"] * left["learnability"] + left["representativeness"]
-    return left["sample_id"].to_numpy()[np.argsort(-value.to_numpy(), kind="stable")[:count]]
+def _values(config: Config, run: Run, top: Path, signals: SignalFiles) -> pd.Series | None:
+    """Value before diversity of every sample that could be picked, by its id; None if the method has no such value."""
+    method, select = config.method(run.method), config.used_by(run.method).select
+    rewarded = signals.scores or (None if "gradients" in method.needs else signals.rollouts)
+    if method.factors is None or rewarded is None:
+        return None
+    shards = [run.selection(top) / "shards" / str(number) / "selection.parquet" for number in range(select.shards)]
+    pool = stored_signals.pool(top / "samples.parquet", None, select.shards, shards if select.shards > 1 else [])
+    loaded = stored_signals.load(pool, top / "samples.parquet", signals.scores, signals.rollouts)
+    settings = {name: getattr(select, name) for name in method.settings}
+    return pd.Series(method.factors(loaded, **settings)[0], index=pool)
 
 
 def _why(row: dict[Any, Any], targets: dict[int, str], hitless: str) -> str:

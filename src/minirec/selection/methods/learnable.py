@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minirec.selection.greedy import greedy
-from minirec.selection.methods.registry import Factors, Mu, method
+from minirec.selection.methods.registry import Factors, Mu, Picks, greedy_picks, method
 from minirec.selection.signals import Signals, learnability
 
 
@@ -15,9 +14,6 @@ def factors(signals: Signals, *, mu: Mu = 0.5) -> Factors:
 
 
 @method(needs=("rewards",), uses=("embeddings",), factors=factors)
-def learnable(signals: Signals, budget: int, generator: np.random.Generator, *, mu: Mu = 0.5) -> np.ndarray:
+def learnable(signals: Signals, budget: int, generator: np.random.Generator, *, mu: Mu = 0.5) -> Picks:
     """Greedy by learnability x distance to the nearest pick; without embeddings, the most learnable samples."""
-    value, embeddings = factors(signals, mu=mu)
-    if embeddings is None:
-        return np.argsort(-value, kind="stable")[:budget]
-    return greedy(embeddings, value, budget)
+    return greedy_picks(factors(signals, mu=mu), budget)

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import MinLen
 
-from minirec.selection.greedy import greedy_with_diversity
-from minirec.selection.methods.registry import Factors, Picks, Weight, method
+from minirec.selection.methods.registry import Factors, Picks, Weight, greedy_picks, method
 from minirec.selection.signals import Signals
 
 Term = Literal["learnability", "representativeness", "diversity"]
@@ -45,9 +44,4 @@ def minirec(
     terms: the factors and summands that count; with diversity alone, all samples have the value 1.
     centre: measure distances between the embeddings minus their mean.
     """
-    value, embeddings = factors(signals, alpha=alpha, terms=terms, centre=centre)
-    if embeddings is not None:
-        rows, diversity = greedy_with_diversity(embeddings, value, budget)
-    else:
-        rows, diversity = np.argsort(-value, kind="stable")[:budget], np.ones(budget)
-    return Picks(rows, diversity * value[rows], diversity)
+    return greedy_picks(factors(signals, alpha=alpha, terms=terms, centre=centre), budget)

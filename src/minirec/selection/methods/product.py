@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minirec.selection.greedy import greedy
-from minirec.selection.methods.registry import Factors, method
+from minirec.selection.methods.registry import Factors, Picks, greedy_picks, method
 from minirec.selection.signals import Signals
 
 
@@ -15,6 +14,6 @@ def factors(signals: Signals) -> Factors:
 
 
 @method(needs=("rewards", "gradients", "embeddings"), factors=factors)
-def product(signals: Signals, budget: int, generator: np.random.Generator) -> np.ndarray:
+def product(signals: Signals, budget: int, generator: np.random.Generator) -> Picks:
     """Greedy by learnability x representativeness x distance to the nearest pick."""
-    return greedy(signals.embeddings, factors(signals)[0], budget)
+    return greedy_picks(factors(signals), budget)
