@@ -131,7 +131,7 @@ def test_the_tests_count_users_not_samples(tmp_path, defaults):
     p = {}
     for name, users in {"one sample each": range(14), "one user has the 12": [0] * 12 + [1, 2]}.items():
         samples = with_samples(tmp_path / f"{name}.parquet", list(users))
-        found = comparison.main_against_others(tmp_path, compared, samples, defaults.measure)
+        found = comparison.tests_of(tmp_path, compared, samples, defaults.measure)
         p[name] = found["paired_tests"]["m/none/random-8"]["p"]
     assert p["one sample each"] < 0.05
     assert p["one user has the 12"] == 1.0  # of 8 sign patterns the 12 weigh more than the rest in all, either way
@@ -144,7 +144,7 @@ def test_the_main_experiment_is_compared_with_every_configuration_sample_by_samp
     with_ranks(tmp_path / "runs", runs)
     samples = with_samples(tmp_path / "samples.parquet", [number // 2 for number in range(20)])
     compared = [Run.parse(name) for name in runs]
-    found = comparison.main_against_others(tmp_path, compared, samples, defaults.measure)
+    found = comparison.tests_of(tmp_path, compared, samples, defaults.measure)
     assert found["main"] == "m/s/minirec-8"
     assert list(found["paired_tests"]) == ["m/none/random-8", "m/none/full-all"]
     random, full = found["paired_tests"].values()
@@ -156,4 +156,19 @@ def test_the_main_experiment_is_compared_with_every_configuration_sample_by_samp
     assert not full["significant"]
     with_ranks(tmp_path / "runs", {"m/none/full-all/seed0": other[:-1]})
     with pytest.raises(InputError, match=r"full-all/seed0/ranks.parquet is of other test samples"):
-        comparison.main_against_others(tmp_path, compared, samples, defaults.measure)
+        comparison.tests_of(tmp_path, compared, samples, defaults.measure)
+
+
+def test_every_configuration_is_compared_with_random_of_its_budget_and_with_full(tmp_path, defaults):
+    best, middle, worst = [1] * 40, [3] * 40, [50] * 40  # NDCG@10 of 1, .5 and 0
+    runs = {"m/s/minirec-8/seed0": best, "m/s/kmeans-8/seed0": middle, "m/s/kmeans-9/seed0": middle}
+    runs |= {"m/none/random-8/seed0": worst, "m/none/full-all/seed0": middle, "other/s/kmeans-8/seed0": best}
+    with_ranks(tmp_path / "runs", runs)
+    samples = with_samples(tmp_path / "samples.parquet", list(range(40)))
+    found = comparison.tests_of(tmp_path, [Run.parse(name) for name in runs], samples, defaults.measure)
+    random = {name: test["mean"] for name, test in found["minus_random"].items()}
+    assert random == {"m/s/minirec-8": 1.0, "m/s/kmeans-8": 0.5}  # none has the budget 9, or is of the other model
+    full = {name: test["mean"] for name, test in found["minus_full"].items()}
+    assert full == {"m/s/minirec-8": 0.5, "m/s/kmeans-8": 0.0, "m/s/kmeans-9": 0.0, "m/none/random-8": -0.5}
+    test = found["minus_random"]["m/s/kmeans-8"]
+    assert test["p_holm"] == 2 * test["p"] < 0.001  # one of two

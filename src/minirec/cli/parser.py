@@ -44,7 +44,7 @@ FILES = {  # help for flags that name a file or folder
     "selection": "selection.parquet: the picked samples",
     "shards_folder": "folder with the files of the shards, in folders 0, 1, …",
     "summary": "summary.txt: the text that the terminal shows",
-    "tests": "comparison.json: paired tests of the main experiment against every other configuration",
+    "tests": "comparison.json: paired tests of all configurations against the main one, random samples and all",
     "text": "comparison.txt: the text that the terminal shows",
     "whitening": "whitening.safetensors of the base model",
 }

@@ -13,12 +13,13 @@ import pandas as pd
 from minirec.data import splits
 from minirec.evaluation.metrics import K, ndcg
 from minirec.evaluation.rank_tables import read_ranks
-from minirec.evaluation.significance import interval, paired_tests
+from minirec.evaluation.significance import interval, paired_tests, tests_of_pairs
 from minirec.experiment.job_logs import cost
 from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure
 from minirec.storage import artefact, tables
 
+REFERENCES = ("random", "full")  # methods with which every configuration is compared
 CONFIGURATION = ["model", "selector", "method", "budget"]  # what the seeds of a configuration share
 
 
@@ -75,17 +76,30 @@ def with_intervals(
     return configurations.assign(low=[end["low"] for end in ends], high=[end["high"] for end in ends])
 
 
-def main_against_others(top: Path, runs: Sequence[Run], samples: Path, settings: Measure) -> dict[str, Any]:
-    """Paired tests of NDCG@10 between the main experiment, the first run's configuration, and every other one.
+def tests_of(top: Path, runs: Sequence[Run], samples: Path, settings: Measure) -> dict[str, Any]:
+    """Paired tests of NDCG@10 between configurations, as comparison.json has them.
 
-    Raises InputError if the runs have different test samples. Holm's correction covers all the tests.
+    main: the first run's configuration. paired_tests: of main minus every other configuration. minus_random and
+    minus_full: of every configuration minus the method random with its model and budget, and minus full with its model,
+    where these are among the runs. Holm's correction covers the tests of each of the three. Raises InputError if the
+    runs have different test samples.
     """
     sample_id = read_ranks(runs[0].folder(top) / "ranks.parquet").sample_id
-    ranks: dict[str, list[np.ndarray]] = {}
+    by_name: dict[str, list[np.ndarray]] = {}
     for run in runs:
         rank = read_ranks(run.folder(top) / "ranks.parquet", sample_id).rank
-        ranks.setdefault(run.configuration, []).append(rank)
+        by_name.setdefault(run.configuration, []).append(rank)
+    ranks = {name: np.stack(each) for name, each in by_name.items()}
     main, *others = ranks
-    stacked = {name: np.stack(ranks[name]) for name in others}
     users = splits.users(samples, sample_id)
-    return {"main": main, "paired_tests": paired_tests(stacked, np.stack(ranks[main]), users, settings)}
+    found: dict[str, Any] = {"main": main}
+    found["paired_tests"] = paired_tests({name: ranks[name] for name in others}, ranks[main], users, settings)
+    for method in REFERENCES:
+        pairs = {}
+        for run in runs:
+            budget = "all" if method == "full" else run.budget
+            reference = Run(run.model, "none", method, budget, run.seed).configuration
+            if reference in ranks and reference != run.configuration:
+                pairs[run.configuration] = (ranks[run.configuration], ranks[reference])
+        found[f"minus_{method}"] = tests_of_pairs(pairs, users, settings)
+    return found

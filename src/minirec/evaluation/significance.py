@@ -70,8 +70,17 @@ def paired_tests(
     Ranks are [n] of a recommender without a seed, or [r, n] of runs with different seeds. The p-values are of paired
     permutation tests; Holm's correction covers the tests of one call (METHOD 5, tests).
     """
-    ours = ndcg(rank, K)
-    tests = {name: _paired_test(ours, ndcg(other, K), users, settings) for name, other in others.items()}
+    return tests_of_pairs({name: (rank, other) for name, other in others.items()}, users, settings)
+
+
+def tests_of_pairs(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], users: np.ndarray, settings: Measure
+) -> dict[str, PairedTest]:
+    """Compare NDCG@10 of the two recommenders of each pair of ranks, by name: the first minus the second.
+
+    Ranks and Holm's correction as in `paired_tests`.
+    """
+    tests = {name: _paired_test(ndcg(a, K), ndcg(b, K), users, settings) for name, (a, b) in pairs.items()}
     corrected = holm([p for _, p in tests.values()])
     return {
         name: {**difference, "p": p, "p_holm": p_holm, "significant": p_holm < 1 - settings.confidence}

@@ -102,34 +102,34 @@ def _wrap(label: str, items: Iterable[str]) -> str:
 
 
 def comparison_text(configurations: pd.DataFrame, tests: Mapping[str, Any], metric: str, table: Path) -> str:
-    """A metric of every configuration, and how much better the main experiment is.
+    """A metric of every configuration, how far it is from random samples and from all, and the main one from it.
 
-    configurations: from `comparison.over_seeds`. tests: from `comparison.main_against_others`.
+    configurations: from `comparison.over_seeds`. tests: from `comparison.tests_of`.
     """
+    labels = [f"{row.model}/{row.selector}/{row.method}-{row.budget}" for row in configurations.itertuples()]
+    width = max(len("run"), *map(len, labels))
     lines = [
         "",
         f"{table}: {metric.upper()} by run, mean and standard deviation over the seeds",
         "",
-        f"  {'model':<12}{'selector':<12}{'method':<20}{'budget':>8}{'seeds':>7}  {metric:<20}"
-        f"{'train s':>9}{'all s':>8}"
-        f"  {tests['main']} minus this",
+        f"  {'run':<{width}}{'seeds':>7}  {metric:<18}{'train s':>8}{'all s':>8}"
+        f"{'minus random (p)':>20}{'minus full (p)':>20}{'main minus this (p)':>21}",
     ]
-    for row in configurations.to_dict("records"):
+    for label, row in zip(labels, configurations.to_dict("records"), strict=True):
         quality = f"{row['mean']:.4f}" + ("" if pd.isna(row["std"]) else f" ± {row['std']:.4f}")
-        test = tests["paired_tests"].get(f"{row['model']}/{row['selector']}/{row['method']}-{row['budget']}")
+        random, full, main = (
+            f"{test['mean']:+.4f} ({test['p_holm']:.2g})" if (test := tests[name].get(label)) else ""
+            for name in ("minus_random", "minus_full", "paired_tests")
+        )
         lines.append(
-            f"  {row['model']:<12}{row['selector']:<12}{row['method']:<20}{row['budget']:>8}{row['seeds']:>7}  "
-            f"{quality:<20}{row['seconds']:>9.0f}{row['total_seconds']:>8.0f}"
-            + (
-                f"  {test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_holm']:.3g}"
-                if test
-                else ""
-            )
+            f"  {label:<{width}}{row['seeds']:>7}  {quality:<18}{row['seconds']:>8.0f}{row['total_seconds']:>8.0f}"
+            f"{random:>20}{full:>20}{main:>21}".rstrip()
         )
     shared = "; one proxy for all seeds, so not its choice" if tests["signals"] == "shared" else ""
     lines += [
         "",
-        f"  Intervals and tests cover test users and, from two seeds on, seeds{shared}. p by Holm.",
+        f"  main: {tests['main']}. random: as many random samples. full: all samples.",
+        f"  Tests cover test users and, from two seeds on, seeds{shared}. p by Holm; intervals are in the JSON file.",
         "  All seconds: training and selection.",
     ]
     return "\n".join([*lines, "", ""])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from minirec.evaluation.comparison import main_against_others, over_seeds, run_rows, with_intervals
+from minirec.evaluation.comparison import over_seeds, run_rows, tests_of, with_intervals
 from minirec.evaluation.metrics import K
 from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure
@@ -40,7 +40,7 @@ def run(
     patterns = {name: globs for name, *globs in (entry.split(":") for entry in selection_logs)}
     rows = [row for one in compared for row in run_rows(top, one, patterns[f"{one.selector}/{one.method}"])]
     configurations = over_seeds(pd.DataFrame(rows), metric)
-    paired_tests = main_against_others(top, compared, samples, measure)
+    paired_tests = tests_of(top, compared, samples, measure)
     paired_tests["signals"] = "shared" if shared_signals else "own"
     inputs = {f"{one}/{file}": one.folder(top) / file for one in compared for file in ("metrics.json", "ranks.parquet")}
     provenance = Provenance("compare", measure.model_dump(), inputs)
