@@ -13,6 +13,8 @@ Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and the tables 
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from evidence import KEY, OUT, RANKS, settings_of
@@ -20,27 +22,16 @@ from selection import DATASETS, ROOT, keep
 from selection_report import EVIDENCE, into_page, save
 
 from minirec.evaluation.significance import holm, paired_tests
-from minirec.report.style import LINES, MARKERS, Figure, plt
+from minirec.report.style import ALL, INK, LINES, MARKERS, Figure, plt
 
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
 TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
 RANDOM = ("random", "random_twice")
 MODEL_NAMES = {"tiny": "tiny model", "smollm": "SmolLM2"}
-NAMES = {  # of evidence.csv: what the page calls them
-    "random": "random",
-    "random_twice": "random, two epochs",
-    "learnable_heads": "learnable by heads",
-    "learnable_heads_twice": "learnable by heads, two epochs",
-    "learnable": "learnable by a policy",
-    "minirec": "minirec",
-    "product": "product",
-    "variance": "variance",
-    "hardest": "hardest",
-    "random_once": "random, one epoch",
-    "full_once": "all samples, one epoch",
-    "full_twice": "all samples, two epochs",
-}
+NAMES = {"learnable_heads": "learnable by heads", "learnable": "learnable by a policy", "full": "all samples"}
+EPOCHS = {"_once": ", one epoch", "_twice": ", two epochs"}  # endings of variants
 DRAWN = ("random", "learnable_heads", "learnable", "minirec", "hardest", "random_once", "full_once")  # in the picture
+NOT_DRAWN = ("product", "variance", "full")  # much like minirec; for more than an epoch. Others follow those of DRAWN
 
 
 def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
@@ -106,6 +97,14 @@ def corrected(tests: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return tests.assign(p_holm=tests.groupby(family)["p"].transform(holm))
 
 
+def name_of(method: str) -> str:
+    """What the page calls a method or variant of evidence.csv."""
+    for ending, epochs in EPOCHS.items():
+        if method.endswith(ending):
+            return name_of(method.removesuffix(ending)) + epochs
+    return NAMES.get(method, method)
+
+
 def cells(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a data set, model, selector, method and budget: mean over the seeds, their number, and CPU seconds."""
     kinds = {"seeds": ("seed", "count"), "ndcg": ("after", "mean"), "train": ("train", "mean")}
@@ -128,7 +127,7 @@ def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
                 f"{of / full[name].item():.0%}" if len(full) else ""
                 for name, of in (("ndcg", row.ndcg), ("cost", row.cost))
             ]
-            text += f"| {NAMES[row.method]} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} | {shares[0]} "
+            text += f"| {name_of(row.method)} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} | {shares[0]} "
             text += f"| {row.cost - row.train:.0f} | {row.cost:.0f} | {shares[1]} "
             text += f"| {interval(test)} | {f'{test.p_holm:.2g}' if test is not None else ''} |\n"
     return text + "\n"
@@ -147,7 +146,7 @@ def transfer(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
         shown = found[same & found["method"].isin([other.method, control])].sort_values("ndcg", ascending=False)
         for row in shown.itertuples():
             differences = [interval(tests.get((*row[1:6], name))) for name in ("own", "random")]
-            text += f"| {row.dataset} | {MODEL_NAMES[row.model]} | {NAMES[row.method]} "
+            text += f"| {row.dataset} | {MODEL_NAMES[row.model]} | {name_of(row.method)} "
             text += f"| {MODEL_NAMES.get(row.selector, '')} | {row.samples:,} | {row.seeds} "
             text += f"| {row.ndcg:.4f} | {' | '.join(differences)} |\n"
     return text + "\n"
@@ -161,26 +160,28 @@ def interval(test: pd.Series | None) -> str:
 def picture(rows: pd.DataFrame) -> Figure:
     """Quality against the whole cost, a panel a data set; a point is a run, a line joins the means of a method."""
     figure, panels = plt.subplots(1, len(DATASETS), figsize=(10, 3.6))
-    shorter = {"random_twice": "random", "learnable_heads_twice": "learnable_heads"}  # of the same line
-    found, rows = (of.replace({"method": shorter}) for of in (cells(rows), rows))
+    # the runs of two epochs are of the same line
+    found, rows = (of.assign(method=of["method"].str.removesuffix("_twice")) for of in (cells(rows), rows))
+    others = sorted(set(found["method"]) - {*DRAWN, *NOT_DRAWN})
+    looks = [*zip([*LINES, "#000000"], [*MARKERS, "X"], strict=True), *product((INK, ALL), MARKERS)]
     for axes, dataset in zip(panels, DATASETS, strict=True):
-        for method, colour, marker in zip(DRAWN, [*LINES, "#000000"], [*MARKERS, "X"], strict=True):
+        for method, (colour, marker) in zip([*DRAWN, *others], looks, strict=False):
             part, mean = (
                 of[(of["dataset"] == dataset) & (of["method"] == method)].sort_values("cost") for of in (rows, found)
             )
             if part.empty:
                 continue
             axes.scatter(part["cost"], part["after"], s=14, color=colour, marker=marker, alpha=0.45, linewidth=0)
-            axes.plot(mean["cost"], mean["ndcg"], color=colour, marker=marker, label=NAMES[method])
+            axes.plot(mean["cost"], mean["ndcg"], color=colour, marker=marker, label=name_of(method))
         axes.set(title=dataset, xlabel="CPU seconds, selection counted")
     panels[0].set_ylabel("NDCG@10 on test")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    shown = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4)
     return figure
 
 
 def main() -> None:
     rows = pd.read_csv(OUT, dtype={"budget": str})
-    rows = rows[rows["method"].isin(NAMES)]
     ranks = dict(list(pd.read_parquet(RANKS).groupby(KEY))) if RANKS.is_file() else {}
     former = pd.read_csv(TESTS, dtype={"budget": str})
     made = pd.concat([former, tested(rows, ranks)]).sort_values("seeds", kind="stable")  # a test of more seeds stays

@@ -3,10 +3,11 @@
     python benchmarks/long/selection.py --datasets toys --methods learnable random --seeds 5
 
 Methods are those of src/minirec/selection/methods and the variants of config/evidence.yaml: those with another proxy
-like the methods, all others at two of the budgets and with half the seeds. Two seeds share a proxy with its rollouts
-and scores, made by the workflow. A training takes seconds; what is finished is not run again. Rows go to
-docs/results/selection.csv; selection_report.py makes tables and pictures of them. MovieLens is fetched; cds, toys and
-any data set of your own take part where data/NAME holds their two files.
+like the methods, all others at two of the budgets and with half the seeds. random and full, with which they are
+compared, always take part. Two seeds share a proxy with its rollouts and scores, made by the workflow. A training
+takes seconds; what is finished is not run again. Rows go to docs/results/selection.csv; selection_report.py makes
+tables and pictures of them. MovieLens is fetched; cds, toys and any data set of your own take part where data/NAME
+holds their two files.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from minirec.storage.files import atomic_write
 OUT = ROOT / "docs" / "results" / "selection.csv"
 COLUMNS = ("dataset", "method", "budget", "epochs", "seed", "valid", "test", "steps", "seconds")
 DATASETS = ("toys", "cds", "movielens")
+CONTROLS = ("random", "full")  # with which all others are compared
 BUDGETS = (1 / 8, 1 / 4, 1 / 16, 1 / 2)
 ABLATED = (1 / 8, 1 / 4)  # budgets of the variants
 EPOCHS = (1, 2, 4, 8)
@@ -131,8 +133,8 @@ def available(datasets: list[str]) -> list[str]:
 
 
 def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[float], epochs: list[int]) -> list[Cell]:
-    """All cells, those of the first budget first."""
-    cells = []
+    """All cells, those of the controls too, those of the first budget first."""
+    cells, methods = [], list(dict.fromkeys([*methods, *CONTROLS]))
     for budget, dataset, method, seed in product(budgets, available(datasets), methods, range(seeds)):
         full = not (variant := settings().variants.get(method)) or variant.proxy
         if full or (seed < PROXIES and budget in ABLATED):
@@ -229,12 +231,15 @@ def main() -> None:
         "--datasets", nargs="+", default=list(DATASETS), help="of the configuration; toys cds movielens"
     )
     parser.add_argument(
-        "--methods", nargs="+", default=judged(), choices=judged(), metavar="METHOD", help="methods, variants"
+        "--methods", nargs="+", default=judged(), choices=judged(), metavar="METHOD", help="methods, variants; all"
     )
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares; 1/8 1/4 1/16 1/2")
-    parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS), help="1 2 4 8")
+    parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS), help="1 2 4 8, which the report needs")
     parser.add_argument(
-        "--seeds", type=int, default=SEEDS, help=f"of heads and draws, {PROXIES} proxies in turn; {SEEDS}"
+        "--seeds",
+        type=int,
+        default=SEEDS,
+        help=f"of heads and draws, {PROXIES} proxies in turn; {SEEDS}; the report needs {PROXIES} or {SEEDS}",
     )
     parser.add_argument("--cores", type=int, default=2, help="2")
     given = parser.parse_args()

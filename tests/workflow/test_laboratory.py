@@ -1,6 +1,8 @@
 """How the laboratory and the whole chain judge selection methods: by valid, seed for seed, with Holm's correction."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -59,6 +61,50 @@ def test_a_new_method_is_judged_at_every_budget_and_a_variant_at_two_with_half_o
     assert of["full"] == [(1.0, seed, seed % 5) for seed in range(10)]
 
 
+def test_a_method_asked_for_alone_is_run_with_what_it_is_compared_with(monkeypatch):
+    monkeypatch.setattr(selection, "available", lambda datasets: datasets)
+    cells = selection.grid(["toys"], ["hardest"], 5, [0.125], [1])
+    assert {(cell.method, cell.budget) for cell in cells} == {("hardest", 0.125), ("random", 0.125), ("full", 1.0)}
+    assert all(len([c for c in cells if c.method == name]) == 5 for name in ("hardest", "random", "full"))
+
+
+def test_a_report_on_a_disk_without_results_changes_nothing_that_is_committed(tmp_path, monkeypatch):
+    committed = {name: getattr(selection_report, name) for name in ("TESTS", "LABORATORY")}
+    for name, file in committed.items():
+        monkeypatch.setattr(selection_report, name, Path(shutil.copy(file, tmp_path)))
+    monkeypatch.setattr(selection_report, "runs", lambda dataset: pd.DataFrame())
+    drawn = {}
+    monkeypatch.setattr(selection_report, "save", drawn.__setitem__)
+    monkeypatch.setattr(sys, "argv", ["selection_report.py"])
+    selection_report.main()
+    assert set(drawn) == {"selection_toys", "selection_cds", "selection_movielens"}
+    for name, file in committed.items():
+        assert getattr(selection_report, name).read_text() == file.read_text()
+
+
+def test_new_tests_stand_beside_the_kept_ones_and_are_corrected_for_all_of_them():
+    cell = {"dataset": "toys", "budget": 0.125, "seeds": 10}
+    older = [cell | {"method": m, "random_p_holm": p} for m, p in (("old", 0.03), ("again", 0.04))]
+    few = [cell | {"method": "few", "random_p": 0.5, "random_p_holm": 1.0}]
+    new = [cell | {"method": m, "random_p": p} for m, p in (("mine", 0.01), ("again", 0.02))]
+    new += [cell | {"method": "few", "seeds": 5, "random_p": 0.001}, cell | {"method": "random"}]
+    found = selection_report.merged(pd.DataFrame(older + few), [pd.DataFrame(new)]).set_index("method")
+    assert found["random_p_holm"].drop("random").to_dict() == {
+        "old": 0.03,  # it is not known more exactly
+        "mine": 0.04,  # of four tests
+        "again": 0.06,  # in place of its older test
+        "few": 1.0,  # the test of more seeds stays
+    }
+    assert np.isnan(found["random_p_holm"]["random"])
+
+
+def test_a_picture_names_the_methods_that_are_asked_for():
+    budgets = pd.concat([rows(m, 0.125, 1, [0.1] * 5, [[1]] * 5) for m in ("random", "mine", "other")])
+    found = pd.concat([budgets, rows("full", 1.0, 1, [0.1] * 5, [[1]] * 5)]).assign(test=0.1)
+    named = [text.get_text() for text in selection_report.picture("toys", found, ["mine"]).axes[0].get_legend().texts]
+    assert named == ["random", "mine", "full"]
+
+
 def test_the_table_has_full_first_then_the_best_and_marks_what_differs_from_random():
     names = {"dataset": "toys", "budget": 0.125}
     tests = pd.DataFrame(
@@ -96,6 +142,17 @@ def test_the_whole_chain_compares_runs_of_the_same_seed_and_number_of_epochs():
         ("random", "full_once"): (2, -1.0),
         ("random_twice", "full_once"): (2, 0.0),
     }
+
+
+def test_a_method_without_a_name_of_its_own_in_the_report_is_in_table_and_picture():
+    numbers = {"samples": 638, "before": 0.1, "after": 0.2, "train": 10.0, "cost": 20.0}
+    methods = ("full_once", "random", "mine", "mine_twice", "learnable_heads_twice")
+    found = pd.DataFrame([run(method, 0, [1, 1])[0] | numbers for method in methods])
+    table = evidence_report.markdown(found, {})
+    for name in ("all samples, one epoch", "random", "mine", "mine, two epochs", "learnable by heads, two epochs"):
+        assert f"| {name} | 638 |" in table
+    legend = [text.get_text() for text in evidence_report.picture(found).legends[0].texts]
+    assert legend == ["random", "learnable by heads", "all samples, one epoch", "mine"]
 
 
 def test_holms_correction_of_the_whole_chain_covers_a_family_of_older_and_newer_tests_without_those_of_no_run():
