@@ -173,7 +173,7 @@ def picture(dataset: str, rows: pd.DataFrame, highlight: Sequence[str] = ()) -> 
     for method, colour in zip(drawn, cycle(COLOURS), strict=False):
         if method not in methods:
             continue
-        part = points.loc[method].sort_values(("steps", "first"))
+        part = points.loc[method]
         x, mean, spread = part["steps", "first"], part["test", "mean"], part["test", "std"]
         axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
         marker = "o" if method in SHOWN else "D"
