@@ -18,8 +18,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from evidence import KEY, OUT, RANKS, settings_of
-from selection import DATASETS, ROOT, keep
-from selection_report import EVIDENCE, into_page, save
+from selection import ROOT, keep
+from selection_report import EVIDENCE, into_page, known_first, save
 
 from minirec.evaluation.significance import holm, paired_tests
 from minirec.report.style import ALL, INK, LINES, MARKERS, Figure, plt
@@ -116,7 +116,7 @@ def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     """A table a data set of a model's own picks, the cheapest first; shares are of all samples for one epoch."""
     text, found = "", cells(rows)
     heads = "samples", "seeds", "NDCG@10", "share", "selection, s", "in sum, s", "share", "minus random", "p (Holm)"
-    for dataset in [name for name in DATASETS if name in set(found["dataset"])]:
+    for dataset in known_first(found["dataset"]):
         part = found[found["dataset"] == dataset].sort_values("cost")
         full = part[part["method"] == "full_once"]
         text += f"\n**{dataset}**, {part['before'].iloc[0]:.4f} before training\n\n"
@@ -159,12 +159,13 @@ def interval(test: pd.Series | None) -> str:
 
 def picture(rows: pd.DataFrame) -> Figure:
     """Quality against the whole cost, a panel a data set; a point is a run, a line joins the means of a method."""
-    figure, panels = plt.subplots(1, len(DATASETS), figsize=(10, 3.6))
+    datasets = known_first(rows["dataset"])
+    figure, (panels,) = plt.subplots(1, len(datasets), figsize=(10, 3.6), squeeze=False)
     # the runs of two epochs are of the same line
     found, rows = (of.assign(method=of["method"].str.removesuffix("_twice")) for of in (cells(rows), rows))
     others = sorted(set(found["method"]) - {*DRAWN, *NOT_DRAWN})
     looks = [*zip([*LINES, "#000000"], [*MARKERS, "X"], strict=True), *product((INK, ALL), MARKERS)]
-    for axes, dataset in zip(panels, DATASETS, strict=True):
+    for axes, dataset in zip(panels, datasets, strict=True):
         for method, (colour, marker) in zip([*DRAWN, *others], looks, strict=False):
             part, mean = (
                 of[(of["dataset"] == dataset) & (of["method"] == method)].sort_values("cost") for of in (rows, found)

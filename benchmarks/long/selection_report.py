@@ -32,6 +32,7 @@ from selection import (
     SEEDS,
     grid,
     judged,
+    lay_over,
     settings,
     states_of,
 )
@@ -55,6 +56,8 @@ CELL = ["method", "budget", "epochs"]
 
 def runs(dataset: str) -> pd.DataFrame:
     """All trainings of a data set on this disk, with their ranks; none unless the controls are there."""
+    if dataset not in settings().datasets:
+        return pd.DataFrame()
     cells = grid([dataset], judged(), SEEDS, list(BUDGETS), list(EPOCHS))
     files = [cell.file() for cell in cells if all(path.exists() for path in cell.inputs().values())]
     found = [pd.read_parquet(file) for file in files if file.is_file()]
@@ -208,7 +211,9 @@ def into_page(page: Path, name: str, made: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--highlight", nargs="+", default=[], metavar="METHOD", help="to draw in colour, too")
+    parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="as of selection.py")
     given = parser.parse_args()
+    lay_over(given.configfile)
     rows, new = complete(pd.read_csv(OUT)), []
     if unknown := set(given.highlight) - set(rows["method"]):
         parser.error(f"{OUT.name} has no rows of all proxies for {', '.join(sorted(unknown))}; run selection.py")

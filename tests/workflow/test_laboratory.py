@@ -105,6 +105,35 @@ def test_a_picture_names_the_methods_that_are_asked_for():
     assert named == ["random", "mine", "full"]
 
 
+def test_a_data_set_of_your_own_takes_part_when_a_file_has_what_the_errors_ask_for(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    monkeypatch.setattr(selection, "ROOT", tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    with pytest.raises(SystemExit, match="mine is no data set of the configuration"):
+        selection.available(["mine"])
+    file.write_text("datasets: {mine: {source: own}}\n")
+    try:
+        selection.lay_over([file])
+        with pytest.raises(SystemExit, match="tiny_mine is no model of the configuration") as error:
+            selection.model_of("mine")
+        file.write_text(file.read_text() + str(error.value).partition("--configfile: ")[2])
+        selection.lay_over([file])
+        assert selection.model_of("mine") == "tiny_mine"
+        assert selection.available(["mine"]) == []  # its two files are not there
+        (tmp_path / "data" / "mine").mkdir(parents=True)
+        (tmp_path / "data" / "mine" / "interactions.parquet").touch()
+        assert selection.available(["mine"]) == ["mine"]
+        files, settings = evidence.settings_of("tiny")
+        assert files[-1] == file
+        assert settings.models["tiny_mine"] == settings.models["tiny_toys"].model_copy(update={"dataset": "mine"})
+    finally:
+        selection.lay_over([])
+
+
+def test_data_sets_of_your_own_come_after_those_that_everyone_knows():
+    assert selection_report.known_first(["mine", "movielens", "cds", "a", "cds"]) == ["cds", "movielens", "a", "mine"]
+
+
 def test_the_table_has_full_first_then_the_best_and_marks_what_differs_from_random():
     names = {"dataset": "toys", "budget": 0.125}
     tests = pd.DataFrame(
