@@ -52,6 +52,7 @@ COLUMNS += [f"{control}_{value}" for control in CONTROLS for value in TEST]
 SHOWN = ("learnable_heads", "learnable", "minirec", "variance", "random", "hardest")  # in colour; all others are grey
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00")  # Okabe and Ito
 CELL = ["method", "budget", "epochs"]
+EQUAL_STEPS = (("learnable_heads", 1 / 8, 4), ("random", 1 / 8, 4), ("random", 1 / 4, 2), ("random", 1 / 2, 1))
 
 
 def runs(dataset: str) -> pd.DataFrame:
@@ -165,6 +166,18 @@ def markdown(tests: pd.DataFrame, budget: float) -> str:
     return "".join(lines)
 
 
+def equal_steps(rows: pd.DataFrame) -> str:
+    """A table of test NDCG@10 after as many steps, with one epoch of all samples, twice as many, below."""
+    mean = rows.groupby([*CELL, "dataset"])["test"].mean()
+    sets = known_first(rows["dataset"])
+    text = f"\n| method | samples | epochs | {' | '.join(sets)} |\n|---|--:|--:{'|--:' * len(sets)}|\n"
+    for method, budget, epochs in (*EQUAL_STEPS, ("full", 1.0, 1)):
+        values = [mean.get((method, budget, epochs, name)) for name in sets]
+        shown = ["-" if value is None else f"{value:.4f}" for value in values]
+        text += f"| {method} | {Fraction(budget)} | {epochs} | {' | '.join(shown)} |\n"
+    return text + "\n"
+
+
 def picture(dataset: str, rows: pd.DataFrame, highlight: Sequence[str] = ()) -> Figure:
     """Quality against steps: a line a method through its budgets, the band is a standard deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
@@ -228,6 +241,7 @@ def main() -> None:
         tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
     tables = [f"\n**{Fraction(budget)} of the samples**\n\n{markdown(tests, budget)}" for budget in ABLATED]
     into_page(LABORATORY, "laboratory", "".join(tables))
+    into_page(LABORATORY, "equal steps", equal_steps(rows))
 
 
 if __name__ == "__main__":

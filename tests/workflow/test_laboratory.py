@@ -153,6 +153,17 @@ def test_the_table_has_full_first_then_the_best_and_marks_what_differs_from_rand
     assert bad == "| bad | 0.0500 (25%) **-** |"
 
 
+def test_methods_are_compared_after_as_many_steps_by_the_mean_over_seeds():
+    found = [rows("learnable_heads", 0.125, 4, [0, 0], [[1], [1]]).assign(test=[0.1, 0.2])]
+    found += [rows("random", 0.25, 2, [0], [[1]]).assign(test=0.05), rows("full", 1.0, 1, [0], [[1]]).assign(test=0.3)]
+    found += [rows("random", 0.25, 4, [0], [[1]]).assign(test=0.9)]  # twice as many
+    table = selection_report.equal_steps(pd.concat(found).assign(dataset="toys")).splitlines()
+    assert "| learnable_heads | 1/8 | 4 | 0.1500 |" in table
+    assert "| random | 1/4 | 2 | 0.0500 |" in table
+    assert "| random | 1/2 | 1 | - |" in table
+    assert "| full | 1 | 1 | 0.3000 |" in table
+
+
 def run(method, seed, ranks, budget="638"):
     """The row of a run of the tiny model in evidence.csv, and its key with the rows of evidence_ranks.parquet."""
     selector = "none" if method.startswith(("random", "full")) else "tiny"
