@@ -4,10 +4,11 @@
 
 Reads the rows of docs/results/evidence.csv and the ranks of these runs in docs/results/evidence_ranks.parquet. Tests of
 runs whose ranks are not there stay as they are in docs/results/evidence_tests.csv.
-Each method is compared with as many random samples for as many epochs and with all samples for one, and the picks of
-another model also with the model's own: NDCG@10 on test over the seeds that both have, at least two, with intervals
-over users and seeds and paired tests. Holm's correction covers what is compared with the same for a data set, model,
-budget and number of epochs, own picks and those of another model apart (METHOD 5).
+Each method is compared with as many random samples for as many epochs and with all samples for one, the picks of
+another model also with the model's own, and random samples for one epoch with the heads whose cost is nearest: NDCG@10
+on test over the seeds that both have, at least two, with intervals over users and seeds and paired tests. Holm's
+correction covers what is compared with the same for a data set, model, budget and number of epochs, own picks and those
+of another model apart (METHOD 5).
 Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and the tables of docs/evidence.md.
 """
 
@@ -26,7 +27,7 @@ from minirec.report.style import ALL, INK, LINES, MARKERS, Figure, plt
 
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
 TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
-RANDOM = ("random", "random_twice")
+RANDOM = ("random", "random_once", "random_twice")
 MODEL_NAMES = {"tiny": "tiny model", "smollm": "SmolLM2"}
 NAMES = {"learnable_heads": "learnable by heads", "learnable": "learnable by a policy", "full": "all samples"}
 EPOCHS = {"_once": ", one epoch", "_twice": ", two epochs"}  # endings of variants
@@ -40,7 +41,10 @@ def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame
     rows = rows[[tuple(key) in ranks for key in rows[KEY].itertuples(index=False)]]
     for _, of_set in rows.groupby(["model", "dataset"]):
         full = of_set[of_set["method"] == "full_once"]
-        for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", twice(of_set)]):
+        heads = of_set[(of_set["method"] == "learnable_heads") & ~foreign(of_set)]
+        for _, once in of_set[of_set["method"] == "random_once"].groupby("budget"):
+            found += against("equal_cost", once, of_nearest_cost(heads, once), ranks)
+        for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", ending(of_set)]):
             own, others = alike[~foreign(alike)], alike[foreign(alike)]
             random = own[own["method"].isin(RANDOM)]
             for ours in (own, others):
@@ -50,9 +54,15 @@ def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame
     return pd.DataFrame(found)
 
 
-def twice(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are of two epochs, and so compared with each other alone."""
-    return rows["method"].str.endswith("_twice").rename("twice")
+def ending(rows: pd.DataFrame) -> pd.Series:
+    """The ending of each method that says for how many epochs: methods of one ending are compared with each other."""
+    return rows["method"].str.extract(f"({'|'.join(EPOCHS)})$", expand=False).fillna("").rename("ending")
+
+
+def of_nearest_cost(rows: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the budget whose mean cost is nearest to that of ours."""
+    distance = (rows.groupby("budget")["cost"].mean() - ours["cost"].mean()).abs()
+    return rows[rows["budget"].isin(distance.nsmallest(1).index)]
 
 
 def foreign(rows: pd.DataFrame) -> pd.Series:
@@ -93,7 +103,7 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.D
 def corrected(tests: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """The tests of methods that have rows, with Holm's correction in each family."""
     tests = tests.merge(rows[TESTED[:-1]].drop_duplicates())
-    family = ["model", "dataset", "budget", "against", twice(tests), foreign(tests)]
+    family = ["model", "dataset", "budget", "against", ending(tests), foreign(tests)]
     return tests.assign(p_holm=tests.groupby(family)["p"].transform(holm))
 
 
@@ -122,14 +132,16 @@ def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
         text += f"\n**{dataset}**, {part['before'].iloc[0]:.4f} before training\n\n"
         text += f"| method | {' | '.join(heads)} |\n|---{'|--:' * len(heads)}|\n"
         for row in part.itertuples():
-            test = tests.get((*row[1:6], "random"))
+            once = row.method == "random_once"
+            test = tests.get((*row[1:6], "equal_cost" if once else "random"))
+            shown, p = (interval(test), f"{test.p_holm:.2g}") if test is not None else ("", "")
             shares = [
                 f"{of / full[name].item():.0%}" if len(full) else ""
                 for name, of in (("ndcg", row.ndcg), ("cost", row.cost))
             ]
             text += f"| {name_of(row.method)} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} | {shares[0]} "
             text += f"| {row.cost - row.train:.0f} | {row.cost:.0f} | {shares[1]} "
-            text += f"| {interval(test)} | {f'{test.p_holm:.2g}' if test is not None else ''} |\n"
+            text += f"| {'minus heads: ' if once and p else ''}{shown} | {p} |\n"
     return text + "\n"
 
 

@@ -184,6 +184,23 @@ def test_the_whole_chain_compares_runs_of_the_same_seed_and_number_of_epochs():
     }
 
 
+def test_one_epoch_of_random_samples_is_compared_with_the_heads_of_about_its_cost():
+    once = [run("random_once", seed, [1, 11], "3200") for seed in (0, 1)]
+    cheap = [run("learnable_heads", seed, [11, 11]) for seed in (0, 1)]
+    alike = [run("learnable_heads", seed, [1, 1], "1276") for seed in (0, 1)]
+    numbers = {"samples": 1, "before": 0.1, "after": 0.2, "train": 1.0}
+    costs = [*((r, 100.0) for r, *_ in once), *((r, 60.0) for r, *_ in cheap), *((r, 110.0) for r, *_ in alike)]
+    found = pd.DataFrame([row | numbers | {"cost": cost} for row, cost in costs])
+    tests = evidence_report.tested(found, {key: ranks for _, key, ranks in once + cheap + alike})
+    assert tests[["method", "budget", "against", "difference"]].to_numpy().tolist() == [
+        ["random_once", "3200", "equal_cost", -0.5]
+    ]
+    kept = {tuple(t[evidence_report.TESTED]): t for _, t in evidence_report.corrected(tests, found).iterrows()}
+    line = next(line for line in evidence_report.markdown(found, kept).splitlines() if "one epoch" in line)
+    assert line.startswith("| random, one epoch | 1 | 2 | 0.2000 |")
+    assert "| minus heads: -0.5000 [" in line
+
+
 def test_a_method_without_a_name_of_its_own_in_the_report_is_in_table_and_picture():
     numbers = {"samples": 638, "before": 0.1, "after": 0.2, "train": 10.0, "cost": 20.0}
     methods = ("full_once", "random", "mine", "mine_twice", "learnable_heads_twice")
