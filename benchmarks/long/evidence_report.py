@@ -9,21 +9,23 @@ another model also with the model's own, and random samples for one epoch with t
 on test over the seeds that both have, at least two, with intervals over users and seeds and paired tests. Holm's
 correction covers what is compared with the same for a data set, model, budget and number of epochs, own picks and those
 of another model apart (METHOD 5).
-Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and the tables of docs/evidence.md.
+Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and training_time.svg, and the tables of
+docs/evidence.md.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
 import pandas as pd
-from evidence import KEY, OUT, RANKS, settings_of
+from evidence import KEY, OUT, RANKS, SHARES, settings_of
 from selection import ROOT, keep
 from selection_report import EVIDENCE, into_page, known_first, save
 
 from minirec.evaluation.significance import holm, paired_tests
-from minirec.report.style import ALL, INK, LINES, MARKERS, Figure, plt
+from minirec.report.style import ALL, INK, LINES, MARKERS, PICKED, POINTS, Figure, plt
 
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
 TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
@@ -33,6 +35,7 @@ NAMES = {"learnable_heads": "learnable by heads", "learnable": "learnable by a p
 EPOCHS = {"_once": ", one epoch", "_twice": ", two epochs"}  # endings of variants
 DRAWN = ("random", "learnable_heads", "learnable", "minirec", "hardest", "random_once", "full_once")  # in the picture
 NOT_DRAWN = ("product", "variance", "full")  # much like minirec; for more than an epoch. Others follow those of DRAWN
+TIMED = {"random": "random", "learnable_heads": "heads", "learnable": "policy"}  # in the picture of training times
 
 
 def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
@@ -193,6 +196,27 @@ def picture(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def training_times(rows: pd.DataFrame) -> Figure:
+    """CPU seconds of training and, stacked on it, of the selection, by share of the samples: the paper's Fig. 5."""
+    found = cells(rows)
+    full = found[found["method"] == "full_once"].set_index("dataset")
+    datasets = known_first(full.index)
+    figure, (panels,) = plt.subplots(1, len(datasets), figsize=(10, 2.8), sharey=True, squeeze=False)
+    labels = [f"{name}, {Fraction(share)}" for share in SHARES for name in TIMED.values()] + ["all, one epoch"]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        size, part = full.loc[dataset, "samples"], found[found["dataset"] == dataset].set_index(["method", "samples"])
+        keys = [(method, round(share * size)) for share in SHARES for method in TIMED] + [("full_once", size)]
+        seconds = part.reindex(keys)
+        selection = seconds["cost"] - seconds["train"]
+        axes.barh(labels, seconds["train"], color=POINTS, label="training")
+        axes.barh(labels, selection, left=seconds["train"], color=PICKED, label="selection")
+        axes.set(title=dataset, xlabel="CPU seconds")
+        axes.grid(visible=False, axis="y")
+    panels[0].invert_yaxis()  # the first on top, in all panels
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
 def main() -> None:
     rows = pd.read_csv(OUT, dtype={"budget": str})
     ranks = dict(list(pd.read_parquet(RANKS).groupby(KEY))) if RANKS.is_file() else {}
@@ -203,6 +227,7 @@ def main() -> None:
     tests = {tuple(test[TESTED]): test for _, test in with_holm.iterrows()}
     own = rows[~foreign(rows)]
     save("evidence", picture(own[own["model"] == "tiny"]))
+    save("training_time", training_times(own[own["model"] == "tiny"]))
     into_page(EVIDENCE, "chain", markdown(own[own["model"] == "tiny"], tests))
     into_page(EVIDENCE, "chain smollm", markdown(own[own["model"] == "smollm"], tests))
     if foreign(rows).any():

@@ -212,6 +212,26 @@ def test_a_method_without_a_name_of_its_own_in_the_report_is_in_table_and_pictur
     assert legend == ["random", "learnable by heads", "all samples, one epoch", "mine"]
 
 
+def test_the_picture_of_training_times_stacks_what_the_selection_cost_on_the_training():
+    numbers = {"before": 0.1, "after": 0.2}
+    costs = [("random", 638, 80.0, 80.0), ("learnable_heads", 638, 80.0, 100.0), ("learnable_heads", 600, 1.0, 2.0)]
+    costs += [("full_once", 5104, 150.0, 150.0)]
+    found = pd.DataFrame(
+        [run(m, 0, [1, 1], str(n))[0] | numbers | {"samples": n, "train": t, "cost": c} for m, n, t, c in costs]
+    )
+    figure = evidence_report.training_times(found)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    training, selection = ([bar.get_width() for bar in bars] for bars in axes.containers)
+    shown = dict(
+        zip([text.get_text() for text in axes.get_yticklabels()], zip(training, selection, strict=True), strict=True)
+    )
+    assert shown["heads, 1/8"] == (80.0, 20.0)
+    assert shown["random, 1/8"] == (80.0, 0.0)
+    assert shown["all, one epoch"] == (150.0, 0.0)
+    assert np.isnan(shown["policy, 1/4"]).all()  # has not been run
+
+
 def test_holms_correction_of_the_whole_chain_covers_a_family_of_older_and_newer_tests_without_those_of_no_run():
     cell = {"dataset": "toys", "model": "tiny", "selector": "tiny", "budget": "638", "against": "random"}
     tests = pd.DataFrame([cell | {"method": m, "p": p} for m, p in zip("abc", (0.01, 0.02, 0.03), strict=True)])
