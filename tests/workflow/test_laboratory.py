@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,25 @@ def test_new_tests_stand_beside_the_kept_ones_and_are_corrected_for_all_of_them(
         "few": 1.0,  # the test of more seeds stays
     }
     assert np.isnan(found["random_p_holm"]["random"])
+
+
+def test_a_new_method_is_tested_against_random_of_its_budget_and_all_samples(monkeypatch):
+    states = SimpleNamespace(parts={"test": SimpleNamespace(sample_id=np.arange(40))})
+    monkeypatch.setattr(selection_report, "states_of", lambda dataset: states)
+    monkeypatch.setattr(selection_report.splits, "users", lambda file, sample_id: sample_id)
+    hits = {"full": 40, "random": 10, "mine": 30}  # of 40 targets, which then come first
+    trained = [
+        rows(name, 1.0 if name == "full" else 0.125, 1, [0.1] * 5, [[1] * count + [50] * (40 - count)] * 5)
+        for name, count in hits.items()
+    ]
+    tests = selection_report.tested("toys", pd.concat(trained))
+    found = selection_report.merged(pd.DataFrame(), [tests]).set_index("method")
+    assert found["test"].to_dict() == {"full": 1.0, "mine": 0.75, "random": 0.25}
+    assert found["random_difference"].dropna().to_dict() == {"mine": 0.5}
+    assert found["full_difference"].dropna().to_dict() == {"mine": -0.25, "random": -0.75}
+    assert found["random_p_holm"]["mine"] == found["random_p"]["mine"] < 0.001
+    assert found["full_p_holm"]["mine"] == found["full_p"]["mine"]  # the larger of two
+    assert found["full_p_holm"]["random"] == 2 * found["full_p"]["random"]
 
 
 def test_a_picture_names_the_methods_that_are_asked_for():
