@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 from learning import BATCH_TOKENS, MICRO_BATCH_PROMPTS, ROOT, commit, mean_of, p_of
-from selection import available, keep
+from selection import LAID_OVER, available, keep, lay_over, model_of
 
 from minirec.data import splits
 from minirec.evaluation.metrics import K
@@ -49,14 +49,14 @@ def settings_of(model: str) -> tuple[list[Path], config.Config]:
     layers = ["quickstart", "learning", f"learning_{model}", "evidence"]
     if model == "smollm":
         layers.append("evidence_smollm")
-    files = [ROOT / "config" / f"{name}.yaml" for name in layers]
+    files = [*(ROOT / "config" / f"{name}.yaml" for name in layers), *LAID_OVER]
     return files, config.load(ROOT / "config" / "config.yaml", *files)
 
 
 def run_of(settings: config.Config, key: Mapping[str, Any]) -> paths.Run:
     """The run of a row, in which `tiny` stands for the tiny model of the data set."""
-    names = {"tiny": f"tiny_{key['dataset']}"}
-    model, selector = (names.get(key[column], key[column]) for column in ("model", "selector"))
+    names = (key["model"], key["selector"])
+    model, selector = (model_of(key["dataset"]) if name == "tiny" else name for name in names)
     return paths.run_of(settings, model, selector, key["method"], key["budget"], key["seed"])
 
 
@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="of the samples; 1/8 1/4")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each with a proxy of its own; 0 1 2")
     parser.add_argument("--cores", type=int, default=2, help="2")
+    parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="laid over the configuration")
     given = parser.parse_args()
+    lay_over(given.configfile)
     done = pd.read_csv(OUT, dtype={"budget": str, "settings": str}) if OUT.is_file() else pd.DataFrame(columns=KEY)
     cells = product(given.models, given.seeds, given.methods, available(given.datasets))
     for model, seed, method, dataset in cells:

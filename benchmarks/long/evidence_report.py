@@ -4,43 +4,38 @@
 
 Reads the rows of docs/results/evidence.csv and the ranks of these runs in docs/results/evidence_ranks.parquet. Tests of
 runs whose ranks are not there stay as they are in docs/results/evidence_tests.csv.
-Each method is compared with as many random samples for as many epochs and with all samples for one, and the picks of
-another model also with the model's own: NDCG@10 on test over the seeds that both have, at least two, with intervals
-over users and seeds and paired tests. Holm's correction covers what is compared with the same for a data set, model,
-budget and number of epochs, own picks and those of another model apart (METHOD 5).
-Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and the tables of docs/evidence.md.
+Each method is compared with as many random samples for as many epochs and with all samples for one, the picks of
+another model also with the model's own, and random samples for one epoch with the heads whose cost is nearest: NDCG@10
+on test over the seeds that both have, at least two, with intervals over users and seeds and paired tests. Holm's
+correction covers what is compared with the same for a data set, model, budget and number of epochs, own picks and those
+of another model apart (METHOD 5).
+Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and training_time.svg, and the tables of
+docs/evidence.md.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import product
+
 import numpy as np
 import pandas as pd
-from evidence import KEY, OUT, RANKS, settings_of
-from selection import DATASETS, ROOT, keep
-from selection_report import EVIDENCE, into_page, save
+from evidence import KEY, OUT, RANKS, SHARES, settings_of
+from selection import ROOT, keep
+from selection_report import EVIDENCE, into_page, known_first, save
 
 from minirec.evaluation.significance import holm, paired_tests
-from minirec.report.style import LINES, MARKERS, Figure, plt
+from minirec.report.style import ALL, INK, LINES, MARKERS, PICKED, POINTS, Figure, plt
 
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
 TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
-RANDOM = ("random", "random_twice")
+RANDOM = ("random", "random_once", "random_twice")
 MODEL_NAMES = {"tiny": "tiny model", "smollm": "SmolLM2"}
-NAMES = {  # of evidence.csv: what the page calls them
-    "random": "random",
-    "random_twice": "random, two epochs",
-    "learnable_heads": "learnable by heads",
-    "learnable_heads_twice": "learnable by heads, two epochs",
-    "learnable": "learnable by a policy",
-    "minirec": "minirec",
-    "product": "product",
-    "variance": "variance",
-    "hardest": "hardest",
-    "random_once": "random, one epoch",
-    "full_once": "all samples, one epoch",
-    "full_twice": "all samples, two epochs",
-}
+NAMES = {"learnable_heads": "learnable by heads", "learnable": "learnable by a policy", "full": "all samples"}
+EPOCHS = {"_once": ", one epoch", "_twice": ", two epochs"}  # endings of variants
 DRAWN = ("random", "learnable_heads", "learnable", "minirec", "hardest", "random_once", "full_once")  # in the picture
+NOT_DRAWN = ("product", "variance", "full")  # much like minirec; for more than an epoch. Others follow those of DRAWN
+TIMED = {"random": "random", "learnable_heads": "heads", "learnable": "policy"}  # in the picture of training times
 
 
 def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
@@ -49,7 +44,10 @@ def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame
     rows = rows[[tuple(key) in ranks for key in rows[KEY].itertuples(index=False)]]
     for _, of_set in rows.groupby(["model", "dataset"]):
         full = of_set[of_set["method"] == "full_once"]
-        for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", twice(of_set)]):
+        heads = of_set[(of_set["method"] == "learnable_heads") & ~foreign(of_set)]
+        for _, once in of_set[of_set["method"] == "random_once"].groupby("budget"):
+            found += against("equal_cost", once, of_nearest_cost(heads, once), ranks)
+        for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", ending(of_set)]):
             own, others = alike[~foreign(alike)], alike[foreign(alike)]
             random = own[own["method"].isin(RANDOM)]
             for ours in (own, others):
@@ -59,9 +57,15 @@ def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame
     return pd.DataFrame(found)
 
 
-def twice(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are of two epochs, and so compared with each other alone."""
-    return rows["method"].str.endswith("_twice").rename("twice")
+def ending(rows: pd.DataFrame) -> pd.Series:
+    """The ending of each method that says for how many epochs: methods of one ending are compared with each other."""
+    return rows["method"].str.extract(f"({'|'.join(EPOCHS)})$", expand=False).fillna("").rename("ending")
+
+
+def of_nearest_cost(rows: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the budget whose mean cost is nearest to that of ours."""
+    distance = (rows.groupby("budget")["cost"].mean() - ours["cost"].mean()).abs()
+    return rows[rows["budget"].isin(distance.nsmallest(1).index)]
 
 
 def foreign(rows: pd.DataFrame) -> pd.Series:
@@ -102,8 +106,16 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.D
 def corrected(tests: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """The tests of methods that have rows, with Holm's correction in each family."""
     tests = tests.merge(rows[TESTED[:-1]].drop_duplicates())
-    family = ["model", "dataset", "budget", "against", twice(tests), foreign(tests)]
+    family = ["model", "dataset", "budget", "against", ending(tests), foreign(tests)]
     return tests.assign(p_holm=tests.groupby(family)["p"].transform(holm))
+
+
+def name_of(method: str) -> str:
+    """What the page calls a method or variant of evidence.csv."""
+    for ending, epochs in EPOCHS.items():
+        if method.endswith(ending):
+            return name_of(method.removesuffix(ending)) + epochs
+    return NAMES.get(method, method)
 
 
 def cells(rows: pd.DataFrame) -> pd.DataFrame:
@@ -117,20 +129,22 @@ def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     """A table a data set of a model's own picks, the cheapest first; shares are of all samples for one epoch."""
     text, found = "", cells(rows)
     heads = "samples", "seeds", "NDCG@10", "share", "selection, s", "in sum, s", "share", "minus random", "p (Holm)"
-    for dataset in [name for name in DATASETS if name in set(found["dataset"])]:
+    for dataset in known_first(found["dataset"]):
         part = found[found["dataset"] == dataset].sort_values("cost")
         full = part[part["method"] == "full_once"]
         text += f"\n**{dataset}**, {part['before'].iloc[0]:.4f} before training\n\n"
         text += f"| method | {' | '.join(heads)} |\n|---{'|--:' * len(heads)}|\n"
         for row in part.itertuples():
-            test = tests.get((*row[1:6], "random"))
+            once = row.method == "random_once"
+            test = tests.get((*row[1:6], "equal_cost" if once else "random"))
+            shown, p = (interval(test), f"{test.p_holm:.2g}") if test is not None else ("", "")
             shares = [
                 f"{of / full[name].item():.0%}" if len(full) else ""
                 for name, of in (("ndcg", row.ndcg), ("cost", row.cost))
             ]
-            text += f"| {NAMES[row.method]} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} | {shares[0]} "
+            text += f"| {name_of(row.method)} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} | {shares[0]} "
             text += f"| {row.cost - row.train:.0f} | {row.cost:.0f} | {shares[1]} "
-            text += f"| {interval(test)} | {f'{test.p_holm:.2g}' if test is not None else ''} |\n"
+            text += f"| {'minus heads: ' if once and p else ''}{shown} | {p} |\n"
     return text + "\n"
 
 
@@ -147,7 +161,7 @@ def transfer(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
         shown = found[same & found["method"].isin([other.method, control])].sort_values("ndcg", ascending=False)
         for row in shown.itertuples():
             differences = [interval(tests.get((*row[1:6], name))) for name in ("own", "random")]
-            text += f"| {row.dataset} | {MODEL_NAMES[row.model]} | {NAMES[row.method]} "
+            text += f"| {row.dataset} | {MODEL_NAMES[row.model]} | {name_of(row.method)} "
             text += f"| {MODEL_NAMES.get(row.selector, '')} | {row.samples:,} | {row.seeds} "
             text += f"| {row.ndcg:.4f} | {' | '.join(differences)} |\n"
     return text + "\n"
@@ -160,27 +174,51 @@ def interval(test: pd.Series | None) -> str:
 
 def picture(rows: pd.DataFrame) -> Figure:
     """Quality against the whole cost, a panel a data set; a point is a run, a line joins the means of a method."""
-    figure, panels = plt.subplots(1, len(DATASETS), figsize=(10, 3.6))
-    shorter = {"random_twice": "random", "learnable_heads_twice": "learnable_heads"}  # of the same line
-    found, rows = (of.replace({"method": shorter}) for of in (cells(rows), rows))
-    for axes, dataset in zip(panels, DATASETS, strict=True):
-        for method, colour, marker in zip(DRAWN, [*LINES, "#000000"], [*MARKERS, "X"], strict=True):
+    datasets = known_first(rows["dataset"])
+    figure, (panels,) = plt.subplots(1, len(datasets), figsize=(10, 3.6), squeeze=False)
+    # the runs of two epochs are of the same line
+    found, rows = (of.assign(method=of["method"].str.removesuffix("_twice")) for of in (cells(rows), rows))
+    others = sorted(set(found["method"]) - {*DRAWN, *NOT_DRAWN})
+    looks = [*zip([*LINES, "#000000"], [*MARKERS, "X"], strict=True), *product((INK, ALL), MARKERS)]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        for method, (colour, marker) in zip([*DRAWN, *others], looks, strict=False):
             part, mean = (
                 of[(of["dataset"] == dataset) & (of["method"] == method)].sort_values("cost") for of in (rows, found)
             )
             if part.empty:
                 continue
             axes.scatter(part["cost"], part["after"], s=14, color=colour, marker=marker, alpha=0.45, linewidth=0)
-            axes.plot(mean["cost"], mean["ndcg"], color=colour, marker=marker, label=NAMES[method])
+            axes.plot(mean["cost"], mean["ndcg"], color=colour, marker=marker, label=name_of(method))
         axes.set(title=dataset, xlabel="CPU seconds, selection counted")
     panels[0].set_ylabel("NDCG@10 on test")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    shown = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4)
+    return figure
+
+
+def training_times(rows: pd.DataFrame) -> Figure:
+    """CPU seconds of training and, stacked on it, of the selection, by share of the samples: the paper's Fig. 5."""
+    found = cells(rows)
+    full = found[found["method"] == "full_once"].set_index("dataset")
+    datasets = known_first(full.index)
+    figure, (panels,) = plt.subplots(1, len(datasets), figsize=(10, 2.8), sharey=True, squeeze=False)
+    labels = [f"{name}, {Fraction(share)}" for share in SHARES for name in TIMED.values()] + ["all, one epoch"]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        size, part = full.loc[dataset, "samples"], found[found["dataset"] == dataset].set_index(["method", "samples"])
+        keys = [(method, round(share * size)) for share in SHARES for method in TIMED] + [("full_once", size)]
+        seconds = part.reindex(keys)
+        selection = seconds["cost"] - seconds["train"]
+        axes.barh(labels, seconds["train"], color=POINTS, label="training")
+        axes.barh(labels, selection, left=seconds["train"], color=PICKED, label="selection")
+        axes.set(title=dataset, xlabel="CPU seconds")
+        axes.grid(visible=False, axis="y")
+    panels[0].invert_yaxis()  # the first on top, in all panels
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
 def main() -> None:
     rows = pd.read_csv(OUT, dtype={"budget": str})
-    rows = rows[rows["method"].isin(NAMES)]
     ranks = dict(list(pd.read_parquet(RANKS).groupby(KEY))) if RANKS.is_file() else {}
     former = pd.read_csv(TESTS, dtype={"budget": str})
     made = pd.concat([former, tested(rows, ranks)]).sort_values("seeds", kind="stable")  # a test of more seeds stays
@@ -189,6 +227,7 @@ def main() -> None:
     tests = {tuple(test[TESTED]): test for _, test in with_holm.iterrows()}
     own = rows[~foreign(rows)]
     save("evidence", picture(own[own["model"] == "tiny"]))
+    save("training_time", training_times(own[own["model"] == "tiny"]))
     into_page(EVIDENCE, "chain", markdown(own[own["model"] == "tiny"], tests))
     into_page(EVIDENCE, "chain smollm", markdown(own[own["model"] == "smollm"], tests))
     if foreign(rows).any():

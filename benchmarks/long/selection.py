@@ -3,15 +3,17 @@
     python benchmarks/long/selection.py --datasets toys --methods learnable random --seeds 5
 
 Methods are those of src/minirec/selection/methods and the variants of config/evidence.yaml: those with another proxy
-like the methods, all others at two of the budgets and with half the seeds. Two seeds share a proxy with its rollouts
-and scores, made by the workflow. A training takes seconds; what is finished is not run again. Rows go to
-docs/results/selection.csv; selection_report.py makes tables and pictures of them. MovieLens is fetched; cds, toys and
-any data set of your own take part where data/NAME holds their two files.
+like the methods, all others at two of the budgets and with half the seeds. random and full, with which they are
+compared, always take part. Two seeds share a proxy with its rollouts and scores, made by the workflow. A training
+takes seconds; what is finished is not run again. Rows go to docs/results/selection.csv; selection_report.py makes
+tables and pictures of them. MovieLens is fetched; cds and toys take part where data/NAME holds their two files. So does
+a data set of your own, if a file of --configfile has `datasets: {NAME: {source: own}}` and a tiny model for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -44,11 +46,13 @@ from minirec.storage.files import atomic_write
 OUT = ROOT / "docs" / "results" / "selection.csv"
 COLUMNS = ("dataset", "method", "budget", "epochs", "seed", "valid", "test", "steps", "seconds")
 DATASETS = ("toys", "cds", "movielens")
+CONTROLS = ("random", "full")  # with which all others are compared
 BUDGETS = (1 / 8, 1 / 4, 1 / 16, 1 / 2)
 ABLATED = (1 / 8, 1 / 4)  # budgets of the variants
 EPOCHS = (1, 2, 4, 8)
 SEEDS, PROXIES = 10, 5  # two seeds a proxy
 FILES = tuple(ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", "learning_tiny", "evidence"))
+LAID_OVER: list[Path] = []  # over these, of --configfile
 RULES = ("embed_base", "train_proxy", "embed_proxy", "rollout", "crossfit", "gradient")  # that run the model
 
 
@@ -100,7 +104,13 @@ class Cell:
 @cache
 def settings() -> config.Config:
     """The settings of the laboratory."""
-    return config.load(ROOT / "config" / "config.yaml", *FILES)
+    return config.load(ROOT / "config" / "config.yaml", *FILES, *LAID_OVER)
+
+
+def lay_over(files: list[Path]) -> None:
+    """Lay these configuration files over all others, from now on."""
+    LAID_OVER[:] = [file.absolute() for file in files]
+    settings.cache_clear()
 
 
 def judged() -> list[str]:
@@ -115,13 +125,20 @@ def used(method: str) -> config.Config:
 
 def model_of(dataset: str) -> str:
     """The tiny model of a data set, whose tokenizer comes from its titles."""
-    return f"tiny_{dataset}"
+    name, models = f"tiny_{dataset}", settings().models
+    if name not in models:
+        like = models["tiny_movielens"].model_dump(mode="json", exclude_unset=True) | {"dataset": dataset}
+        line = f"models: {json.dumps({name: like})}"
+        sys.exit(f"{name} is no model of the configuration; add to a file of --configfile: {line}")
+    return name
 
 
 def available(datasets: list[str]) -> list[str]:
     """The data sets whose files are there or can be fetched."""
     there = []
     for dataset in datasets:
+        if dataset not in settings().datasets:
+            sys.exit(f"{dataset} is no data set of the configuration; name a file that has it with --configfile")
         own = settings().datasets[dataset].source == "own"
         if own and not (ROOT / "data" / dataset / "interactions.parquet").is_file():
             sys.stderr.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
@@ -131,8 +148,8 @@ def available(datasets: list[str]) -> list[str]:
 
 
 def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[float], epochs: list[int]) -> list[Cell]:
-    """All cells, those of the first budget first."""
-    cells = []
+    """All cells, those of the controls too, those of the first budget first."""
+    cells, methods = [], list(dict.fromkeys([*methods, *CONTROLS]))
     for budget, dataset, method, seed in product(budgets, available(datasets), methods, range(seeds)):
         full = not (variant := settings().variants.get(method)) or variant.proxy
         if full or (seed < PROXIES and budget in ABLATED):
@@ -147,7 +164,7 @@ def make_signals(cells: list[Cell], cores: int) -> None:
     words = ["snakemake", "--cores", str(cores), "--quiet", "host", "reason", "rules", "--set-resources"]
     words += [f"train_proxy:micro_batch_prompts={MICRO_BATCH_PROMPTS['tiny']}"]
     words += [word for rule in RULES for word in (f"{rule}:gpu=1", f"{rule}:batch_tokens={BATCH_TOKENS['tiny']}")]
-    words += ["--resources", f"gpu={cores}", "--configfile", *map(str, FILES), "--", *wanted]
+    words += ["--resources", f"gpu={cores}", "--configfile", *map(str, [*FILES, *LAID_OVER]), "--", *wanted]
     subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
 
 
@@ -155,7 +172,7 @@ def run_stage(name: str, **given: Path | int | None) -> None:
     """Run a stage by hand with the settings of the laboratory; given: files and settings by flag, None: left out."""
     given |= {"batch_tokens": BATCH_TOKENS["tiny"]}
     words = [w for flag, value in given.items() if value for w in (f"--{flag.replace('_', '-')}", str(value))]
-    words += ["--configfile", *map(str, FILES)]
+    words += ["--configfile", *map(str, [*FILES, *LAID_OVER])]
     subprocess.run([sys.executable, "-m", "minirec", name, *words], cwd=ROOT, check=True)
 
 
@@ -228,23 +245,29 @@ def main() -> None:
     parser.add_argument(
         "--datasets", nargs="+", default=list(DATASETS), help="of the configuration; toys cds movielens"
     )
-    parser.add_argument(
-        "--methods", nargs="+", default=judged(), choices=judged(), metavar="METHOD", help="methods, variants"
-    )
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="methods, variants; all")
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares; 1/8 1/4 1/16 1/2")
-    parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS), help="1 2 4 8")
+    parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS), help="1 2 4 8, which the report needs")
     parser.add_argument(
-        "--seeds", type=int, default=SEEDS, help=f"of heads and draws, {PROXIES} proxies in turn; {SEEDS}"
+        "--seeds",
+        type=int,
+        default=SEEDS,
+        help=f"of heads and draws, {PROXIES} proxies in turn; {SEEDS}; the report needs {PROXIES} or {SEEDS}",
     )
     parser.add_argument("--cores", type=int, default=2, help="2")
+    parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="laid over the configuration")
     given = parser.parse_args()
-    cells = grid(given.datasets, given.methods, given.seeds, given.budgets, given.epochs)
+    lay_over(given.configfile)
+    methods = given.methods or judged()
+    if unknown := set(methods) - set(judged()):
+        parser.error(f"{', '.join(sorted(unknown))} is not among {', '.join(judged())}")
+    cells = grid(given.datasets, methods, given.seeds, given.budgets, given.epochs)
     make_signals(cells, given.cores)
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         states_of(dataset)  # computed once, before the processes that read it
     rows = []
     with (
-        ProcessPoolExecutor(given.cores, get_context("spawn")) as pool,
+        ProcessPoolExecutor(given.cores, get_context("spawn"), lay_over, (given.configfile,)) as pool,
         progress("laboratory", len(cells), "cells") as bar,
     ):
         for path in pool.map(run, cells):

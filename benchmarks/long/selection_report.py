@@ -1,22 +1,41 @@
 """Tables and pictures of the laboratory: which selection is worth it, against random and against all samples.
 
-    python benchmarks/long/selection_report.py
+    python benchmarks/long/selection_report.py --highlight popularity
 
 Reads what selection.py has kept. For each data set, method and budget the number of epochs is chosen by the mean
 NDCG@10 on valid; test is reported with intervals over users and proxies, and with paired tests that Holm's correction
-covers within a data set and budget (METHOD 5). Writes docs/results/selection_tests.csv, docs/images/selection_*.svg
-and the tables of docs/laboratory.md.
+covers within a data set and budget (METHOD 5). The pictures are made of docs/results/selection.csv. Tests need ranks,
+which are not committed: a test whose trainings are not on this disk stays as it is in docs/results/selection_tests.csv.
+Writes that file, docs/images/selection_*.svg and the tables of docs/laboratory.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from selection import ABLATED, BUDGETS, DATASETS, EPOCHS, PROXIES, ROOT, SEEDS, grid, judged, settings, states_of
+from selection import (
+    ABLATED,
+    BUDGETS,
+    CONTROLS,
+    DATASETS,
+    EPOCHS,
+    OUT,
+    PROXIES,
+    ROOT,
+    SEEDS,
+    grid,
+    judged,
+    lay_over,
+    settings,
+    states_of,
+)
 
 from minirec.data import splits
 from minirec.evaluation import metrics
@@ -26,21 +45,30 @@ from minirec.storage.files import atomic_write
 
 TESTS = ROOT / "docs" / "results" / "selection_tests.csv"
 EVIDENCE, LABORATORY = (ROOT / "docs" / f"{name}.md" for name in ("evidence", "laboratory"))
+KEY = ["dataset", "method", "budget"]
+TEST = ("difference", "low", "high", "p", "p_holm")  # of each control; p is missing in older rows
+COLUMNS = [*KEY, "seeds", "epochs", "steps", "valid", "test", "low", "high"]
+COLUMNS += [f"{control}_{value}" for control in CONTROLS for value in TEST]
 SHOWN = ("learnable_heads", "learnable", "minirec", "variance", "random", "hardest")  # in colour; all others are grey
-COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000", "#CC79A7")  # Okabe and Ito
+COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00")  # Okabe and Ito
 CELL = ["method", "budget", "epochs"]
+EQUAL_STEPS = (("learnable_heads", 1 / 8, 4), ("random", 1 / 8, 4), ("random", 1 / 4, 2), ("random", 1 / 2, 1))
 
 
 def runs(dataset: str) -> pd.DataFrame:
-    """All finished trainings of a data set; a method and budget count when all proxies have been tried."""
+    """All trainings of a data set on this disk, with their ranks; none unless the controls are there."""
+    if dataset not in settings().datasets:
+        return pd.DataFrame()
     cells = grid([dataset], judged(), SEEDS, list(BUDGETS), list(EPOCHS))
     files = [cell.file() for cell in cells if all(path.exists() for path in cell.inputs().values())]
     found = [pd.read_parquet(file) for file in files if file.is_file()]
-    if not found:
-        return pd.DataFrame()
-    rows = pd.concat(found, ignore_index=True)
-    seeds = rows.groupby(["method", "budget"])["seed"].transform("nunique")
-    return rows[seeds % PROXIES == 0]
+    rows = complete(pd.concat(found, ignore_index=True)) if found else pd.DataFrame({"method": []})
+    return rows if set(CONTROLS) <= set(rows["method"]) else rows[:0]
+
+
+def complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each method and budget that has been tried with all proxies."""
+    return rows[rows.groupby(KEY)["seed"].transform("nunique") % PROXIES == 0]
 
 
 def chosen(rows: pd.DataFrame) -> pd.DataFrame:
@@ -61,24 +89,33 @@ def tested(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     test = states_of(dataset).parts["test"].sample_id
     users = splits.users(ROOT / settings().results / dataset / "samples.parquet", test)
     of = dict(list(chosen(rows).groupby(["method", "budget"])))
-    out = [line(dataset, of["full", 1.0], users)]
-    for budget in sorted({budget for method, budget in of if method == "random"}):
-        names = [method for method, share in of if share == budget]
-        found = pd.DataFrame([line(dataset, of[name, budget], users) for name in names]).set_index("method")
-        for against, others in (("random", of["random", budget]), ("full", of["full", 1.0])):
-            tests = {name: difference(of[name, budget], others, users) for name in names if name != against}
-            corrected = holm([test["p"] for test in tests.values()])
-            for (name, test_of), p_holm in zip(tests.items(), corrected, strict=True):
-                values = {
-                    "difference": test_of["mean"],
-                    "low": test_of["low"],
-                    "high": test_of["high"],
-                    "p_holm": p_holm,
-                }
-                for key, value in values.items():
-                    found.loc[name, f"{against}_{key}"] = value
-        out += found.reset_index().to_dict("records")
+    out = []
+    for (method, budget), ours in of.items():
+        found = line(dataset, ours, users)
+        for control, theirs in (("random", of.get(("random", budget))), ("full", of["full", 1.0])):
+            if method not in (control, "full") and theirs is not None:
+                test_of = difference(ours, theirs, users)
+                values = (test_of["mean"], test_of["low"], test_of["high"], test_of["p"])
+                found |= {f"{control}_{name}": value for name, value in zip(TEST[:-1], values, strict=True)}
+        out.append(found)
     return pd.DataFrame(out)
+
+
+def merged(former: pd.DataFrame, new: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The new rows beside the former ones of other cells, with Holm's correction within a data set and budget.
+
+    Of two rows of a cell the one of more seeds stays, else the new one. A former row without p keeps its corrected one,
+    and counts in the correction of the others as one with p = 1, which can only make theirs larger.
+    """
+    rows = pd.concat([table.reindex(columns=COLUMNS) for table in (former, *new)])
+    rows = (
+        rows.sort_values("seeds", kind="stable").drop_duplicates(KEY, keep="last").sort_values(KEY, ignore_index=True)
+    )
+    for control in CONTROLS:
+        p, p_holm = rows[f"{control}_p"], rows[f"{control}_p_holm"]
+        family = rows[p.notna() | p_holm.notna()].fillna({p.name: 1.0}).groupby(["dataset", "budget"])
+        rows[p_holm.name] = family[p.name].transform(holm).where(p.notna(), p_holm)
+    return rows
 
 
 def line(dataset: str, rows: pd.DataFrame, users: np.ndarray) -> dict[str, object]:
@@ -100,9 +137,14 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, users: np.ndarray) -> d
     return dict(paired_tests({"theirs": b}, a, users, settings().measure)["theirs"])
 
 
+def known_first(datasets: Iterable[str]) -> list[str]:
+    """Each data set once: those that everyone knows, then any others."""
+    return sorted(set(datasets), key=lambda name: (DATASETS.index(name) if name in DATASETS else len(DATASETS), name))
+
+
 def markdown(tests: pd.DataFrame, budget: float) -> str:
     """A line a method: test NDCG@10 by data set, as a share of full, and how it differs from random."""
-    sets = list(dict.fromkeys(tests["dataset"]))
+    sets = known_first(tests["dataset"])
     full = tests[tests["method"] == "full"].set_index("dataset")["test"]
     table = tests[tests["budget"] == budget].set_index(["method", "dataset"])
     shares = table["test"] / table.index.get_level_values("dataset").map(full)
@@ -117,27 +159,41 @@ def markdown(tests: pd.DataFrame, budget: float) -> str:
                 continue
             row = table.loc[(method, name)]
             mark = ""
-            if method != "random" and row["random_p_holm"] < 0.05:
+            if row["random_p_holm"] < 0.05:
                 mark = " **+**" if row["random_difference"] > 0 else " **-**"
             cells.append(f"{row['test']:.4f} ({shares[method, name]:.0%}){mark}")
         lines.append(f"| {method} | {' | '.join(cells)} |\n")
     return "".join(lines)
 
 
-def picture(dataset: str, rows: pd.DataFrame) -> Figure:
+def equal_steps(rows: pd.DataFrame) -> str:
+    """A table of test NDCG@10 after as many steps, with one epoch of all samples, twice as many, below."""
+    mean = rows.groupby([*CELL, "dataset"])["test"].mean()
+    sets = known_first(rows["dataset"])
+    text = f"\n| method | samples | epochs | {' | '.join(sets)} |\n|---|--:|--:{'|--:' * len(sets)}|\n"
+    for method, budget, epochs in (*EQUAL_STEPS, ("full", 1.0, 1)):
+        values = [mean.get((method, budget, epochs, name)) for name in sets]
+        shown = ["-" if value is None else f"{value:.4f}" for value in values]
+        text += f"| {method} | {Fraction(budget)} | {epochs} | {' | '.join(shown)} |\n"
+    return text + "\n"
+
+
+def picture(dataset: str, rows: pd.DataFrame, highlight: Sequence[str] = ()) -> Figure:
     """Quality against steps: a line a method through its budgets, the band is a standard deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     points = chosen(rows).groupby(["method", "budget"]).agg({"steps": "first", "test": ["mean", "std"]})
-    for method in [name for name in points.index.levels[0] if name not in (*SHOWN, "full")]:
+    methods, drawn = list(points.index.levels[0]), list(dict.fromkeys([*SHOWN, *highlight]))
+    for method in [name for name in methods if name not in (*drawn, "full")]:
         part = points.loc[method]
         axes.plot(part["steps", "first"], part["test", "mean"], color=ALL, linewidth=0.8, zorder=1)
-    for method, colour in zip(SHOWN, COLOURS, strict=True):
-        if method not in points.index.levels[0]:
+    for method, colour in zip(drawn, cycle(COLOURS), strict=False):
+        if method not in methods:
             continue
-        part = points.loc[method].sort_values(("steps", "first"))
+        part = points.loc[method]
         x, mean, spread = part["steps", "first"], part["test", "mean"], part["test", "std"]
         axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(x, mean, color=colour, marker="o", markersize=4, label=method, zorder=3)
+        marker = "o" if method in SHOWN else "D"
+        axes.plot(x, mean, color=colour, marker=marker, markersize=4, label=method, zorder=3)
     full = rows[rows["method"] == "full"].groupby("epochs").agg({"steps": "first", "test": "mean"})
     axes.plot(full["steps"], full["test"], color="#555555", linestyle="--", marker="s", markersize=4, label="full")
     axes.set_xscale("log")
@@ -166,22 +222,26 @@ def into_page(page: Path, name: str, made: str) -> None:
 
 
 def main() -> None:
-    found = []
-    for dataset in DATASETS:
-        rows = runs(dataset)
-        if rows.empty:
-            sys.stderr.write(f"{dataset}: left out, nothing is finished; run selection.py\n")
-            continue
-        found.append(tested(dataset, rows))
-        save(f"selection_{dataset}", picture(dataset, rows))
-    tests = pd.concat(found)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--highlight", nargs="+", default=[], metavar="METHOD", help="to draw in colour, too")
+    parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="as of selection.py")
+    given = parser.parse_args()
+    lay_over(given.configfile)
+    rows, new = complete(pd.read_csv(OUT)), []
+    if unknown := set(given.highlight) - set(rows["method"]):
+        parser.error(f"{OUT.name} has no rows of all proxies for {', '.join(sorted(unknown))}; run selection.py")
+    for dataset, part in rows.groupby("dataset"):
+        if len(found := runs(dataset)):
+            new.append(tested(dataset, found))
+        else:
+            sys.stderr.write(f"{dataset}: its tests stay; random and full are not finished on this disk\n")
+        save(f"selection_{dataset}", picture(dataset, part, given.highlight))
+    tests = merged(pd.read_csv(TESTS), new)
     with atomic_write(TESTS) as partial:
         tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
-    into_page(
-        LABORATORY,
-        "laboratory",
-        "".join(f"\n**{Fraction(b)} of the samples**\n\n{markdown(tests, b)}" for b in ABLATED),
-    )
+    tables = [f"\n**{Fraction(budget)} of the samples**\n\n{markdown(tests, budget)}" for budget in ABLATED]
+    into_page(LABORATORY, "laboratory", "".join(tables))
+    into_page(LABORATORY, "equal steps", equal_steps(rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """How the laboratory and the whole chain judge selection methods: by valid, seed for seed, with Holm's correction."""
 
+import shutil
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -59,6 +62,98 @@ def test_a_new_method_is_judged_at_every_budget_and_a_variant_at_two_with_half_o
     assert of["full"] == [(1.0, seed, seed % 5) for seed in range(10)]
 
 
+def test_a_method_asked_for_alone_is_run_with_what_it_is_compared_with(monkeypatch):
+    monkeypatch.setattr(selection, "available", lambda datasets: datasets)
+    cells = selection.grid(["toys"], ["hardest"], 5, [0.125], [1])
+    assert {(cell.method, cell.budget) for cell in cells} == {("hardest", 0.125), ("random", 0.125), ("full", 1.0)}
+    assert all(len([c for c in cells if c.method == name]) == 5 for name in ("hardest", "random", "full"))
+
+
+def test_a_report_on_a_disk_without_results_changes_nothing_that_is_committed(tmp_path, monkeypatch):
+    committed = {name: getattr(selection_report, name) for name in ("TESTS", "LABORATORY")}
+    for name, file in committed.items():
+        monkeypatch.setattr(selection_report, name, Path(shutil.copy(file, tmp_path)))
+    monkeypatch.setattr(selection_report, "runs", lambda dataset: pd.DataFrame())
+    drawn = {}
+    monkeypatch.setattr(selection_report, "save", drawn.__setitem__)
+    monkeypatch.setattr(sys, "argv", ["selection_report.py"])
+    selection_report.main()
+    assert set(drawn) == {"selection_toys", "selection_cds", "selection_movielens"}
+    for name, file in committed.items():
+        assert getattr(selection_report, name).read_text() == file.read_text()
+
+
+def test_new_tests_stand_beside_the_kept_ones_and_are_corrected_for_all_of_them():
+    cell = {"dataset": "toys", "budget": 0.125, "seeds": 10}
+    older = [cell | {"method": m, "random_p_holm": p} for m, p in (("old", 0.03), ("again", 0.04))]
+    few = [cell | {"method": "few", "random_p": 0.5, "random_p_holm": 1.0}]
+    new = [cell | {"method": m, "random_p": p} for m, p in (("mine", 0.01), ("again", 0.02))]
+    new += [cell | {"method": "few", "seeds": 5, "random_p": 0.001}, cell | {"method": "random"}]
+    found = selection_report.merged(pd.DataFrame(older + few), [pd.DataFrame(new)]).set_index("method")
+    assert found["random_p_holm"].drop("random").to_dict() == {
+        "old": 0.03,  # it is not known more exactly
+        "mine": 0.04,  # of four tests
+        "again": 0.06,  # in place of its older test
+        "few": 1.0,  # the test of more seeds stays
+    }
+    assert np.isnan(found["random_p_holm"]["random"])
+
+
+def test_a_new_method_is_tested_against_random_of_its_budget_and_all_samples(monkeypatch):
+    states = SimpleNamespace(parts={"test": SimpleNamespace(sample_id=np.arange(40))})
+    monkeypatch.setattr(selection_report, "states_of", lambda dataset: states)
+    monkeypatch.setattr(selection_report.splits, "users", lambda file, sample_id: sample_id)
+    hits = {"full": 40, "random": 10, "mine": 30}  # of 40 targets, which then come first
+    trained = [
+        rows(name, 1.0 if name == "full" else 0.125, 1, [0.1] * 5, [[1] * count + [50] * (40 - count)] * 5)
+        for name, count in hits.items()
+    ]
+    tests = selection_report.tested("toys", pd.concat(trained))
+    found = selection_report.merged(pd.DataFrame(), [tests]).set_index("method")
+    assert found["test"].to_dict() == {"full": 1.0, "mine": 0.75, "random": 0.25}
+    assert found["random_difference"].dropna().to_dict() == {"mine": 0.5}
+    assert found["full_difference"].dropna().to_dict() == {"mine": -0.25, "random": -0.75}
+    assert found["random_p_holm"]["mine"] == found["random_p"]["mine"] < 0.001
+    assert found["full_p_holm"]["mine"] == found["full_p"]["mine"]  # the larger of two
+    assert found["full_p_holm"]["random"] == 2 * found["full_p"]["random"]
+
+
+def test_a_picture_names_the_methods_that_are_asked_for():
+    budgets = pd.concat([rows(m, 0.125, 1, [0.1] * 5, [[1]] * 5) for m in ("random", "mine", "other")])
+    found = pd.concat([budgets, rows("full", 1.0, 1, [0.1] * 5, [[1]] * 5)]).assign(test=0.1)
+    named = [text.get_text() for text in selection_report.picture("toys", found, ["mine"]).axes[0].get_legend().texts]
+    assert named == ["random", "mine", "full"]
+
+
+def test_a_data_set_of_your_own_takes_part_when_a_file_has_what_the_errors_ask_for(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    monkeypatch.setattr(selection, "ROOT", tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    with pytest.raises(SystemExit, match="mine is no data set of the configuration"):
+        selection.available(["mine"])
+    file.write_text("datasets: {mine: {source: own}}\n")
+    try:
+        selection.lay_over([file])
+        with pytest.raises(SystemExit, match="tiny_mine is no model of the configuration") as error:
+            selection.model_of("mine")
+        file.write_text(file.read_text() + str(error.value).partition("--configfile: ")[2])
+        selection.lay_over([file])
+        assert selection.model_of("mine") == "tiny_mine"
+        assert selection.available(["mine"]) == []  # its two files are not there
+        (tmp_path / "data" / "mine").mkdir(parents=True)
+        (tmp_path / "data" / "mine" / "interactions.parquet").touch()
+        assert selection.available(["mine"]) == ["mine"]
+        files, settings = evidence.settings_of("tiny")
+        assert files[-1] == file
+        assert settings.models["tiny_mine"] == settings.models["tiny_toys"].model_copy(update={"dataset": "mine"})
+    finally:
+        selection.lay_over([])
+
+
+def test_data_sets_of_your_own_come_after_those_that_everyone_knows():
+    assert selection_report.known_first(["mine", "movielens", "cds", "a", "cds"]) == ["cds", "movielens", "a", "mine"]
+
+
 def test_the_table_has_full_first_then_the_best_and_marks_what_differs_from_random():
     names = {"dataset": "toys", "budget": 0.125}
     tests = pd.DataFrame(
@@ -76,6 +171,17 @@ def test_the_table_has_full_first_then_the_best_and_marks_what_differs_from_rand
     assert same == "| same | 0.1100 (55%) |"
     assert random == "| random | 0.1000 (50%) |"
     assert bad == "| bad | 0.0500 (25%) **-** |"
+
+
+def test_methods_are_compared_after_as_many_steps_by_the_mean_over_seeds():
+    found = [rows("learnable_heads", 0.125, 4, [0, 0], [[1], [1]]).assign(test=[0.1, 0.2])]
+    found += [rows("random", 0.25, 2, [0], [[1]]).assign(test=0.05), rows("full", 1.0, 1, [0], [[1]]).assign(test=0.3)]
+    found += [rows("random", 0.25, 4, [0], [[1]]).assign(test=0.9)]  # twice as many
+    table = selection_report.equal_steps(pd.concat(found).assign(dataset="toys")).splitlines()
+    assert "| learnable_heads | 1/8 | 4 | 0.1500 |" in table
+    assert "| random | 1/4 | 2 | 0.0500 |" in table
+    assert "| random | 1/2 | 1 | - |" in table
+    assert "| full | 1 | 1 | 0.3000 |" in table
 
 
 def run(method, seed, ranks, budget="638"):
@@ -96,6 +202,54 @@ def test_the_whole_chain_compares_runs_of_the_same_seed_and_number_of_epochs():
         ("random", "full_once"): (2, -1.0),
         ("random_twice", "full_once"): (2, 0.0),
     }
+
+
+def test_one_epoch_of_random_samples_is_compared_with_the_heads_of_about_its_cost():
+    once = [run("random_once", seed, [1, 11], "3200") for seed in (0, 1)]
+    cheap = [run("learnable_heads", seed, [11, 11]) for seed in (0, 1)]
+    alike = [run("learnable_heads", seed, [1, 1], "1276") for seed in (0, 1)]
+    numbers = {"samples": 1, "before": 0.1, "after": 0.2, "train": 1.0}
+    costs = [*((r, 100.0) for r, *_ in once), *((r, 60.0) for r, *_ in cheap), *((r, 110.0) for r, *_ in alike)]
+    found = pd.DataFrame([row | numbers | {"cost": cost} for row, cost in costs])
+    tests = evidence_report.tested(found, {key: ranks for _, key, ranks in once + cheap + alike})
+    assert tests[["method", "budget", "against", "difference"]].to_numpy().tolist() == [
+        ["random_once", "3200", "equal_cost", -0.5]
+    ]
+    kept = {tuple(t[evidence_report.TESTED]): t for _, t in evidence_report.corrected(tests, found).iterrows()}
+    line = next(line for line in evidence_report.markdown(found, kept).splitlines() if "one epoch" in line)
+    assert line.startswith("| random, one epoch | 1 | 2 | 0.2000 |")
+    assert "| minus heads: -0.5000 [" in line
+
+
+def test_a_method_without_a_name_of_its_own_in_the_report_is_in_table_and_picture():
+    numbers = {"samples": 638, "before": 0.1, "after": 0.2, "train": 10.0, "cost": 20.0}
+    methods = ("full_once", "random", "mine", "mine_twice", "learnable_heads_twice")
+    found = pd.DataFrame([run(method, 0, [1, 1])[0] | numbers for method in methods])
+    table = evidence_report.markdown(found, {})
+    for name in ("all samples, one epoch", "random", "mine", "mine, two epochs", "learnable by heads, two epochs"):
+        assert f"| {name} | 638 |" in table
+    legend = [text.get_text() for text in evidence_report.picture(found).legends[0].texts]
+    assert legend == ["random", "learnable by heads", "all samples, one epoch", "mine"]
+
+
+def test_the_picture_of_training_times_stacks_what_the_selection_cost_on_the_training():
+    numbers = {"before": 0.1, "after": 0.2}
+    costs = [("random", 638, 80.0, 80.0), ("learnable_heads", 638, 80.0, 100.0), ("learnable_heads", 600, 1.0, 2.0)]
+    costs += [("full_once", 5104, 150.0, 150.0)]
+    found = pd.DataFrame(
+        [run(m, 0, [1, 1], str(n))[0] | numbers | {"samples": n, "train": t, "cost": c} for m, n, t, c in costs]
+    )
+    figure = evidence_report.training_times(found)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    training, selection = ([bar.get_width() for bar in bars] for bars in axes.containers)
+    shown = dict(
+        zip([text.get_text() for text in axes.get_yticklabels()], zip(training, selection, strict=True), strict=True)
+    )
+    assert shown["heads, 1/8"] == (80.0, 20.0)
+    assert shown["random, 1/8"] == (80.0, 0.0)
+    assert shown["all, one epoch"] == (150.0, 0.0)
+    assert np.isnan(shown["policy, 1/4"]).all()  # has not been run
 
 
 def test_holms_correction_of_the_whole_chain_covers_a_family_of_older_and_newer_tests_without_those_of_no_run():
