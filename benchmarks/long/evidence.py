@@ -100,10 +100,13 @@ def ranks(settings: config.Config, dataset: str, run: paths.Run) -> pd.DataFrame
     return pd.DataFrame({"sample_id": found.sample_id, "user": user, "rank": rank})
 
 
-def digest(settings: config.Config, run: paths.Run) -> str:
-    """Of all settings on which a run may depend."""
-    said = settings.used_by(run.method).model_dump(mode="json", exclude={"results", "main", "compare"})
+def digest(settings: config.Config, dataset: str, run: paths.Run) -> str:
+    """Of the settings on which a run may depend: not of other data sets, models, methods and variants."""
+    others = {"results", "main", "compare", "variants"}
+    said = settings.used_by(run.method).model_dump(mode="json", exclude=others)
+    said["datasets"] = said["datasets"][dataset]
     said["models"] = {name: said["models"][name] for name in {run.model, run.selector} - {"none"}}
+    said["select"] = {name: said["select"][name] for name in ("shards", *settings.method(run.method).settings)}
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -141,7 +144,7 @@ def main() -> None:
                 key = dict(zip(KEY, (dataset, model, selector, method, budget, seed), strict=True))
                 run = run_of(settings, key)
                 key["budget"] = str(budget)
-                finished = key | {"settings": digest(settings, run)}
+                finished = key | {"settings": digest(settings, dataset, run)}
                 if len(done) and (done[list(finished)] == pd.Series(finished)).all(axis=1).any():
                     sys.stderr.write(f"{run}: {OUT.name} has its row\n")
                     continue

@@ -16,6 +16,7 @@ import evidence_report
 import selection
 import selection_report
 
+from minirec.experiment import paths
 from minirec.selection.methods import registry
 
 
@@ -270,3 +271,17 @@ def test_the_ranks_of_a_run_replace_its_older_ones_and_leave_those_of_other_runs
         "learnable": [3, 4],
         "random": [1, 2],
     }
+
+
+def test_a_new_method_data_set_or_variant_leaves_the_finished_runs_of_the_whole_chain_alone():
+    _, settings = evidence.settings_of("tiny")
+    run = paths.Run("tiny_toys", "tiny_toys", "learnable", 638, 0)
+    variants = settings.variants | {"mine": settings.variants["full_once"]}
+    more = {"datasets": settings.datasets | {"mine": settings.datasets["cds"]}, "variants": variants}
+    assert evidence.digest(settings.model_copy(update=more), "toys", run) == evidence.digest(settings, "toys", run)
+    others = {"alpha": 3.0}, {"mu": 0.3}  # the first is of minirec alone
+    same, changed = (
+        evidence.digest(settings.model_copy(update={"select": settings.select.model_copy(update=u)}), "toys", run)
+        for u in others
+    )
+    assert same == evidence.digest(settings, "toys", run) != changed
