@@ -94,12 +94,12 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.D
         [ranks[tuple(key)] for key in side.set_index("seed", drop=False).loc[seeds, KEY].to_numpy()]
         for side in (ours, theirs)
     ]
-    samples = runs[0][0][["sample_id", "user"]]
-    if not all(run[["sample_id", "user"]].equals(samples) for side in runs for run in side):
+    samples = runs[0][0][["sample_id", "user"]].to_numpy()
+    if not all(np.array_equal(run[["sample_id", "user"]], samples) for side in runs for run in side):
         raise SystemExit(f"{RANKS} holds runs of {ours['dataset'].iloc[0]} on other test samples; remove them")
     a, b = (np.stack([run["rank"] for run in side]) for side in runs)
     _, settings = settings_of(ours["model"].iloc[0])
-    test = paired_tests({"theirs": b}, a, samples["user"].to_numpy(), settings.measure)["theirs"]
+    test = paired_tests({"theirs": b}, a, samples[:, 1], settings.measure)["theirs"]
     return {"seeds": len(seeds), "difference": test["mean"], **{name: test[name] for name in ("low", "high", "p")}}
 
 
@@ -145,6 +145,23 @@ def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
             text += f"| {name_of(row.method)} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} | {shares[0]} "
             text += f"| {row.cost - row.train:.0f} | {row.cost:.0f} | {shares[1]} "
             text += f"| {'minus heads: ' if once and p else ''}{shown} | {p} |\n"
+    return text + "\n"
+
+
+def aims(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
+    """A table of heads against all samples for one epoch: their share of its quality, with interval, and of its cost.
+
+    The quality is of the seeds that both have, so it may differ a little from that of all seeds.
+    """
+    text = "\n| data set | method | samples | share of quality | share of cost |\n|---|---|--:|--:|--:|\n"
+    found = cells(rows)
+    full = found[found["method"] == "full_once"].set_index("dataset")
+    heads = found[found["method"].str.startswith("learnable_heads") & found["dataset"].isin(full.index)]
+    for row in heads.sort_values(["method", "samples"]).itertuples():
+        if (test := tests.get((*row[1:6], "full_once"))) is not None:
+            share, low, high = (1 + test[end] / full["ndcg"][row.dataset] for end in ("difference", "low", "high"))
+            text += f"| {row.dataset} | {name_of(row.method)} | {row.samples:,} | {share:.0%} [{low:.0%}, {high:.0%}] "
+            text += f"| {row.cost / full['cost'][row.dataset]:.0%} |\n"
     return text + "\n"
 
 
@@ -229,6 +246,7 @@ def main() -> None:
     save("evidence", picture(own[own["model"] == "tiny"]))
     save("training_time", training_times(own[own["model"] == "tiny"]))
     into_page(EVIDENCE, "chain", markdown(own[own["model"] == "tiny"], tests))
+    into_page(EVIDENCE, "aims", aims(own[own["model"] == "tiny"], tests))
     into_page(EVIDENCE, "chain smollm", markdown(own[own["model"] == "smollm"], tests))
     if foreign(rows).any():
         into_page(EVIDENCE, "transfer", transfer(rows, tests))

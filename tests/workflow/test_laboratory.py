@@ -189,7 +189,7 @@ def run(method, seed, ranks, budget="638"):
     """The row of a run of the tiny model in evidence.csv, and its key with the rows of evidence_ranks.parquet."""
     selector = "none" if method.startswith(("random", "full")) else "tiny"
     row = dict(zip(evidence.KEY, ("toys", "tiny", selector, method, budget, seed), strict=True))
-    return row, tuple(row.values()), pd.DataFrame({"sample_id": [3, 4], "user": [0, 1], "rank": ranks})
+    return row, tuple(row.values()), pd.DataFrame({"sample_id": [3, 4], "user": [0, 1], "rank": ranks}, [seed, 9])
 
 
 def test_the_whole_chain_compares_runs_of_the_same_seed_and_number_of_epochs():
