@@ -10,7 +10,7 @@ on test over the seeds that both have, at least two, with intervals over users a
 correction covers what is compared with the same for a data set, model, budget and number of epochs, own picks and those
 of another model apart (METHOD 5).
 Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and training_time.svg, and the tables of
-docs/evidence.md.
+docs/evidence.md and docs/chain.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from selection_report import EVIDENCE, into_page, known_first, save
 from minirec.evaluation.significance import holm, paired_tests
 from minirec.report.style import ALL, INK, LINES, MARKERS, PICKED, POINTS, Figure, plt
 
+CHAIN = EVIDENCE.with_name("chain.md")
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
 TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
 RANDOM = ("random", "random_once", "random_twice")
@@ -148,6 +149,35 @@ def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     return text + "\n"
 
 
+def overview(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
+    """A row a method and share of the samples, a column a data set: shares of all samples' quality and cost.
+
+    Marked where NDCG@10 is significantly above or below that of as many random samples.
+    """
+    found = cells(rows)
+    full = found[found["method"] == "full_once"].set_index("dataset")
+    part = found[found["dataset"].isin(full.index) & (found["budget"] != "all")]
+    part = part.assign(quality=part["ndcg"] / part["dataset"].map(full["ndcg"]))
+    part["budget_share"] = part["samples"] / part["dataset"].map(full["samples"])
+    datasets = known_first(part["dataset"])
+    text = f"\n| method | samples | {' | '.join(datasets)} |\n|---|--:{'|--:' * len(datasets)}|\n"
+    part["rounded"] = part["budget_share"].round(3)
+    order = part.groupby(["rounded", "method"], as_index=False)["quality"].mean()
+    for share, method, _ in order.sort_values(["rounded", "quality"], ascending=[True, False]).to_numpy():
+        shown = part[(part["rounded"] == share) & (part["method"] == method)].set_index("dataset")
+        text += f"| {name_of(method)} | {Fraction(share).limit_denominator(16)} "
+        for dataset in datasets:
+            if dataset in shown.index:
+                row = shown.loc[dataset]
+                test = tests.get((dataset, *row[["model", "selector", "method", "budget"]], "random"))
+                mark = "" if test is None or test.p_holm >= 0.05 else " **+**" if test.difference > 0 else " **-**"
+                text += f"| {row['quality']:.0%}{mark} for {row['cost'] / full['cost'][dataset]:.0%} "
+            else:
+                text += "| "
+        text += "|\n"
+    return text + "\n"
+
+
 def aims(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     """A table of heads against all samples for one epoch: their share of its quality, with interval, and of its cost.
 
@@ -245,11 +275,12 @@ def main() -> None:
     own = rows[~foreign(rows)]
     save("evidence", picture(own[own["model"] == "tiny"]))
     save("training_time", training_times(own[own["model"] == "tiny"]))
-    into_page(EVIDENCE, "chain", markdown(own[own["model"] == "tiny"], tests))
+    into_page(EVIDENCE, "overview", overview(own[own["model"] == "tiny"], tests))
+    into_page(CHAIN, "chain", markdown(own[own["model"] == "tiny"], tests))
     into_page(EVIDENCE, "aims", aims(own[own["model"] == "tiny"], tests))
-    into_page(EVIDENCE, "chain smollm", markdown(own[own["model"] == "smollm"], tests))
+    into_page(CHAIN, "chain smollm", markdown(own[own["model"] == "smollm"], tests))
     if foreign(rows).any():
-        into_page(EVIDENCE, "transfer", transfer(rows, tests))
+        into_page(CHAIN, "transfer", transfer(rows, tests))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from selection import DATASETS, ROOT, available, keep, model_of, run_stage, settings
-from selection_report import EVIDENCE, into_page, save
+from selection_report import into_page, save
 
 from minirec.experiment import paths
 from minirec.report.style import ALL, PICKED, Figure, plt
@@ -105,7 +105,7 @@ def main() -> None:
     rows = [(dataset, what, value) for dataset, one in found.items() for what, value in answers(one).items()]
     keep(pd.DataFrame(rows, columns=["dataset", "what", "value"]), OUT, ["dataset", "what"])
     save("rewards", picture(found))
-    into_page(EVIDENCE, "rewards", markdown(pd.read_csv(OUT)))
+    into_page(ROOT / "docs" / "learning.md", "rewards", markdown(pd.read_csv(OUT)))
 
 
 if __name__ == "__main__":
