@@ -3,7 +3,7 @@
     python benchmarks/long/rewards.py
 
 After evidence.py, whose run of `full_once` with seed 0 it reads. Each training sample gets as many completions as in a
-rollout (METHOD 3). Writes docs/results/rewards.csv, docs/images/rewards.svg and a table of docs/evidence.md.
+rollout (METHOD 3). Writes docs/results/rewards.csv, docs/images/rewards.svg and a table of docs/learning.md.
 """
 
 from __future__ import annotations
