@@ -81,20 +81,29 @@ def recommenders(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def learning(histories: Mapping[str, pa.Table]) -> Figure:
-    """Mean reward of every training step, and NDCG@10 on valid where it was evaluated; one line per training."""
-    figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(WIDTH, 4.2))
+    """Reward and item NLL of every training step, smoothed, and NDCG@10 on valid; one line per training.
+
+    The panel of the item NLL is left out if no training had an item loss.
+    """
+    smooth = {"reward": "mean reward", "item_nll": "item NLL, nats"}
+    if all(history["item_nll"].null_count == len(history) for history in histories.values()):
+        del smooth["item_nll"]
+    figure, panels = plt.subplots(len(smooth) + 1, 1, sharex=True, figsize=(WIDTH, 2.1 * (len(smooth) + 1)))
     for number, (name, history) in enumerate(histories.items()):
         look = line_look(number)
-        steps = history.select(["step", "reward", "valid_ndcg"]).sort_by("step").to_pandas()
-        smooth = steps["reward"].rolling(max(1, len(steps) // 20), min_periods=1).mean()
-        upper.plot(steps["step"], smooth, color=look["color"], label=name)
+        steps = history.select(["step", "reward", "item_nll", "valid_ndcg"]).sort_by("step").to_pandas()
+        for axes, column in zip(panels, smooth, strict=False):
+            means = steps[column].rolling(max(1, len(steps) // 20), min_periods=1).mean()
+            axes.plot(steps["step"], means, color=look["color"])
         valid = steps.dropna(subset=["valid_ndcg"])
-        lower.plot(valid["step"], valid["valid_ndcg"], markersize=4, label=name, **look)
-    upper.set(ylabel="mean reward")
-    lower.set(xlabel="training step", ylabel="NDCG@10 on valid")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].plot(valid["step"], valid["valid_ndcg"], markersize=4, label=name, **look)
+    for axes, label in zip(panels, [*smooth.values(), "NDCG@10 on valid"], strict=True):
+        axes.set(ylabel=label)
+    panels[-1].set(xlabel="training step")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
     if len(histories) > 1:
-        figure.legend(*lower.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
 

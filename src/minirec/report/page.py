@@ -191,5 +191,5 @@ def _tip(row: Mapping[Any, Any]) -> str:
 
 def _curves(top: Path, runs: list[Run]) -> Chart:
     histories = {f"seed {run.seed}": tables.read("history", run.folder(top) / "history.parquet") for run in runs}
-    caption = "Reward of the policy's completions (smoothed), and NDCG@10 on valid, by training step"
+    caption = "Reward of the policy's completions and item NLL of the targets (smoothed), and NDCG@10 on valid, by step"
     return chart("learning", figures.learning(histories), caption)
