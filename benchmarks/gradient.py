@@ -16,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 import torch
@@ -27,13 +26,11 @@ from torch.profiler import ProfilerActivity, profile
 from minirec.experiment import config
 from minirec.experiment.sections import Passes
 from minirec.model.whitening import Whitening
+from minirec.report.style import plt
 from minirec.stages import gradient
 from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
 from minirec.training import gradient_and_hvp
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 ITEMS, WIDTH, TAU, HISTORY, BATCH = 3_400, 576, 0.02, 20, 2
@@ -208,10 +205,12 @@ def main() -> None:
         print(f"| {count:10,} | {seconds:7.2f} | {near[0]:11.3f} | {near[1]:12.3f} |")
     print(f"\n({CHECKED} samples, uniform candidates; cosine: mean, to the derivatives over the whole catalogue)")
     streamed()
-    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5, 3.4))
     for label, seconds in zip(("closed form", "double backward"), zip(*times, strict=True), strict=True):
         axes.loglog(GROWTH, seconds, marker="o", label=label)
     axes.set(xlabel="samples", ylabel="seconds", title=f"Gradient and Hv, {WIDTH} dimensions, {ITEMS:,} items")
+    axes.set_xticks(GROWTH, [f"{n:,}" for n in GROWTH])
+    axes.set_xticks([], minor=True)
     axes.legend()
     given.plot.parent.mkdir(exist_ok=True)
     figure.savefig(given.plot, dpi=120)

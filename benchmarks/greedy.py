@@ -16,15 +16,12 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
+from minirec.report.style import plt
 from minirec.selection import distances
 from minirec.selection.greedy import greedy, greedy_with_diversity
 from minirec.storage import tables, tensors
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 CASES = [(10_748, 2_304, 1_024), (100_000, 256, 2_000)]
@@ -146,11 +143,13 @@ def main() -> None:
     print("\ngreedy: picks with their diversity, as select does; picks: alone")
     print("share: of all rows x picks; memory: in units of the matrix, itself counted once, NumPy's peak")
     print("short: most by which a pick's value is below the best; *: extrapolated from the first picks")
-    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5, 3.4))
     rows = [n for n, _, _ in GROWTH]
     for label, seconds in zip(("greedy", "brute force"), zip(*times, strict=True), strict=True):
         axes.loglog(rows, seconds, marker="o", label=label)
     axes.set(xlabel="samples", ylabel="seconds", title="Picking 1,000 of n samples, 256 dimensions")
+    axes.set_xticks(rows, [f"{n:,}" for n in rows])
+    axes.set_xticks([], minor=True)
     axes.legend()
     given.plot.parent.mkdir(exist_ok=True)
     figure.savefig(given.plot, dpi=120)

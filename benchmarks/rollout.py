@@ -18,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,12 +29,10 @@ from minirec.experiment import config, sources
 from minirec.experiment.sections import Generation, Passes
 from minirec.model import generate
 from minirec.model.policy import Policy
+from minirec.report.style import plt
 from minirec.stages import embed, rollout
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 GROWTH, ITEMS, FEW = (2_000, 4_000, 8_000, 16_000), 500, {"completions": 2, "max_new_tokens": 2}
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,11 +155,14 @@ def growth(plot: Path) -> None:
                 found.append(alone.submit(stage, paths, folder).result())
             seconds, cpu, peak = found[-1]
             print(f"| {n:7,} | {seconds:7.1f} | {n / seconds:9.1f} | {n / cpu:22.1f} | {peak:8.2f} |", flush=True)
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
     axes[0].semilogx(GROWTH, [n / cpu for n, (_, cpu, _) in zip(GROWTH, found, strict=True)], marker="o")
     axes[0].set(xlabel="samples", ylabel="samples per CPU second", ylim=(0, None))
     axes[1].semilogx(GROWTH, [peak for *_, peak in found], marker="o")
     axes[1].set(xlabel="samples", ylabel="peak memory, GiB", ylim=(0, None))
+    for panel in axes:
+        panel.set_xticks(GROWTH, [f"{n:,}" for n in GROWTH])
+        panel.set_xticks([], minor=True)
     figure.suptitle("Rollouts of a tiny model")
     plot.parent.mkdir(exist_ok=True)
     figure.savefig(plot, dpi=120)

@@ -13,17 +13,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 from greedy import mixture
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from minirec.report.style import ALL, MARKERS, plt
 from minirec.selection import greedy
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 SHARDS, BUDGETS, WIDTH, HISTORY = (2, 4, 8, 16, 32), (256, 1_024), 256, 5
@@ -96,7 +93,7 @@ def main() -> None:
     given = options.parse_args()
     print("| data    |         matrix | budget | shards | worth of exact | same picks | a shard s | last s | exact s |")
     print("|---------|---------------:|-------:|-------:|---------------:|-----------:|----------:|-------:|--------:|")
-    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5, 3.4))
     lowest = 1.0
     for name, points, value in pools(given.cds, given.published):
         for budget in BUDGETS:
@@ -115,10 +112,11 @@ def main() -> None:
                     flush=True,
                 )
             lowest = min(lowest, *shares)
-            axes.semilogx(SHARDS, shares, marker="o", base=2, label=f"{name}, {len(points):,}: {budget:,} picks")
+            label, marker = f"{name}, {len(points):,}: {budget:,} picks", MARKERS[len(axes.lines)]
+            axes.semilogx(SHARDS, shares, marker=marker, base=2, label=label)
     print("\na shard: the slowest of the first round; last: the second round")
     print(f"lowest: {lowest:.2%} of the exact worth; aim: 95 %")
-    axes.axhline(0.95, color="grey", linestyle="--")
+    axes.axhline(0.95, color=ALL, linestyle="--")
     axes.set(xlabel="shards", ylabel="worth, share of exact greedy", ylim=(0.9, 1.01), title="Two rounds")
     axes.legend(fontsize="small")
     given.plot.parent.mkdir(exist_ok=True)

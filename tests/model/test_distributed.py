@@ -93,7 +93,8 @@ def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path
     assert any("lora_B" in name and tensor.abs().max() > 1e-3 for name, tensor in one.items())
     assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)
     assert history["sample_ids"] == again["sample_ids"]
-    for name in ("loss", "token_loss", "item_loss", "reward", "reward_std", "forced_share", "gradient_norm"):
+    values = ["loss", "token_loss", "item_loss", "item_nll", "reward", "reward_std", "forced_share", "gradient_norm"]
+    for name in values:
         assert again[name] == pytest.approx(history[name], abs=1e-5, rel=1e-4)
 
 

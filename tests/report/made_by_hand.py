@@ -64,7 +64,7 @@ def write_selection(folder: Path, ids, signals: bool) -> None:
 def write_history(folder, forced):
     """history.parquet of as many steps; forced: share of each step's completions without a marker of their own."""
     step = dict.fromkeys(tables.TABLES["history"].columns, 0.0) | {"sample_ids": [1], "valid_ndcg": None}
-    rows = [step | {"step": number + 1, "forced_share": share} for number, share in enumerate(forced)]
+    rows = [step | {"step": number + 1, "forced_share": share, "seconds": 2.0} for number, share in enumerate(forced)]
     table = pa.Table.from_pylist(rows, tables.TABLES["history"].schema())
     tables.write("history", table, folder / "history.parquet", Provenance("train"))
 
@@ -117,6 +117,7 @@ def project(tmp_path, monkeypatch, defaults):
             run = f"none/random-{PICKED}/seed{seed}"
             write_policy(top / "runs/gemma" / run, rank)
             measured(top, top / "runs/gemma" / run, given.measure, top / "base/gemma/ranks.parquet")
+            write_history(top / "runs/gemma" / run, forced=[0.0, 0.0, 0.0])
         if selector != "none":
             scores = {n: np.linspace(0, 1, TRAINED) for n in ("mean_reward", "learnability", "representativeness")}
             scores |= {"sample_id": np.arange(TRAINED), "reward_std": np.zeros(TRAINED)}

@@ -262,6 +262,30 @@ def test_quality_against_cost_is_there_if_the_grid_was_run(project):
     assert found.count('<td class="n">5</td><td class="n">12</td>') == 2
 
 
+def test_quality_against_cost_has_the_method_and_its_control_where_the_grid_was_not_run(project):
+    text = finished(project, control=[BASE])
+    assert "Other methods and budgets were not compared" in text
+    found = re.search(r"<table><caption>The main experiment and its control.*?</table>", text, re.S)[0]
+    rows = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", found, re.S)[1:]
+    ]
+    assert [row[:5] for row in rows] == [["minirec", "4", "gemma", "gemma", "1"], ["random", "4", "gemma", "none", "1"]]
+    assert [row[6:8] for row in rows] == [["4", "16"], ["6", "6"]]  # 2 s a step; the rollouts took 12.5 s
+    assert (rows[0][8], rows[1][8][:3]) == ("", "+0.")
+    for label in ("NDCG@10 on test against seconds", "Reward of the policy"):  # the control has a line in both
+        (drawn,) = re.findall(rf'<svg[^>]*aria-label="{label}.*?</svg>', text, re.S)
+        assert {"minirec", "random"} <= set(re.findall(r"<text[^>]*>(.*?)</text>", drawn))
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "history.parquet"])
+def test_a_control_whose_run_was_not_copied_is_left_out_of_costs_and_learning_curves(project, name):
+    settings = project([np.maximum(BASE - 8, 1)], control=[BASE])
+    (TOP / f"runs/gemma/none/random-{PICKED}/seed0/{name}").unlink()
+    text = page.html(settings, TOP)
+    assert "The main experiment and its control" not in text
+    assert "as many samples picked by random" in text
+
+
 @pytest.mark.slow
 def test_a_browser_shows_the_page_without_errors_and_searches_filters_and_sorts_it(project, tmp_path):
     browser = shutil.which("chromium")

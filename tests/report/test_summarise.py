@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from made_by_hand import (
     BASE,
@@ -27,6 +28,8 @@ from made_by_hand import (
 from minirec.errors import InputError
 from minirec.evaluation.rank_tables import Ranks, write_baselines
 from minirec.experiment.rules import Rules
+from minirec.report import figures
+from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 
 
@@ -189,6 +192,21 @@ def test_the_control_is_compared_with_the_method_on_the_same_samples(project):
     assert f"results/movielens/runs/gemma/none/random-{PICKED}/seed1/ranks.parquet" in needed
 
 
+def test_the_picture_of_the_result_shows_the_paired_differences_with_interval_and_p(project):
+    after = np.maximum(BASE - 8, 1)
+    project([after], control=[BASE])
+    summary, _ = written()
+    axes = figures.result(summary).axes[1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["minirec\nminus random", "after RL\nminus before"]
+    test = summary["control"]["difference"]
+    assert test["mean"] == pytest.approx(ndcg10(after) - ndcg10(BASE))
+    ends = f"[{test['low']:+.4f}, {test['high']:+.4f}]"
+    assert axes.texts[0].get_text() == f"{test['mean']:+.4f} {ends}, p = {test['p_holm']:.2g}"
+    assert any(line.get_xdata().tolist() == [test["low"], test["high"]] for line in axes.lines)
+    del summary["control"]
+    assert len(figures.result(summary).axes[1].texts) == 1
+
+
 def test_without_a_control_nothing_is_said_of_one(project):
     project([BASE])
     summary, text = written()
@@ -267,3 +285,14 @@ def test_an_artefact_that_is_missing_is_named_and_nothing_is_written(project):
     with pytest.raises(InputError, match=r"scores\.parquet does not exist"):
         summarise_it(given)
     assert not Path("results/movielens/metrics.json").exists()
+
+
+@pytest.mark.parametrize(("nll", "panels"), [([3.0, 2.0], 3), ([None, None], 2)])
+def test_the_learning_curves_draw_the_item_nll_where_there_is_one(nll, panels):
+    step = dict.fromkeys(tables.TABLES["history"].columns, 0.0) | {"sample_ids": [1], "valid_ndcg": 0.5}
+    rows = [step | {"step": number, "item_nll": value} for number, value in enumerate(nll, 1)]
+    drawn = figures.learning({"seed 0": [pa.Table.from_pylist(rows, tables.TABLES["history"].schema())]})
+    assert len(drawn.axes) == panels
+    assert [axes.get_ylabel() for axes in drawn.axes][0 :: panels - 1] == ["mean reward", "NDCG@10 on valid"]
+    if panels == 3:
+        assert drawn.axes[1].lines[0].get_ydata().tolist() == nll

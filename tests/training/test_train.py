@@ -618,7 +618,7 @@ def test_several_updates_on_the_completions_of_another_engine_keep_their_advanta
         for engine in ("builtin", "transformers")
     )
     assert all(torch.allclose(other[name], builtin[name], atol=1e-4) for name in builtin)
-    for name in ("reward", "reward_std", "forced_share", "token_loss", "item_loss"):
+    for name in ("reward", "reward_std", "forced_share", "token_loss", "item_loss", "item_nll"):
         assert noted[name] == pytest.approx(known[name], abs=1e-4)
 
 

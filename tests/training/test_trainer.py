@@ -45,7 +45,8 @@ def plain_loss(trainer, inputs, written, rows, settings, first):
     policy, samples = trainer.policy, trainer.samples.take(inputs)
     table = [item_vector(trainer, row) for row in range(len(trainer.items))]
     sampled = sum(len(tokens) for group in written.tokens for tokens in group)
-    token_loss, item_loss, masked, noted = torch.zeros(()), torch.zeros(()), 0, {"reward": 0.0, "reward_std": 0.0}
+    token_loss, item_loss, item_nll, masked = torch.zeros(()), torch.zeros(()), 0.0, 0
+    noted = {"reward": 0.0, "reward_std": 0.0}
     noted["forced_share"] = sum(map(sum, written.forced)) / sum(map(len, written.forced))
     first["clipped"] = 0
     for i, body in enumerate(samples.bodies):
@@ -82,10 +83,12 @@ def plain_loss(trainer, inputs, written, rows, settings, first):
             a = 1.0 if settings["item_advantage"] == "one" else advantage[g]
             lost, beyond = clipped(log_pi, first.setdefault(("log_pi", i, g), log_pi.detach()), a)
             item_loss = item_loss + lost / len(samples) / len(best)
+            item_nll -= log_pi.item() / len(samples) / len(best)
             first["clipped"] += beyond
     noted = dict(first.setdefault("noted", noted))
     parts = {"token": token_loss, "item": item_loss}
     noted |= {f"{name}_loss": part.item() if name in settings["losses"] else 0.0 for name, part in parts.items()}
+    noted |= {"item_nll": item_nll} if "item" in settings["losses"] else {}
     return sum(parts[name] for name in settings["losses"]), noted, masked
 
 
@@ -159,6 +162,7 @@ def test_a_step_has_the_loss_and_gradients_of_a_plain_loop(
     changes = {"batch_prompts": 8, "item_refresh_steps": 1, "head": head, "head_learning_rate": 0.05}
     changes |= {"of_sampling": {"completions": 4, "max_new_tokens": 8}, "beta": BETA, "learning_rate": 0.01}
     _, history = run(project, tiny_model, defaults, tmp_path, **(ALL_AT_ONCE | changes | settings))
+    assert all((value is None) == ("item" not in losses) for value in history["item_nll"])
     last, whole_batch = (targets for *_, targets in seen)
     assert (len(last), len(whole_batch)) == (3, 8)
     assert len(set(whole_batch)) < 8  # a target that two samples share

@@ -12,8 +12,10 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
-from minirec.experiment.paths import PICTURES, pictures
+from minirec.experiment.paths import PICTURES, Run, pictures
 from minirec.report.style import ALL, INK, KINDS, LINES, MARKERS, PICKED, POINTS, Figure, plt, save
+from minirec.report.summary import effects
+from minirec.storage import tables
 from minirec.storage.tables import numpy
 
 WIDTH = 4.6  # of a picture, inches
@@ -24,16 +26,16 @@ PARTS = ["model", "selector", "method"]  # what a line through several budgets i
 def draw(
     folder: Path,
     summary: Mapping[str, Any],
-    histories: Mapping[str, pa.Table],
+    histories: Mapping[str, Sequence[pa.Table]],
     scored: pa.Table | None,
     selection: pa.Table,
     curriculum: pa.Table,
 ) -> list[Path]:
     """Write the pictures of the main experiment; returns the PNG files.
 
-    summary: the content of metrics.json. histories: of training, by seed. scored: the samples' rewards, and their
-    scores if the method reads gradients; None if it reads neither. Pictures of an earlier run that do not fit are
-    removed.
+    summary: the content of metrics.json. histories: as `histories_of` reads them. scored: the samples' rewards, and
+    their scores if the method reads gradients; None if it reads neither. Pictures of an earlier run that do not fit
+    are removed.
     """
     drawn = {"result": result(summary), "learning": learning(histories)}
     reads: tuple[str, ...] = ()
@@ -54,9 +56,10 @@ def draw(
 
 
 def result(summary: Mapping[str, Any]) -> Figure:
-    """NDCG@10 on test, with intervals, of the policy, its control, the policy before RL and the baselines."""
-    rows = recommenders(summary)
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.38 * len(rows)))
+    """NDCG@10 on test of every recommender, and below it the paired differences that matter, both with intervals."""
+    rows, differences = recommenders(summary), effects(summary)
+    heights = [len(rows) + 0.2, 1.4 * len(differences)]
+    figure, (axes, lower) = plt.subplots(2, figsize=(WIDTH, 1.5 + 0.38 * sum(heights)), height_ratios=heights)
     for place, (name, found) in enumerate(rows.items()):
         value, ours = found["ndcg@10"], place == 0
         look: dict[str, Any] = {"color": PICKED if ours else INK, "label": name}
@@ -67,6 +70,18 @@ def result(summary: Mapping[str, Any]) -> Figure:
     axes.set(xlabel="NDCG@10 on test, with 95 % intervals", ylim=(len(rows) - 0.5, -0.7))
     axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
+    for place, test in enumerate(differences.values()):
+        lower.plot([0, 0], [place - 0.05, place + 0.3], color=ALL, linewidth=1.5)  # short, so that it crosses no words
+        lower.plot([test["low"], test["high"]], [place, place], color=POINTS, linewidth=2)
+        lower.plot(test["mean"], place, "o", color=POINTS)
+        words = f"{test['mean']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_holm']:.2g}"
+        across = lower.get_yaxis_transform()
+        lower.annotate(words, (0.5, place), (0, 6), across, "offset points", ha="center", fontsize=9)
+    lower.set_yticks(range(len(differences)), [name.replace(" minus ", "\nminus ") for name in differences])
+    lower.set(xlabel="difference of NDCG@10; p by Holm", ylim=(len(differences) - 0.6, -0.8))
+    lower.margins(x=0.1)
+    lower.xaxis.set_major_locator(MaxNLocator(4))
+    lower.grid(visible=False)
     return figure
 
 
@@ -80,21 +95,46 @@ def recommenders(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return rows | {name.replace("_", " "): found for name, found in summary["baselines"].items()}
 
 
-def learning(histories: Mapping[str, pa.Table]) -> Figure:
-    """Mean reward of every training step, and NDCG@10 on valid where it was evaluated; one line per training."""
-    figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(WIDTH, 4.2))
-    for number, (name, history) in enumerate(histories.items()):
+def histories_of(top: Path, runs: Sequence[Run]) -> dict[str, list[pa.Table]]:
+    """The training histories of runs, by what tells their lines apart: the method if they have several, else the seed.
+
+    top: results of the data set.
+    """
+    several = len({run.method for run in runs}) > 1
+    histories: dict[str, list[pa.Table]] = {}
+    for run in runs:
+        history = tables.read("history", run.folder(top) / "history.parquet")
+        histories.setdefault(run.method if several else f"seed {run.seed}", []).append(history)
+    return histories
+
+
+def learning(histories: Mapping[str, Sequence[pa.Table]]) -> Figure:
+    """Reward and item NLL of every training step, smoothed, and NDCG@10 on valid; one line per training.
+
+    histories: as `histories_of` reads them; those under one name have one look. The panel of the item NLL is left out
+    if no training had an item loss.
+    """
+    smooth = {"reward": "mean reward", "item_nll": "item NLL, nats"}
+    trainings = [(n, name, one) for n, (name, group) in enumerate(histories.items()) for one in group]
+    if all(history["item_nll"].null_count == len(history) for *_, history in trainings):
+        del smooth["item_nll"]
+    figure, panels = plt.subplots(len(smooth) + 1, 1, sharex=True, figsize=(WIDTH, 2.1 * (len(smooth) + 1)))
+    for number, name, history in trainings:
         look = line_look(number)
-        steps = history.select(["step", "reward", "valid_ndcg"]).sort_by("step").to_pandas()
-        smooth = steps["reward"].rolling(max(1, len(steps) // 20), min_periods=1).mean()
-        upper.plot(steps["step"], smooth, color=look["color"], label=name)
+        steps = history.select(["step", "reward", "item_nll", "valid_ndcg"]).sort_by("step").to_pandas()
+        for axes, column in zip(panels, smooth, strict=False):
+            means = steps[column].rolling(max(1, len(steps) // 20), min_periods=1).mean()
+            axes.plot(steps["step"], means, color=look["color"])
         valid = steps.dropna(subset=["valid_ndcg"])
-        lower.plot(valid["step"], valid["valid_ndcg"], markersize=4, label=name, **look)
-    upper.set(ylabel="mean reward")
-    lower.set(xlabel="training step", ylabel="NDCG@10 on valid")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].plot(valid["step"], valid["valid_ndcg"], markersize=4, label=name, **look)
+    for axes, label in zip(panels, [*smooth.values(), "NDCG@10 on valid"], strict=True):
+        axes.set(ylabel=label)
+    panels[-1].set(xlabel="training step")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
     if len(histories) > 1:
-        figure.legend(*lower.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+        named = dict(zip(*reversed(panels[-1].get_legend_handles_labels()), strict=True))
+        figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=4)
     return figure
 
 

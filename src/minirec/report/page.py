@@ -11,11 +11,11 @@ import pandas as pd
 import yaml
 
 from minirec.errors import InputError
-from minirec.evaluation.comparison import over_seeds, with_intervals
+from minirec.evaluation.comparison import over_seeds, run_rows, with_intervals
 from minirec.evaluation.metrics import K
 from minirec.experiment.config import Config
 from minirec.experiment.job_logs import by_rule
-from minirec.experiment.paths import Run, main_runs
+from minirec.experiment.paths import Run, control_runs, main_runs, selection_logs
 from minirec.experiment.sections import Measure
 from minirec.report import figures, picks
 from minirec.report.html import Chart, chart, render
@@ -25,6 +25,9 @@ from minirec.storage import artefact, tables
 NDCG = f"ndcg@{K}"
 SHOWN = 300  # picks in the table, and as many other samples
 EXAMPLES = 5  # picks shown with prompt and completions, and as many other samples
+CURVES = "Reward of the policy's completions and item NLL of the targets (smoothed), and NDCG@10 on valid, by step"
+QUALITY = "NDCG@10 on test against seconds of selection and training, by method; a number is a budget"
+RESULT = "NDCG@10 on test of every recommender, and paired differences on the same samples, with intervals"
 DRAWN = 2000  # most picks in a picture, besides those of the table, and most others, so that the page stays small
 
 
@@ -40,6 +43,7 @@ def html(config: Config, top: Path) -> str:
             f"{metrics} is of {main['method']}-{main['budget']}, but the configuration's main experiment is "
             f"{runs[0].method}-{runs[0].budget}; run the workflow again, or name its --configfile"
         )
+    control = _finished_control(config, top, main["control"])
     method, signals = config.method(runs[0].method), picks.signals_of(config, runs[0], top)
     shown = picks.samples(config, top, runs[0], signals, SHOWN)
     return render(
@@ -50,9 +54,10 @@ def html(config: Config, top: Path) -> str:
         verdicts=list(verdicts(summary)),
         covered=covered(main["seeds"], main["signals"]).strip(),
         sentence=method.sentence,
-        result=chart("result", figures.result(summary), "NDCG@10 on test of every recommender, with intervals"),
+        result=chart("result", figures.result(summary), RESULT),
         recommenders=figures.recommenders(summary),
-        comparison=_comparison(top, Measure(**summary["provenance"]["settings"])),
+        comparison=_grid(top, Measure(**summary["provenance"]["settings"]))
+        or _against_control(config, top, summary, runs, control),
         rows=table_rows(shown),
         examples=list(_examples(config, top, shown)),
         has_rewards="rewards" in shown,
@@ -62,7 +67,7 @@ def html(config: Config, top: Path) -> str:
         has_value=bool(shown["value"].notna().any()),
         adds=method.name == "minirec",
         charts=list(_charts(top, runs[0], signals, shown)),
-        curves=_curves(top, runs),
+        curves=chart("learning", figures.learning(figures.histories_of(top, [*runs, *control])), CURVES),
         costs=chart(
             "cost", figures.seconds_by_rule(by_rule(summary["cost"])), "Seconds of each rule, all seeds together"
         ),
@@ -130,7 +135,14 @@ def _examples(config: Config, top: Path, shown: pd.DataFrame) -> Iterator[dict[s
         yield row | {"prompt": prompt}
 
 
-def _comparison(top: Path, settings: Measure) -> dict[str, Any] | None:
+def _finished_control(config: Config, top: Path, method: str | None) -> list[Run]:
+    """The control's runs; none if the summary has another control, or a file of theirs was not copied."""
+    runs = [run for run in control_runs(config) if run.method == method]
+    files = [run.folder(top) / name for run in runs for name in ("metrics.json", "history.parquet")]
+    return runs if all(file.is_file() for file in files) else []
+
+
+def _grid(top: Path, settings: Measure) -> dict[str, Any] | None:
     """Quality against cost of all configurations, if the grid was run."""
     if not (top / "comparison.parquet").is_file():
         return None
@@ -141,9 +153,28 @@ def _comparison(top: Path, settings: Measure) -> dict[str, Any] | None:
     tests = artefact.read_json(top / "comparison.json")
     places = [f"{row['model']}/{row['selector']}/{row['method']}-{row['budget']}" for row in cells.to_dict("records")]
     cells["test"] = [tests["paired_tests"].get(place) for place in places]
-    caption = "NDCG@10 on test against seconds of selection and training, by method; a number is a budget"
-    drawn = chart("quality", figures.quality_and_cost(cells, NDCG), caption)
-    return {"cells": cells.to_dict("records"), "chart": drawn, "main": tests["main"]}
+    return _quality(cells, tests["main"], grid=True)
+
+
+def _against_control(
+    config: Config, top: Path, summary: Mapping[str, Any], runs: list[Run], control: list[Run]
+) -> dict[str, Any] | None:
+    """Quality against cost of the main experiment and of its control, if there is one."""
+    if not control:
+        return None
+    logs = {run.method: selection_logs(config, run.selector, run.method) for run in (runs[0], control[0])}
+    rows = [row for run in (*runs, *control) for row in run_rows(top, run, logs[run.method])]
+    metrics = [found["metrics"][NDCG] for found in (summary, summary["control"])]
+    ends = {end: [one[end] for one in metrics] for end in ("low", "high")}
+    cells = over_seeds(pd.DataFrame(rows), NDCG).assign(**ends)
+    cells["test"] = pd.Series([None, summary["control"]["difference"]], dtype=object)
+    return _quality(cells, runs[0].configuration, grid=False)
+
+
+def _quality(cells: pd.DataFrame, main: str, grid: bool) -> dict[str, Any]:
+    """What the page says of quality against cost; cells: of `over_seeds`, with low, high and test."""
+    drawn = chart("quality", figures.quality_and_cost(cells, NDCG), QUALITY)
+    return {"cells": cells.to_dict("records"), "chart": drawn, "main": main, "grid": grid}
 
 
 def _charts(top: Path, run: Run, signals: picks.SignalFiles, shown: pd.DataFrame) -> Iterator[Chart]:
@@ -187,9 +218,3 @@ def _drawn(picked: np.ndarray, in_table: np.ndarray) -> np.ndarray:
 def _tip(row: Mapping[Any, Any]) -> str:
     """What the pointer shows over a sample."""
     return (f"pick {row['position'] + 1}: " if row["position"] >= 0 else "not picked: ") + row["target"]
-
-
-def _curves(top: Path, runs: list[Run]) -> Chart:
-    histories = {f"seed {run.seed}": tables.read("history", run.folder(top) / "history.parquet") for run in runs}
-    caption = "Reward of the policy's completions (smoothed), and NDCG@10 on valid, by training step"
-    return chart("learning", figures.learning(histories), caption)

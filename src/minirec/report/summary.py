@@ -28,9 +28,8 @@ def summary_text(summary: Mapping[str, Any], results: Path, pictures: Sequence[P
         "",
     ]
     lines += [covered(main["seeds"], main["signals"]), ""]
-    if "control" in summary:
-        lines.append(_effect(f"{main['method']} minus {main['control']}", summary["control"]["difference"]))
-    lines += [_effect("after RL minus before", summary["improvement"]), *_recommended(summary["breakdown"]), ""]
+    lines += [_effect(what, test) for what, test in effects(summary).items()]
+    lines += [*_recommended(summary["breakdown"]), ""]
     lines.append(_wrap("seconds by rule", (f"{s} {v:.0f}" for s, v in by_rule(summary["cost"]).items())))
     lines.append(_wrap("files", [f"{results}/metrics.json", f"{results}/runs/…/ranks.parquet"]))
     if pictures:
@@ -60,6 +59,13 @@ def _metrics_table(summary: Mapping[str, Any]) -> list[str]:
 
 def _interval(value: Interval) -> str:
     return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+
+
+def effects(summary: Mapping[str, Any]) -> dict[str, PairedTest]:
+    """The differences of NDCG@10 that the experiment asks for: from its control, if it has one, and from before RL."""
+    main, control = summary["main"], summary.get("control")
+    found = {f"{main['method']} minus {main['control']}": control["difference"]} if control else {}
+    return found | {"after RL minus before": summary["improvement"]}
 
 
 def _effect(what: str, test: PairedTest) -> str:

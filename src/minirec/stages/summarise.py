@@ -48,7 +48,9 @@ def run(
     control = every[len(seeds) :]
     signals = tables.read("scores", scores) if scores else rewards(rollouts) if rollouts else None
     selection = tables.read("selection", seeds[0].selection(top) / "selection.parquet")
-    histories = {f"seed {one.seed}": tables.read("history", one.folder(top) / "history.parquet") for one in seeds}
+    forced = [
+        tables.numpy(tables.read("history", one.folder(top) / "history.parquet"), "forced_share") for one in seeds
+    ]
     gathered = {
         "main": {
             **seeds[0].shared,
@@ -58,9 +60,7 @@ def run(
         },
         **_counts(top),
         "selected": selection.num_rows,
-        "forced_share": float(
-            np.mean([tables.numpy(history, "forced_share").mean() for history in histories.values()])
-        ),
+        "forced_share": float(np.mean([share.mean() for share in forced])),
         **_metrics(top, seeds, control, measure),
         "cost": costs(top, logs(top, folders)),
         "prepare": artefact.read_json(top / "prepare.json"),
@@ -68,6 +68,7 @@ def run(
     if signals is not None:
         gathered["zero_hit_share"] = float((tables.numpy(signals, "hits") == 0).mean())
     curriculum = tables.read("curriculum", seeds[0].selection(top) / "curriculum.parquet").sort_by("position")
+    histories = figures.histories_of(top, every)
     pictures = figures.draw(top / "figures", gathered, histories, signals, selection, curriculum)
     with atomic_write(summary) as partial:
         partial.write_text(summary_text(gathered, top, pictures), encoding="utf-8")

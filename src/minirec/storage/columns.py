@@ -31,7 +31,7 @@ class Column:
     high: float | None = None
     values: tuple[str, ...] | None = None
     nullable: bool = False
-    optional: bool = False  # may be absent from a user's file, and is then read as nulls
+    optional: bool = False  # may be absent from a user's or an older file, and is then read as nulls
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,12 @@ TABLES: dict[str, Table] = {
             "token_loss": _column("f64", "clipped policy loss, mean over sampled tokens"),
             "item_loss": _column(
                 "f64", "clipped loss of the item softmax; its gradient teaches, its value hardly moves"
+            ),
+            "item_nll": _column(
+                "f64?",
+                "mean -log probability of the target in the item softmax, nats; null: no item loss",
+                0,
+                optional=True,
             ),
             "reward": _column("f64", "mean reward of the step's completions", 0, 1),
             "reward_std": _column("f64", "standard deviation of a sample's rewards, mean over samples", 0),

@@ -132,5 +132,6 @@ def history_table(log_history: list[dict[str, Any]]) -> pa.Table:
             evaluation = valid.get(entry["step"], {"eval_ndcg": None, "eval_seconds": 0.0})
             row = {name: entry.get(name, 0.0) for name in names} | {"gradient_norm": entry["grad_norm"]}
             row |= {"valid_ndcg": evaluation["eval_ndcg"], "seconds_valid": evaluation["eval_seconds"]}
+            row["item_nll"] = entry.get("item_nll")
             rows.append(row | {"seconds": row["seconds"] + row["seconds_valid"]})
     return pa.Table.from_pylist(rows, tables.TABLES["history"].schema())

@@ -118,6 +118,8 @@ class RecommenderTrainer(GRPOTrainer):
             self.refresh_items()
         micro_batches, items = self._micro_batches(inputs)
         self.means |= {"token_loss": 0.0, "item_loss": 0.0}
+        if "item" in self.settings.losses:
+            self.means["item_nll"] = 0.0
         total = torch.zeros((), device=self.policy.device)
         with self._timed("loss"):
             for micro_batch in distributed.same_number(micro_batches):
@@ -232,6 +234,7 @@ class RecommenderTrainer(GRPOTrainer):
             item = losses.item_loss(log_pi, b.old_log_pi, advantage.flatten(), s.epsilon_low, s.epsilon_high)
             loss = loss + item * b.prompt_share / count
             self.means["item_loss"] += item.item() * b.prompt_share / count
+            self.means["item_nll"] -= log_pi.detach().sum().item() * b.prompt_share / count
         return loss
 
     def _no_loss(self) -> Tensor:
