@@ -248,13 +248,18 @@ def test_quality_against_cost_is_there_if_the_grid_was_run(project):
         write_policy(TOP / f"runs/gemma/none/{method}-4/seed0", rank)
     test = {"mean": -0.1, "low": -0.2, "high": 0.05, "p": 0.01, "p_holm": 0.02, "significant": True}
     tests = {"main": "gemma/none/a-4", "paired_tests": {"gemma/none/b-4": test}, "signals": "own"}
+    tests |= {"minus_random": {"gemma/none/a-4": test | {"mean": 0.3}}, "minus_full": {}}
     artefact.write_json(tests, TOP / "comparison.json", Provenance("compare"))
     table = pa.Table.from_pylist(rows, tables.TABLES["comparison"].schema())
     tables.write("comparison", table, TOP / "comparison.parquet", Provenance("compare"))
     text = page.html(settings, TOP)
     found = re.search(r"<table><caption>All configurations.*?</table>", text, re.S)[0]
-    assert "tests compare gemma/none/a-4 with each" in found
-    assert "-0.1000 [-0.2000, +0.0500], p = 0.02" in found
+    assert "Main is gemma/none/a-4" in found
+    rows = [
+        re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)[-3:] for row in re.findall(r"<tr>(.*?)</tr>", found, re.S)[1:]
+    ]
+    assert rows[0] == ["+0.3000 [-0.2000, +0.0500], p = 0.02", "", ""]  # minus random, minus full, main minus this
+    assert rows[1] == ["", "", "-0.1000 [-0.2000, +0.0500], p = 0.02"]
     quality = np.where(BASE <= 10, 1 / np.log2(1 + BASE), 0).mean()
     mean, low, high = re.search(r"<td class=\"n\">(0\.\d+) \[(0\.\d+), (0\.\d+)\]", found).groups()
     assert (mean, float(low) < quality < float(high)) == ("0.2000", True)  # the mean as the table has it

@@ -152,7 +152,8 @@ def _grid(top: Path, settings: Measure) -> dict[str, Any] | None:
     cells = with_intervals(over_seeds(table, NDCG), top, runs, top / "samples.parquet", settings)
     tests = artefact.read_json(top / "comparison.json")
     places = [f"{row['model']}/{row['selector']}/{row['method']}-{row['budget']}" for row in cells.to_dict("records")]
-    cells["test"] = [tests["paired_tests"].get(place) for place in places]
+    for name in ("paired_tests", "minus_random", "minus_full"):
+        cells[name] = [tests[name].get(place) for place in places]
     return _quality(cells, tests["main"], grid=True)
 
 
@@ -167,12 +168,12 @@ def _against_control(
     metrics = [found["metrics"][NDCG] for found in (summary, summary["control"])]
     ends = {end: [one[end] for one in metrics] for end in ("low", "high")}
     cells = over_seeds(pd.DataFrame(rows), NDCG).assign(**ends)
-    cells["test"] = pd.Series([None, summary["control"]["difference"]], dtype=object)
+    cells["paired_tests"] = pd.Series([None, summary["control"]["difference"]], dtype=object)
     return _quality(cells, runs[0].configuration, grid=False)
 
 
 def _quality(cells: pd.DataFrame, main: str, grid: bool) -> dict[str, Any]:
-    """What the page says of quality against cost; cells: of `over_seeds`, with low, high and test."""
+    """What the page says of quality against cost; cells: of `over_seeds`, with low, high and tests."""
     drawn = chart("quality", figures.quality_and_cost(cells, NDCG), QUALITY)
     return {"cells": cells.to_dict("records"), "chart": drawn, "main": main, "grid": grid}
 
