@@ -291,42 +291,51 @@ def test_a_control_whose_run_was_not_copied_is_left_out_of_costs_and_learning_cu
     assert "as many samples picked by random" in text
 
 
+CHECK = """<script>
+const seen = () => rows.filter(row => !row.hidden).length;
+const faded = () => document.querySelectorAll("svg a.off").length;
+words.value = 'nothing like this'; form.dispatchEvent(new Event('input'));
+const none = [seen(), faded()];
+words.value = ''; form.elements.which.value = 'picked'; form.dispatchEvent(new Event('input'));
+const picked = [seen(), faded()];
+document.querySelector('#samples th:nth-child(4) button').click();
+const order = [...table.tBodies[0].rows].map(row => row.id.slice(7));
+document.title = [none, picked, order, document.querySelector('#samples th:nth-child(4)').ariaSort].join(' ');
+</script></body>"""
+FRAMES = """<script>onload = () => document.title = [...document.querySelectorAll("iframe")].map(frame => {
+  const inside = frame.contentDocument, wide = inside.documentElement.scrollWidth <= frame.contentWindow.innerWidth;
+  const paper = frame.contentWindow.getComputedStyle(inside.body).backgroundColor;
+  return [inside.getElementById("count").textContent, inside.title, wide, paper].join("|");
+}).join(";");</script>"""
+
+
 @pytest.mark.slow
-def test_a_browser_shows_the_page_without_errors_and_searches_filters_and_sorts_it(project, tmp_path):
+@pytest.mark.parametrize(("theme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 26)")])
+def test_a_browser_shows_the_page_on_phone_and_desktop_without_errors_and_searches_filters_and_sorts_it(
+    project, tmp_path, theme, paper
+):
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("chromium is not installed (Debian package chromium)")
-    text = finished(project)
-    check = """<script>
-    const seen = () => rows.filter(row => !row.hidden).length;
-    const faded = () => document.querySelectorAll("svg a.off").length;
-    words.value = 'nothing like this'; form.dispatchEvent(new Event('input'));
-    const none = [seen(), faded()];
-    words.value = ''; form.elements.which.value = 'picked'; form.dispatchEvent(new Event('input'));
-    const picked = [seen(), faded()];
-    document.querySelector('#samples th:nth-child(4) button').click();
-    const order = [...table.tBodies[0].rows].map(row => row.id.slice(7));
-    document.title = [none, picked, order, document.querySelector('#samples th:nth-child(4)').ariaSort,
-      document.documentElement.scrollWidth <= innerWidth].join(' ');
-    </script></body>"""
-    tried = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text.replace("</body>", check))
-    shown = {}
-    for name, content in (("page", text), ("tried", tried)):
-        file = tmp_path / f"{name}.html"
-        file.write_text(content, encoding="utf-8")
-        words = [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--window-size=500,900",
-            "--enable-logging=stderr",
-        ]
-        words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
-        assert "CONSOLE" not in done.stderr
-        shown[name] = done.stdout
-    assert f"{2 * PICKED} of {2 * PICKED} samples" in shown["page"]  # its script has run
-    order = "1,3,5,7,8,9,10,11"  # the mean reward rises with the sample's id
-    expected = f"0,{4 * PICKED} {PICKED},{2 * PICKED} {order} ascending true"  # each sample is in two pictures
-    assert re.search(r"<title>(.*?)</title>", shown["tried"])[1] == expected
+    text = finished(project, control=[BASE])
+    tried = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text.replace("</body>", CHECK))
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    (tmp_path / "tried.html").write_text(tried, encoding="utf-8")
+    sizes = ((390, 844), (1280, 800))  # a window is at least 500 pixels wide, a frame need not be
+    frames = [
+        f'<iframe src="{name}.html" width="{width}" height="{height}" style="border: 0"></iframe>'
+        for name in ("page", "tried")
+        for width, height in sizes
+    ]
+    (tmp_path / "frames.html").write_text("".join(frames) + FRAMES, encoding="utf-8")
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    words += ["--hide-scrollbars", "--allow-file-access-from-files", "--dump-dom"]
+    words += [f"--blink-settings=preferredColorScheme={int(theme == 'light')}"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "frames.html").as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+    assert "CONSOLE" not in done.stderr
+    found = [one.split("|") for one in re.search(r"<title>(.*?)</title>", done.stdout)[1].split(";")]
+    samples, order = 2 * PICKED, "1,3,5,7,8,9,10,11"  # the mean reward rises with the sample's id
+    shown = [f"{samples} of {samples} samples", "minirec: movielens", "true", paper]  # its script has run
+    sought = f"0,{4 * PICKED} {PICKED},{samples} {order} ascending"  # each sample is in two pictures
+    assert found == 2 * [shown] + 2 * [[f"{PICKED} of {samples} samples", sought, "true", paper]]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from minirec.experiment.paths import PICTURES, Run, pictures
 from minirec.report.style import ALL, INK, KINDS, LINES, MARKERS, PICKED, POINTS, Figure, plt, save
@@ -146,7 +146,7 @@ def mean_rewards(values: np.ndarray, picked: np.ndarray) -> Figure:
     middle, width = (edges[1:] + edges[:-1]) / 2, 0.9 * edges[1]
     counts.bar(middle, every, width, color=ALL)
     counts.set(ylabel="training samples", yscale="log", ylim=(0.7, None))
-    counts.yaxis.set_major_formatter(ScalarFormatter())
+    counts.yaxis.set_major_formatter("{x:,.0f}")
     counts.yaxis.set_minor_formatter(NullFormatter())
     shares.bar(middle, np.divide(kept, every, out=np.zeros(BINS), where=every > 0), width, color=PICKED)
     shares.set(xlabel="mean reward by the proxy", ylabel="share picked", ylim=(0, 1.02))
