@@ -423,12 +423,20 @@ def test_a_rate_that_is_far_too_high_is_named(project, tiny_model, defaults, tmp
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize("changes", [{"item_advantage": "group"}, {"item_advantage": "one", "losses": ["token"]}])
+@pytest.mark.parametrize(
+    ("changes", "completions", "advice"),
+    [
+        ({"item_advantage": "group"}, 4, r"with train\.item_advantage one"),
+        ({"item_advantage": "one", "losses": ["token"]}, 4, r"with the item loss in train\.losses"),
+        ({"item_advantage": "one", "losses": ["token"]}, 1, r"with the item loss in train\.losses"),
+    ],
+)
 def test_without_reasoning_no_completion_can_be_better_than_the_others(
-    project, tiny_model, defaults, tmp_path, changes
+    project, tiny_model, defaults, tmp_path, changes, completions, advice
 ):
-    with pytest.raises(InputError, match=r"max_new_tokens is 0, .*with the item loss and train\.item_advantage one"):
-        run(project, tiny_model, defaults, tmp_path, of_sampling={"max_new_tokens": 0}, **changes)
+    sampling = {"max_new_tokens": 0, "completions": completions}
+    with pytest.raises(InputError, match=f"max_new_tokens is 0, .*{advice}"):
+        run(project, tiny_model, defaults, tmp_path, of_sampling=sampling, **changes)
 
 
 def test_without_reasoning_the_item_loss_alone_can_teach(project, tiny_model, defaults, tmp_path):

@@ -9,6 +9,7 @@ from training_runs import gradients, run
 from transformers import AutoTokenizer
 
 from minirec.experiment import sections
+from minirec.experiment.schedule import evaluated_steps
 from minirec.model import generate
 from minirec.model.completions import with_marker
 from minirec.training import callbacks, rewards
@@ -338,12 +339,12 @@ def test_the_trainer_gets_the_setting(defaults, tmp_path, name):
     ],
 )
 def test_the_papers_budgets_are_evaluated_as_often_as_in_the_published_code(settings, samples, expected):
-    assert settings().evaluated_steps(samples) == expected
+    assert evaluated_steps(settings(), samples) == expected
 
 
 def test_evaluations_do_not_come_between_two_updates_on_the_same_completions():
     train = sections.Train(evaluation_steps=4, updates_per_rollout=3, warmup_steps=8, batch_prompts=10, epochs=2)
-    assert train.evaluated_steps(25) == [12, 18]  # 2 x 3 x 3 steps, every 6th from the 8th on
+    assert evaluated_steps(train, 25) == [12, 18]  # 2 x 3 x 3 steps, every 6th from the 8th on
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -7,7 +7,6 @@ are shared. A stage reads the sections that are parameters of its `run`, and the
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
@@ -262,19 +261,6 @@ class Train(Section):
     epsilon_low: float = Field(0.2, gt=0, lt=1, description="the probability ratio is clipped below at 1 - this")
     epsilon_high: float = Field(0.28, gt=0, description="the probability ratio is clipped above at 1 + this")
 
-    def evaluated_steps(self, samples: int) -> list[int]:
-        """The optimiser steps, from 1, after which a training on so many samples evaluates valid (METHOD 3).
-
-        They begin at the end of the warm-up, are whole rollouts apart, and include the last step.
-        """
-        if self.evaluation_steps == 0:
-            return []
-        updates = self.updates_per_rollout
-        every = math.ceil((self.evaluation_steps or max(1, samples // 64)) / updates) * updates
-        last = self.epochs * math.ceil(samples / self.batch_prompts) * updates
-        first = 1 if self.scheduler == "constant" else self.warmup_steps
-        return [step for step in range(1, last + 1) if step == last or (step >= first and step % every == 0)]
-
 
 class Proxy(Train):
     """How the proxy is trained on random samples: settings as in `train`, with values of their own (METHOD 4.1)."""
@@ -311,10 +297,17 @@ class Measure(Section):
 
 def teaches_nothing(sampling: Sampling, train: Train) -> str | None:
     """One sentence on why these settings would give no loss a gradient; None if a loss can have one."""
-    alike = sampling.max_new_tokens == 0 and sampling.completions > 1
-    if alike and ("item" not in train.losses or train.item_advantage == "group"):
+    if sampling.max_new_tokens:
+        return None
+    section = "proxy" if isinstance(train, Proxy) else "train"
+    if "item" not in train.losses:
+        return (
+            "sampling.max_new_tokens is 0, so there is no token for the token loss; "
+            f"train with reasoning, or with the item loss in {section}.losses"
+        )
+    if sampling.completions > 1 and train.item_advantage == "group":
         return (
             "sampling.max_new_tokens is 0, so all completions of a prompt are alike and their advantages 0; "
-            "train with reasoning, or with the item loss and train.item_advantage one"
+            f"train with reasoning, or with {section}.item_advantage one"
         )
     return None

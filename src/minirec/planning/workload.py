@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from minirec.data import splits
 from minirec.experiment import sections
+from minirec.experiment.schedule import evaluated_steps
 from minirec.storage import tables
 
 CHARACTERS = 4  # of a token, where the model's tokenizer is not there yet
@@ -202,7 +203,7 @@ class LanguageModel:
         work += self._logits(3 * updates * seen * completions * new)  # forth, again and back
         items = steps * min(train.batch_prompts + train.extra_negatives, size.items) * size.item_tokens
         work += self._read(items, self.above if self.frozen_states else 1) + self._back(items)
-        evaluations = len(train.evaluated_steps(samples))
+        evaluations = len(evaluated_steps(train, samples))
         valid = evaluations * min(size.valid, train.max_valid or size.valid)
         work += self._write(valid, sampling, 1)
         return work + self.items * (steps // train.item_refresh_steps + evaluations)

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import GRPOConfig
 
 from minirec.experiment import sections
+from minirec.experiment.schedule import evaluated_steps
 from minirec.progress import log, progress
 from minirec.storage import tables
 
@@ -64,7 +65,7 @@ def grpo_arguments(train: sections.Train, completions: int, seed: int, folder: A
 
 def training_callbacks(train: sections.Train, samples: int) -> list[TrainerCallback]:
     """The callbacks of a run whose epochs have `samples` samples."""
-    evaluated = train.evaluated_steps(samples)
+    evaluated = evaluated_steps(train, samples)
     patience = [Patience(train.patience)] if evaluated else []
     return [Cadence(evaluated, CHECKPOINT_ROLLOUTS * train.updates_per_rollout), ProgressBar(), *patience]
 
