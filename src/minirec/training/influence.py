@@ -8,6 +8,8 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 from scipy.special import softmax
 
+from minirec.errors import InputError
+
 SCORES = 2**22  # scores in memory at a time, for any number of samples
 
 
@@ -20,7 +22,8 @@ def influence(states: np.ndarray, items: np.ndarray, target: np.ndarray, damping
 
         influence_i = grad l_i . (H + damping I)^-1 grad L
 
-    Conjugate gradients solve for the right factor V; then grad l_i . V is the change of l_i along V.
+    Conjugate gradients solve for the right factor v; then grad l_i . v is the change of l_i along v. Float64, without
+    a unit. Raises InputError if they do not converge.
     """
     states, items = states.astype(np.float64), items.astype(np.float64)
     n, width = states.shape
@@ -33,20 +36,22 @@ def influence(states: np.ndarray, items: np.ndarray, target: np.ndarray, damping
             yield rows, softmax(states[rows] @ items.T, axis=1)
 
     def hessian_times(matrix: np.ndarray) -> np.ndarray:
-        """(H + damping I) times a matrix [d d], flat: the mean of (items^T (p k - p (p . k))) s^T, k = items V s."""
-        along, total = matrix.reshape(width, width), np.zeros((width, width))
+        """(H + damping I) times a matrix v [d d], flat: the mean of (items^T (p k - p (p . k))) s^T, k = items v s."""
+        v, total = matrix.reshape(width, width), np.zeros((width, width))
         for rows, p in blocks():
-            k = states[rows] @ along.T @ items.T
+            k = states[rows] @ v.T @ items.T
             total += (p * (k - (p * k).sum(1, keepdims=True)) @ items).T @ states[rows]
-        return (total / n + damping * along).ravel()
+        return (total / n + damping * v).ravel()
 
     mean_gradient = np.zeros((width, width))
     for rows, p in blocks():
         mean_gradient += (p @ items - items[target[rows]]).T @ states[rows]
     operator = LinearOperator((width**2, width**2), matvec=hessian_times, dtype=np.float64)
-    solved, _ = cg(operator, (mean_gradient / n).ravel(), rtol=1e-6, maxiter=width**2)
+    solution, failed = cg(operator, (mean_gradient / n).ravel(), rtol=1e-6)
+    if failed:
+        raise InputError("the influences did not converge; raise influence.damping")
     found = np.empty(n)
     for rows, p in blocks():
-        k = states[rows] @ solved.reshape(width, width).T @ items.T
+        k = states[rows] @ solution.reshape(width, width).T @ items.T
         found[rows] = (p * k).sum(1) - k[np.arange(len(k)), target[rows]]
     return found
