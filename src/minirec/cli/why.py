@@ -135,9 +135,6 @@ def sentences(about: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_greedy(change: dict[str, Any], pick: int | None) -> Iterator[str]:
-    if change["least_value"] is None:
-        yield "No value would be enough: it has the direction of the first pick."
-        return
     value, least = change["value"], _number(change["least_value"])
     if pick:
         yield f"Its value before diversity is {_number(value)}; it is picked with any above {least}."

@@ -275,9 +275,7 @@ class Explanation:
         return said | {"ranges": counterfactual.ranges(self.signals, method, row, test, self.rows, self.bell)}
 
     def _threshold(self, least: counterfactual.Threshold, row: int) -> dict[str, Any]:
-        """What greedy asks of a sample, and the picks concerned if it was passed over; None: nothing is enough."""
-        if not np.isfinite(least.value):
-            return {"least_value": None}
+        """What greedy asks of a sample, and the picks concerned if it was passed over."""
         said: dict[str, Any] = {"least_value": least.value, "turn": least.turn + 1}
         if row in self.rows:
             return said

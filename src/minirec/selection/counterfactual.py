@@ -26,10 +26,10 @@ GRID, HALVINGS = 41, 12  # values that are tried of a number, and halvings of th
 class Threshold:
     """What greedy asks of a row, all else equal.
 
-    It is picked if its value before diversity exceeds `value`, infinite for a copy of the first pick; that is least at
-    `turn`, 0 for the first, where now the row `winner` is picked. With the value that it has, it comes closest at the
-    later turn `near_turn`, -1 if there is none: there its `distance` to the nearest earlier pick, number `nearest` in
-    the order of picking, has to exceed `needed_distance`.
+    value: the row is picked if its value before diversity is above this. turn, winner: when that would be, 0 for the
+    first, and the row that is picked then now. near_turn: the later turn at which it comes closest with the value that
+    it has, -1 if there is none; there its `distance` to the nearest earlier pick, number `nearest` in the order of
+    picking, would have to be above `needed_distance`.
     """
 
     value: float
