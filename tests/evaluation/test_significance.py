@@ -117,6 +117,18 @@ def test_without_a_single_hit_the_interval_is_wilson_s_for_none_of_the_users():
     tests = significance.paired_tests({"other": np.full(300, 999)}, np.full((2, 300), 999), users, Measure())
     assert tests["other"]["low"] == -tests["other"]["high"] == pytest.approx(-z2 / (100 + z2))
     assert tests["other"]["p"] == 1
+    for ours, theirs, sign in ((1, 999, 1), (999, 1, -1)):  # every sample is won, or lost
+        ranks = np.full(300, ours), np.full(300, theirs)
+        test = significance.paired_tests({"other": ranks[1]}, ranks[0], users, Measure())["other"]
+        ends = sorted([sign * 100 / (100 + z2), sign * 1.0])
+        assert [test["low"], test["high"]] == pytest.approx(ends)
+
+
+def test_a_p_of_exactly_one_minus_the_confidence_is_not_significant(monkeypatch):
+    monkeypatch.setattr(significance, "_paired_test", lambda *_: ({"mean": 0.1, "low": 0.0, "high": 0.2}, 0.05))
+    ranks = np.ones(4, int)
+    test = significance.paired_tests({"other": ranks}, ranks, np.arange(4), Measure())["other"]
+    assert (test["p_holm"], test["significant"]) == (0.05, False)
 
 
 def test_the_p_value_counts_the_ways_to_swap_the_users_pairs():

@@ -83,7 +83,7 @@ def tests_of_pairs(
     tests = {name: _paired_test(ndcg(a, K), ndcg(b, K), users, settings) for name, (a, b) in pairs.items()}
     corrected = holm([p for _, p in tests.values()])
     return {
-        name: {**difference, "p": p, "p_holm": p_holm, "significant": p_holm < 1 - settings.confidence}
+        name: {**difference, "p": p, "p_holm": p_holm, "significant": p_holm < round(1 - settings.confidence, 12)}
         for (name, (difference, p)), p_holm in zip(tests.items(), corrected, strict=True)
     }
 
@@ -170,9 +170,11 @@ def _interval(
     signed: values are differences, which may as well be below 0. One user gives the whole range.
     """
     mean, samples = float(values.mean()), np.bincount(users)
-    if values.std() == 0 and mean in (0.0, 1.0):
-        wilson = stats.binomtest(round(mean * len(samples)), len(samples)).proportion_ci(settings.confidence, "wilson")
-        return {"mean": mean, "low": -wilson.high if signed else wilson.low, "high": wilson.high}
+    if values.std() == 0 and abs(mean) in (0.0, 1.0):
+        hits = round(abs(mean) * len(samples))
+        wilson = stats.binomtest(hits, len(samples)).proportion_ci(settings.confidence, "wilson")
+        low, high = (-wilson.high if signed and not mean else wilson.low), wilson.high
+        return {"mean": mean, "low": low, "high": high} if mean >= 0 else {"mean": mean, "low": -high, "high": -low}
     if len(samples) < 2:  # nothing is known of other users
         return {"mean": mean, "low": -1.0 if signed else 0.0, "high": 1.0}
     resampled = stats.bootstrap(
