@@ -8,6 +8,8 @@ from minirec.errors import InputError
 from minirec.selection.methods.registry import find
 from minirec.selection.signals import NOT_THERE, Signals
 
+BLOCK = 65_536  # rows that are checked at a time
+
 
 def pick(
     rewards: np.ndarray,
@@ -27,14 +29,17 @@ def pick(
     [1]
     """
     rewards = np.asarray(rewards, dtype=np.float64)
-    if rewards.ndim != 2 or not rewards.size or not np.isfinite(rewards).all():
-        raise InputError(f"rewards must be finite numbers [n, G], but they have the shape {rewards.shape} or a NaN")
+    if rewards.ndim != 2 or not rewards.size:
+        raise InputError(f"rewards must be numbers [n, G], but they have the shape {rewards.shape}")
+    _require_finite("rewards", rewards)
     chosen = find(method)
     available = {"rewards"} | ({"embeddings"} if embeddings is not None else set())
     if missing := chosen.lacks(available):
         raise InputError(f"the method {method} needs {' and '.join(missing)} besides rewards; choose another")
     if embeddings is not None and len(embeddings) != len(rewards):
         raise InputError(f"there are {len(rewards)} rows of rewards, but {len(embeddings)} of embeddings")
+    if embeddings is not None:
+        _require_finite("embeddings", np.asarray(embeddings))
     count = len(rewards) if chosen.takes_all else budget
     if not 0 < count <= len(rewards):
         raise InputError(f"the budget is {budget}, but there are {len(rewards)} samples; it must be 1 to as many")
@@ -47,3 +52,12 @@ def pick(
         embeddings=NOT_THERE if embeddings is None else embeddings,
     )
     return chosen.pick(signals, count, np.random.default_rng(seed)).rows.astype(np.int64)
+
+
+def _require_finite(name: str, rows: np.ndarray) -> None:
+    """Raise InputError that names the first row [n, d] with NaN or infinity; they may be mapped from a file."""
+    for start in range(0, len(rows), BLOCK):
+        finite = np.isfinite(rows[start : start + BLOCK]).all(1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise InputError(f"{name} have NaN or infinity in row {row}; correct or leave out such rows")
