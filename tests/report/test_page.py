@@ -222,7 +222,10 @@ def test_the_command_writes_the_page_or_says_what_is_missing(project, capsys):
     assert (TOP / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "report.html: " in capsys.readouterr().out
     file.write_text("main: {method: random}", encoding="utf-8")
-    with pytest.raises(InputError, match="is of minirec-4, but the configuration's main experiment is random-256"):
+    with pytest.raises(
+        InputError,
+        match="is of gemma/gemma/minirec-4, but the configuration's main experiment is gemma/none/random-256",
+    ):
         report.run(folder=TOP, configfile=[file])
     with pytest.raises(InputError, match="results/x is not results/DATASET with DATASET among cds"):
         report.run(folder=Path("results/x"), configfile=[file])

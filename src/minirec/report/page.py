@@ -38,10 +38,11 @@ def html(config: Config, top: Path) -> str:
         raise InputError(f"{metrics} is not there; run the workflow first, minirec status {top} says what is left")
     summary = artefact.read_json(metrics)
     runs, main = main_runs(config), summary["main"]
-    if (main["method"], str(main["budget"])) != (runs[0].method, str(runs[0].budget)):
+    made = "{model}/{selector}/{method}-{budget}".format(**main)
+    if made != runs[0].configuration:
         raise InputError(
-            f"{metrics} is of {main['method']}-{main['budget']}, but the configuration's main experiment is "
-            f"{runs[0].method}-{runs[0].budget}; run the workflow again, or name its --configfile"
+            f"{metrics} is of {made}, but the configuration's main experiment is {runs[0].configuration}; "
+            "run the workflow again, or name its --configfile"
         )
     control = _finished_control(config, top, main["control"])
     method, signals = config.method(runs[0].method), picks.signals_of(config, runs[0], top)
