@@ -47,6 +47,8 @@ def run(
         limits.require_at_least(least_samples, splits.count(samples, "train"))
     loaded = Policy.load(model, policy, adapter, passes.batch_tokens)
     inputs = {"catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
+    if adapter is None and policy.whiten_dim:
+        inputs["samples"] = samples  # the whitening is fitted to their prompts
     provenance = Provenance("embed", policy.model_dump() | embed.model_dump(), inputs)
     texts = splits.catalogue_texts(catalogue)
     items = ItemEncoder(loaded, texts, FrozenItemStates.read(frozen_states) if adapter else None)

@@ -50,4 +50,5 @@ def run(
     writer = engines.load(loaded, sampling, generation, model, adapter)
     ranked = ranking.rank(writer, whiten, table, test, sampling.max_new_tokens, TOP, "evaluate")
     inputs = {"samples": samples, "catalogue": catalogue, "model": model} | ({"adapter": adapter} if adapter else {})
+    inputs |= {name: file for name, file in (("items", item_table), ("whitening", whitening)) if file is not None}
     write_ranks(ranked, ranks, Provenance("evaluate", policy.model_dump() | sampling.model_dump(), inputs))
