@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from frozen import Training
 from scipy import stats
 from selection import (
@@ -38,7 +39,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec.data import splits, stored_signals
 from minirec.evaluation import metrics
-from minirec.model.whitening import Head
+from minirec.model.whitening import Head, Whitening
 from minirec.selection.curriculum import curriculum_order
 from minirec.selection.greedy import greedy
 from minirec.selection.signals import Signals, learnability
@@ -165,7 +166,8 @@ def judges(lab: Laboratory) -> Iterator[Answer]:
     base = lab.top / "base" / selector
     files = {"item_table": base / "items.safetensors", "whitening": base / "whitening.safetensors", "adapter": None}
     of_base = lab.rolled_out("base_model", **files).mean(1)
-    z = tensors.read(lab.top / "laboratory" / "base_model" / "hidden.safetensors", "hidden")["hidden"].mean(1)
+    hidden = tensors.read(lab.top / "laboratory" / "base_model" / "hidden.safetensors", "hidden")["hidden"]
+    z = Whitening.read(files["whitening"]).user(torch.from_numpy(hidden).float()).mean(1).numpy()
     yield "spearman of base and proxy", "mean_reward", spearman(of_base, lab.signals[0].mean_reward)
     for share in ABLATED:
         for seed, signals in enumerate(lab.signals):

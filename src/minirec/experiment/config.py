@@ -34,7 +34,9 @@ class Main(Section):
     """The main experiment, whose results are in results/DATASET/metrics.json."""
 
     model: Name = Field(description="the model that is trained, a name under models")
-    selector: Name = Field(description="the model that judges the samples; another one than model is transfer")
+    selector: Name = Field(
+        description="the model whose proxy or heads try the samples; another one than model is transfer"
+    )
     method: Name = Field(description="a selection method, or a name under variants")
     budget: Budget = Field(description="training samples to keep, or all")
     seeds: list[Seed] = Field(min_length=1, description="one run each")

@@ -67,7 +67,7 @@ def result(summary: Mapping[str, Any]) -> Figure:
         axes.plot(value["mean"], place, "D" if ours else "o", **look)
         axes.annotate(f"{value['mean']:.4f}", (value["mean"], place), (0, 5), textcoords="offset points", fontsize=9)
     axes.set_yticks(range(len(rows)), list(rows))
-    axes.set(xlabel="NDCG@10 on test, with 95 % intervals", ylim=(len(rows) - 0.5, -0.7))
+    axes.set(xlabel="NDCG@10 on test, with intervals", ylim=(len(rows) - 0.5, -0.7))
     axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
     for place, test in enumerate(differences.values()):

@@ -13,6 +13,7 @@ from minirec.data import splits, stored_signals
 from minirec.experiment import paths
 from minirec.experiment.config import Config
 from minirec.experiment.paths import Run
+from minirec.selection.distances import SAME
 from minirec.storage import tables, tensors
 
 HISTORY = 3  # last titles of a history that are shown
@@ -122,11 +123,11 @@ def plane(embeddings: Path, sample_id: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def nearest_picks(vectors: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cosine distance [n] of unit vectors [n, d] to the nearest of the picks [k, d], and the number of that pick [n].
 
-    Of picks that are as near, it is the first. Distances below 1e-6 count as 0, as in the selection (METHOD 4.5).
+    Of picks that are as near, it is the first. Distances below SAME count as 0, as in the selection (METHOD 4.5).
     """
     blocks = [1 - vectors[start : start + BLOCK] @ picks.T for start in range(0, len(vectors), BLOCK)]
     distance = np.concatenate([block.min(1) for block in blocks])
-    return np.where(distance < 1e-6, 0.0, distance), np.concatenate([block.argmin(1) for block in blocks])
+    return np.where(distance < SAME, 0.0, distance), np.concatenate([block.argmin(1) for block in blocks])
 
 
 def _to_picks(embeddings: Path, others: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
