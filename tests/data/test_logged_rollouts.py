@@ -120,10 +120,11 @@ def test_the_files_of_a_folder_are_read_by_number_and_one_step_can_be_taken(tmp_
     assert last["only2"] == [0.0, 1.0]
 
 
-def test_without_a_step_files_are_steps(tmp_path):
-    for number, reward in ((1, 0.1), (2, 0.2)):
-        lines(tmp_path / f"{number}.jsonl", [{"prompt": "a", "reward": reward}] * 2)
-    assert said(read(tmp_path, which="last")) == {"a": [0.2, 0.2]}
+def test_without_a_step_files_are_steps_by_number_or_as_given(tmp_path):
+    files = [lines(tmp_path / f"{n}.jsonl", [{"prompt": "a", "reward": n / 100}] * 2) for n in (9, 10, 2)]
+    assert said(read(tmp_path, which="first")) == {"a": [0.02, 0.02]}
+    assert said(read(tmp_path, which="last")) == {"a": [0.1, 0.1]}
+    assert said(read(*files, which="last")) == {"a": [0.02, 0.02]}
 
 
 def test_named_columns_win_and_several_rewards_add_up(tmp_path):

@@ -83,8 +83,9 @@ class RolloutLog:
     ) -> None:
         """paths: files, or folders of them. prompt, rewards: names of columns; without them they are recognised.
 
-        which: of a prompt's rollouts in several steps or files, all, or those of the first or the last. Raises
-        InputError if the files cannot be read, or a reward is no finite number.
+        which: of a prompt's rollouts in several steps, all, or those of the first or the last; without a column of
+        steps each file is one, in the order of `files`. Raises InputError if the files cannot be read, or a reward is
+        no finite number.
         """
         self.engine, self.files = engine, [file for path in paths for file in found(path)]
         self._execute(
@@ -110,7 +111,8 @@ class RolloutLog:
     def _read(self, which: str) -> None:
         """Make the table by_prompt: first line and rewards of each prompt; and `kept`, the columns of a prompt."""
         of = self.columns
-        step = identifier(of.step) if of.step else "minirec_file"
+        files = "[" + ", ".join(quoted(str(file)) for file in self.files) + "]"
+        step = identifier(of.step) if of.step else f"list_position({files}, minirec_file)"
         value = (
             f"{identifier(of.rewards[0])}::DOUBLE[]"
             if of.wide
