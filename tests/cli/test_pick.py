@@ -77,6 +77,8 @@ def test_a_control_of_as_many_is_written_beside_and_the_screen_says_how_they_dif
     out = run(wide, "--control", "random")
     control = rows(out.with_name("picks.control.jsonl"))
     assert len({row["id"] for row in control}) == 10
+    means = [row["minirec"]["mean_reward"] for row in control]
+    assert means == sorted(means, reverse=True)  # from easy to hard, as the picks
     said = capsys.readouterr().out
     both = len({row["id"] for row in control} & {row["id"] for row in rows(out)})
     assert f"as many by random, mean reward {np.mean([r['minirec']['mean_reward'] for r in control]):.3f}" in said
