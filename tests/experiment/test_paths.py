@@ -101,6 +101,9 @@ def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selectio
         "selections/gemma/sharp-8/seed1",
         "runs/qwen/gemma/sharp-8/seed1",
     ]
+    by_heads = given.model_copy(update={"proxy": given.proxy.model_copy(update={"kind": "heads", "head": "shared"})})
+    run = paths.run_of(by_heads, "qwen", "gemma", "hardest", 8, 1)
+    assert "selections/none/random-256/seed1" not in paths.folders(by_heads, [run])  # there is no proxy
     without_signals = paths.run_of(given, "qwen", "gemma", "full", 8, 1)
     assert paths.folders(given, [without_signals]) == [
         "base/qwen",

@@ -213,8 +213,9 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
             for file in SIGNAL_SECTIONS:
                 folder = f"signals/{signal_set(config, file, run.selector, run.method)}/seed{seed}"
                 names += [folder, f"{folder}/proxy", *_shards(folder, config.rollout.shards)]
-            size = config.varied(run.method).proxy.size
-            names.append(str(Run("", "none", "random", size, int(seed)).selection(Path())))
+            if not config.by_heads(run.method):
+                size = config.varied(run.method).proxy.size
+                names.append(str(Run("", "none", "random", size, int(seed)).selection(Path())))
         selection = str(run.selection(Path()))
         names += [selection, *_shards(selection, config.used_by(run.method).select.shards), str(run.folder(Path()))]
     return list(dict.fromkeys(names))
