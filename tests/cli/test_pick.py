@@ -141,7 +141,8 @@ def test_rewards_that_are_all_alike_are_refused(tmp_path, capsys):
     path = tmp_path / "a.parquet"
     pd.DataFrame({"prompt": list("abc"), "rewards": [[1.0, 1.0]] * 3}).to_parquet(path)
     run(path, budget=1, code=1)
-    assert "all 6 rewards are 1, so there is nothing to choose by" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "all 6 rewards in rewards are 1, so there is nothing to choose by; name another with --reward" in said
 
 
 @pytest.mark.slow

@@ -159,12 +159,15 @@ def test_columns_that_say_nothing_are_refused_in_one_sentence(tmp_path, row, opt
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_named(tmp_path, bad):
     pd.DataFrame({"prompt": ["a", "b"], "reward": [1.0, bad]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="1 rows have no finite number in reward, the first is row 1"):
+    with pytest.raises(InputError, match="1 rows have no finite number in reward, the first is row 1 of "):
         read(tmp_path / "a.parquet")
     lists = pd.DataFrame({"prompt": ["a", "b", "c"], "rewards": [[1.0], [1.0, bad], []]})
     lists.to_parquet(tmp_path / "b.parquet")
     with pytest.raises(InputError, match="2 rows have no finite number in rewards, the first is row 1"):
         read(tmp_path / "b.parquet")
+    lists[:1].to_parquet(tmp_path / "good.parquet")
+    with pytest.raises(InputError, match=r"the first is row 1 of .*b\.parquet; take them out"):
+        read(tmp_path / "good.parquet", tmp_path / "b.parquet")
 
 
 def test_files_that_cannot_be_read_are_refused_in_one_sentence(tmp_path):

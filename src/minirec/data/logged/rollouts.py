@@ -129,9 +129,9 @@ class RolloutLog:
         bad = bad if of.wide else "NOT isfinite(value)"
         wrong = self._execute(f"SELECT count(*), min(line) FROM rollouts WHERE value IS NULL OR {bad}")[0]
         if wrong[0]:
-            names = " or ".join(of.rewards)
+            names, (file, row) = " or ".join(of.rewards), self._place(wrong[1])
             raise InputError(
-                f"{wrong[0]:,} rows have no finite number in {names}, the first is row {wrong[1]}; take them out"
+                f"{wrong[0]:,} rows have no finite number in {names}, the first is row {row} of {file}; take them out"
             )
         kept = {"all": "", "first": "QUALIFY step = min(step) OVER (PARTITION BY key)"}
         kept["last"] = "QUALIFY step = max(step) OVER (PARTITION BY key)"
@@ -148,6 +148,12 @@ class RolloutLog:
         self._execute("DROP TABLE rollouts")
         if not len(self):
             raise InputError(f"{self.files[0]} holds no rollouts")
+
+    def _place(self, line: int) -> tuple[str, int]:
+        """The file of a line of all files, and the line's row in it, from 0."""
+        starts = self._execute("SELECT minirec_file, min(minirec_row) FROM logged GROUP BY minirec_file")
+        file, start = max((one for one in starts if one[1] <= line), key=lambda one: int(one[1]))
+        return str(file), line - int(start)
 
     def __len__(self) -> int:
         return int(self._execute("SELECT count(*) FROM by_prompt")[0][0])

@@ -29,7 +29,11 @@ def signals_of(
     counts, values = np.diff(offsets), np.asarray(log.rewards.flatten(), dtype=np.float64)
     low, high, note = float(values.min()), float(values.max()), ""
     if low == high:
-        raise InputError(f"all {len(values):,} rewards are {low:g}, so there is nothing to choose by")
+        column = " + ".join(log.columns.rewards)
+        raise InputError(
+            f"all {len(values):,} rewards in {column} are {low:g}, so there is nothing to choose by; "
+            "name another with --reward"
+        )
     if low < 0 or high > 1:
         note = f"rewards lie in {low:g} to {high:g} and are mapped to 0 to 1"
         values = (values - low) / (high - low)
