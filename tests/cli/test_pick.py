@@ -95,6 +95,14 @@ def test_rewards_of_another_scale_are_mapped_and_said(tmp_path, capsys):
     assert "rewards lie in -2 to 2 and are mapped to 0 to 1" in capsys.readouterr().out
 
 
+def test_a_positive_reward_is_a_hit_also_where_rewards_are_mapped(tmp_path, capsys):
+    path, rewards = tmp_path / "a.parquet", [[-1.0, 0.0], [0.0, 0.0], [1.0, -1.0]]
+    pd.DataFrame({"prompt": list("abc"), "rewards": rewards}).to_parquet(path)
+    (only,) = rows(run(path, "--method", "hit", budget=1))
+    assert only["prompt"] == "abc"[pick(np.array(rewards), 1, method="hit")[0]] == "c"
+    assert f"never rewarded{2:>20}" in capsys.readouterr().out
+
+
 def test_diversity_spreads_the_picks_over_the_words_of_the_prompts(tmp_path):
     path = tmp_path / "a.parquet"
     texts = [f"{topic} {topic} story {n}" for topic in ("apples", "bridges", "comets", "deserts") for n in range(10)]
