@@ -77,6 +77,8 @@ def test_a_control_of_as_many_is_written_beside_and_the_screen_says_how_they_dif
     out = run(wide, "--control", "random")
     control = rows(out.with_name("picks.control.jsonl"))
     assert len({row["id"] for row in control}) == 10
+    means = [row["minirec"]["mean_reward"] for row in control]
+    assert means == sorted(means, reverse=True)  # from easy to hard, as the picks
     said = capsys.readouterr().out
     both = len({row["id"] for row in control} & {row["id"] for row in rows(out)})
     assert f"as many by random, mean reward {np.mean([r['minirec']['mean_reward'] for r in control]):.3f}" in said
@@ -91,6 +93,14 @@ def test_rewards_of_another_scale_are_mapped_and_said(tmp_path, capsys):
     (only,) = rows(run(path, budget=1))
     assert (only["prompt"], only["minirec"]["mean_reward"]) == ("b", 0.5)
     assert "rewards lie in -2 to 2 and are mapped to 0 to 1" in capsys.readouterr().out
+
+
+def test_a_positive_reward_is_a_hit_also_where_rewards_are_mapped(tmp_path, capsys):
+    path, rewards = tmp_path / "a.parquet", [[-1.0, 0.0], [0.0, 0.0], [1.0, -1.0]]
+    pd.DataFrame({"prompt": list("abc"), "rewards": rewards}).to_parquet(path)
+    (only,) = rows(run(path, "--method", "hit", budget=1))
+    assert only["prompt"] == "abc"[pick(np.array(rewards), 1, method="hit")[0]] == "c"
+    assert f"never rewarded{2:>20}" in capsys.readouterr().out
 
 
 def test_diversity_spreads_the_picks_over_the_words_of_the_prompts(tmp_path):
@@ -139,7 +149,8 @@ def test_rewards_that_are_all_alike_are_refused(tmp_path, capsys):
     path = tmp_path / "a.parquet"
     pd.DataFrame({"prompt": list("abc"), "rewards": [[1.0, 1.0]] * 3}).to_parquet(path)
     run(path, budget=1, code=1)
-    assert "all 6 rewards are 1, so there is nothing to choose by" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "all 6 rewards in rewards are 1, so there is nothing to choose by; name another with --reward" in said
 
 
 @pytest.mark.slow

@@ -387,6 +387,18 @@ def test_samples_are_exported_in_training_order_with_the_prompt_that_the_policy_
     assert rows[0]["target"] == recommender.titles[chosen.target[0]]
 
 
+@pytest.mark.parametrize("name", ["curriculum", "samples"])
+def test_samples_that_the_run_was_not_trained_on_are_not_exported(run, tmp_path, capsys, name):
+    copied = tmp_path / "results" / "shop"
+    shutil.copytree(run.parents[4], copied)
+    again = copied / run.relative_to(run.parents[4])
+    (file,) = copied.rglob(f"{name}.parquet")
+    tables.write(name, tables.read(name, file), file, Provenance(name, {"made": "later"}))
+    command("export", "samples", again, "--out", tmp_path / "samples.jsonl", code=1)
+    assert f"{file} is not the {name} that {again} was trained with; run train again" in capsys.readouterr().err
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
 def test_an_export_takes_no_folder_in_which_something_is(run, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("keep")
     command("export", "model", run, "--out", tmp_path, code=1)

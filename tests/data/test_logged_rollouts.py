@@ -120,10 +120,11 @@ def test_the_files_of_a_folder_are_read_by_number_and_one_step_can_be_taken(tmp_
     assert last["only2"] == [0.0, 1.0]
 
 
-def test_without_a_step_files_are_steps(tmp_path):
-    for number, reward in ((1, 0.1), (2, 0.2)):
-        lines(tmp_path / f"{number}.jsonl", [{"prompt": "a", "reward": reward}] * 2)
-    assert said(read(tmp_path, which="last")) == {"a": [0.2, 0.2]}
+def test_without_a_step_files_are_steps_by_number_or_as_given(tmp_path):
+    files = [lines(tmp_path / f"{n}.jsonl", [{"prompt": "a", "reward": n / 100}] * 2) for n in (9, 10, 2)]
+    assert said(read(tmp_path, which="first")) == {"a": [0.02, 0.02]}
+    assert said(read(tmp_path, which="last")) == {"a": [0.1, 0.1]}
+    assert said(read(*files, which="last")) == {"a": [0.02, 0.02]}
 
 
 def test_named_columns_win_and_several_rewards_add_up(tmp_path):
@@ -158,12 +159,15 @@ def test_columns_that_say_nothing_are_refused_in_one_sentence(tmp_path, row, opt
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_named(tmp_path, bad):
     pd.DataFrame({"prompt": ["a", "b"], "reward": [1.0, bad]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="1 rows have no finite number in reward, the first is row 1"):
+    with pytest.raises(InputError, match="1 rows have no finite number in reward, the first is row 1 of "):
         read(tmp_path / "a.parquet")
     lists = pd.DataFrame({"prompt": ["a", "b", "c"], "rewards": [[1.0], [1.0, bad], []]})
     lists.to_parquet(tmp_path / "b.parquet")
     with pytest.raises(InputError, match="2 rows have no finite number in rewards, the first is row 1"):
         read(tmp_path / "b.parquet")
+    lists[:1].to_parquet(tmp_path / "good.parquet")
+    with pytest.raises(InputError, match=r"the first is row 1 of .*b\.parquet; take them out"):
+        read(tmp_path / "good.parquet", tmp_path / "b.parquet")
 
 
 def test_files_that_cannot_be_read_are_refused_in_one_sentence(tmp_path):

@@ -52,6 +52,7 @@ def test_a_budget_or_a_proxy_above_the_prepared_samples_is_refused(given):
     with pytest.raises(InputError, match=r"proxy\.size is 301, but there are only 300"):
         require(given(proxy={"size": 301}))
     require(given(proxy={"size": 301}, main={"method": "random"}))  # which has no proxy
+    require(given(proxy={"size": 301, "kind": "heads", "head": "shared"}, main={"method": "hardest"}))  # nor has this
     small = {"small": {"proxy": {"size": 301}}}
     with pytest.raises(InputError, match=r"proxy\.size is 301"):
         require(given(variants=small, main={"method": "small"}))

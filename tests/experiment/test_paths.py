@@ -101,6 +101,9 @@ def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selectio
         "selections/gemma/sharp-8/seed1",
         "runs/qwen/gemma/sharp-8/seed1",
     ]
+    by_heads = given.model_copy(update={"proxy": given.proxy.model_copy(update={"kind": "heads", "head": "shared"})})
+    run = paths.run_of(by_heads, "qwen", "gemma", "hardest", 8, 1)
+    assert "selections/none/random-256/seed1" not in paths.folders(by_heads, [run])  # there is no proxy
     without_signals = paths.run_of(given, "qwen", "gemma", "full", 8, 1)
     assert paths.folders(given, [without_signals]) == [
         "base/qwen",
@@ -121,9 +124,27 @@ def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selectio
     ],
 )
 def test_the_cost_of_a_selection_is_that_of_what_its_method_reads(given, method, logs):
-    own, *of_signals = paths.selection_logs(given, "gemma", method)
+    own, *others = paths.selection_logs(given, "gemma", method)
     assert own == f"selections/gemma/{method}-{{budget}}/seed{{seed}}/**/logs/*.log"
-    assert of_signals == [f"signals/gemma/seed{{seed}}/{log}" for log in logs]
+    of_proxy = ["selections/none/random-256/seed{seed}/**/logs/*.log"] if logs else []
+    assert others == of_proxy + [f"signals/gemma/seed{{seed}}/{log}" for log in logs]
+
+
+def test_the_cost_of_a_selection_has_the_join_of_shards_the_small_recommender_and_the_proxys_own_samples(given):
+    def logs(method, **changes):
+        return paths.selection_logs(
+            config.validate(config.overlay(given.model_dump(mode="json"), changes)), "g", method
+        )
+
+    gather, influence = "signals/g/seed{seed}/logs/gather.log", "surrogate/logs/influence.log"
+    assert gather in logs("hardest", rollout={"shards": 2})
+    assert gather not in logs("hardest")
+    assert influence in logs("dealrec")
+    assert influence not in logs("hardest")
+    shared = logs("hardest", proxy={"seeds": "shared", "seed": 5, "size": 32})
+    assert "selections/none/random-32/seed5/**/logs/*.log" in shared
+    heads = logs("hardest", proxy={"kind": "heads", "head": "shared"}, rollout={"shards": 2})
+    assert heads[1:] == ["signals/g@heads/seed{seed}/logs/crossfit.log"]  # no proxy and no shards
 
 
 def test_the_cost_of_a_variants_selection_is_that_of_its_own_scores_and_of_the_signals_it_shares(given):

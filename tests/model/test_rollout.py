@@ -113,7 +113,9 @@ def test_shards_that_hold_different_samples_are_refused(judged, defaults, tmp_pa
         shard.mkdir()
         run(judged, settings(defaults, shards=2), shard, number)
     shutil.copy(shards[0] / "hidden.safetensors", shards[1])
-    with pytest.raises(InputError, match="hold different samples; make them again"):
+    with pytest.raises(
+        InputError, match=r"1/rollouts\.parquet and hidden\.safetensors beside it hold different samples"
+    ):
         gather.run(
             shards_folder=tmp_path,
             shards=2,
@@ -215,7 +217,7 @@ def test_shards_with_other_batches_are_not_joined(judged, defaults, tmp_path, mo
         shard.mkdir()
         monkeypatch.setattr(f"{__name__}.SMALL", Passes(batch_tokens=60 * (number + 1)))
         run(judged, settings(defaults, shards=2), shard, number)
-    with pytest.raises(InputError, match="were made differently"):
+    with pytest.raises(InputError, match=r"0/rollouts\.parquet and .*1/rollouts\.parquet were made differently"):
         gather.run(
             shards_folder=tmp_path,
             shards=2,

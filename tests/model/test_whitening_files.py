@@ -15,7 +15,7 @@ USERS, ITEMS = RNG.normal(size=(40, 5)), RNG.normal(size=(50, 5))
 def test_as_many_dimensions_as_the_states_span_are_allowed_and_one_more_is_refused():
     fitted = Whitening.fit(USERS, ITEMS, 5)
     assert fitted.user(torch.from_numpy(USERS)).shape == (40, 5)
-    with pytest.raises(InputError, match="whiten_dim is 6, but users and items span only 5"):
+    with pytest.raises(InputError, match=r"only 5 dimensions; set it to at most 5, or raise embed\.whiten_prompts"):
         Whitening.fit(USERS, ITEMS, 6)
 
 

@@ -26,7 +26,18 @@ GRID = {
     "compare": {
         "models": ["gemma", "qwen"],
         "selectors": ["gemma"],
-        "methods": ["cool", "sharp", "ours", "by_heads", "full", "hardest", "diversity", "grand", "coverage"],
+        "methods": [
+            "cool",
+            "sharp",
+            "ours",
+            "by_heads",
+            "full",
+            "hardest",
+            "diversity",
+            "grand",
+            "coverage",
+            "dealrec",
+        ],
         "budgets": [4, 8],
         "seeds": [0],
     },
@@ -52,6 +63,13 @@ def test_the_jobs_are_those_that_snakemake_plans(tmp_path, monkeypatch, target, 
     counted = jobs(settings, runs_of(settings), last)
     assert len(counted) == len(set(counted))
     assert set(counted) ^ expected == {Job("prepare")}  # has run before there is a plan
+
+
+def test_a_plan_has_the_small_recommender_of_the_methods_that_read_it_once(defaults):
+    for method, count in (("dealrec", 1), ("minirec", 0)):
+        main = defaults.main.model_copy(update={"method": method, "seeds": [0, 1]})
+        settings = defaults.model_copy(update={"main": main})
+        assert jobs(settings, main_runs(settings), "summarise").count(Job("influence")) == count
 
 
 def given(**more) -> dict:
@@ -111,6 +129,7 @@ def test_stages_without_a_language_model_tell_theirs_from_their_files(planned, j
         (Job("score", signal_set="gemma"), "score", {"gradients": tmp_path / "g.safetensors"}),
         (Job("select", selector="gemma", method="minirec", budget="8"), "select", given(**chosen)),
         (Job("baselines"), "baselines", files),
+        (Job("influence"), "influence", files),
         (Job("measure", "gemma"), "measure", files | {"measure": defaults.measure}),
     ):
         assert work_done(stage, used).flop == planned.work(job).flop > 0, job

@@ -157,6 +157,6 @@ def test_too_few_samples_and_a_proxy_without_a_head_are_refused(judged, defaults
     folds = defaults.crossfit.model_copy(update={"folds": 12})
     with pytest.raises(InputError, match=r"has 22 training samples, too few for crossfit\.folds 12"):
         run(judged, defaults, tmp_path, crossfit=folds)
-    with pytest.raises(InputError, match=r"train\.head is none"):
+    with pytest.raises(InputError, match=r"proxy\.head is none"):
         run(judged, defaults, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -48,8 +48,11 @@ def samples(folder: Path, out: Path) -> None:
     export.require_writable(out, None, "logged")
     opened = TrainedRun.opened(folder)
     policy, top = opened.policy, opened.top
-    curriculum = tables.read("curriculum", opened.run.selection(top) / "curriculum.parquet").sort_by("position")
+    ordered = opened.run.selection(top) / "curriculum.parquet"
     files = top / "samples.parquet", top / "catalogue.parquet"
+    opened.require_trained_on("curriculum", ordered)
+    opened.require_trained_on("samples", files[0])
+    curriculum = tables.read("curriculum", ordered).sort_by("position")
     chosen = splits.load(*files, "train", policy.prompt_history, tables.numpy(curriculum, "sample_id"))
     catalogue = tables.read("catalogue", files[1]).sort_by("row")
     target = catalogue.take(pa.array(chosen.target))

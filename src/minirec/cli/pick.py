@@ -95,7 +95,9 @@ def run(
             group_size,
             seed,
         )
-        others = _picked(other, signals, count, seed, {}) if other else None
+        others = None
+        if other:  # in the same order, so that a comparison of both is one of the selection alone
+            others = ordered(_picked(other, signals, count, seed, {}), signals, order, group_size, seed)
         said, made = read(log, note), {}
         for file, places in {out: rows, control_file(out): others}.items():
             if places is not None:

@@ -50,6 +50,7 @@ class TrainedRun:
     run: Run
     model: Path  # of the base model
     settings: dict[str, Any]
+    inputs: dict[str, str]  # by name, the digest of each file that training read
 
     @classmethod
     def opened(cls, folder: Path) -> TrainedRun:
@@ -73,7 +74,7 @@ class TrainedRun:
             raise InputError(f"{catalogue} is not the catalogue that {folder} was trained with; run train again")
         if artefact.digest(Path(base)) != record["inputs"]["model"]:
             raise InputError(f"{base} is not the model that {folder} was trained from; fetch that one, or train again")
-        return cls(top, run, Path(base), record["settings"])
+        return cls(top, run, Path(base), record["settings"], record["inputs"])
 
     @property
     def folder(self) -> Path:
@@ -89,6 +90,11 @@ class TrainedRun:
     def catalogue(self) -> Path:
         """The file of the items."""
         return self.top / "catalogue.parquet"
+
+    def require_trained_on(self, name: str, file: Path) -> None:
+        """Raise InputError if a file is not the input of this name, as it was when the run was trained."""
+        if not file.is_file() or artefact.digest(file) != self.inputs.get(name):
+            raise InputError(f"{file} is not the {name} that {self.folder} was trained with; run train again")
 
     @property
     def policy(self) -> sections.Policy:

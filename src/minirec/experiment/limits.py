@@ -15,7 +15,7 @@ from minirec.storage import artefact, user_files
 def require(config: Config, top: Path, runs: list[paths.Run]) -> None:
     """Raise InputError if runs in `top`, results of a data set, cannot be made as configured, as far as is known."""
     for run in runs:
-        if run.selector != "none":
+        if run.selector != "none" and not config.by_heads(run.method):  # heads train on all samples
             require_samples(config, top, "proxy.size", config.varied(run.method).proxy.size)
         if run.budget != "all":
             require_samples(config, top, "the budget", int(run.budget))

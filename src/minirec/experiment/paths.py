@@ -138,9 +138,16 @@ def selection_logs(config: Config, selector: str, method: str) -> list[str]:
         needed.pop("scores.parquet", None)
     if not {"gradients", "embeddings"} & set(reads):
         needed.pop("gradients.safetensors", None)
+    seed = signal_seed(config, method, "{seed}")
+    if "proxy/adapter" in needed:
+        logs.append(f"selections/none/random-{config.varied(method).proxy.size}/seed{seed}/**/logs/*.log")
     for file, log in needed.items():
-        folder = f"signals/{signal_set(config, file, selector, method)}/seed{signal_seed(config, method, '{seed}')}"
+        folder = f"signals/{signal_set(config, file, selector, method)}/seed{seed}"
         logs.append(f"{folder}/{log}")
+        if log == SIGNAL_LOGS["rollouts.parquet"] and config.rollout.shards > 1:
+            logs.append(f"{folder}/logs/gather.log")
+    if "influence" in reads:
+        logs.append("surrogate/logs/influence.log")
     return logs
 
 
@@ -206,8 +213,9 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
             for file in SIGNAL_SECTIONS:
                 folder = f"signals/{signal_set(config, file, run.selector, run.method)}/seed{seed}"
                 names += [folder, f"{folder}/proxy", *_shards(folder, config.rollout.shards)]
-            size = config.varied(run.method).proxy.size
-            names.append(str(Run("", "none", "random", size, int(seed)).selection(Path())))
+            if not config.by_heads(run.method):
+                size = config.varied(run.method).proxy.size
+                names.append(str(Run("", "none", "random", size, int(seed)).selection(Path())))
         selection = str(run.selection(Path()))
         names += [selection, *_shards(selection, config.used_by(run.method).select.shards), str(run.folder(Path()))]
     return list(dict.fromkeys(names))

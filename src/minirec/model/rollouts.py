@@ -160,8 +160,9 @@ def shards_provenance(rollout_shards: list[Path]) -> Provenance:
     Raises InputError if the shards were made with different inputs or settings.
     """
     stored = [tables.read_provenance(path) for path in rollout_shards]
-    if any(other != stored[0] for other in stored):
-        raise InputError(f"the shards {rollout_shards[0]} and others were made differently; make all of them again")
+    other = next((path for path, made in zip(rollout_shards, stored, strict=True) if made != stored[0]), None)
+    if other is not None:
+        raise InputError(f"the shards {rollout_shards[0]} and {other} were made differently; make all of them again")
     provenance = Provenance.parse(stored[0])
     for name in ("shards", "generation_tokens"):  # which samples a shard has; the joined files are the same
         provenance.settings.pop(name, None)
@@ -198,15 +199,17 @@ class Shards:
                 for path, start, count in zip(self.hidden_shards, starts, rows, strict=True)
                 if count
             ]
-            table = pa.concat_tables([s.take(count * groups) for s, count in zip(self.streams, rows, strict=True)])
-            table, order = table.sort_by(ORDER), np.argsort(sample_id)
-            if not np.array_equal(tables.numpy(table, "sample_id"), np.repeat(sample_id[order], groups)):
-                self._refuse()
+            parts = [stream.take(count * groups) for stream, count in zip(self.streams, rows, strict=True)]
+            for shard, (part, head, count) in enumerate(zip(parts, heads, rows, strict=True)):
+                if not np.array_equal(tables.numpy(part, "sample_id"), np.repeat(head[:count], groups)):
+                    self._refuse(shard)
+            table, order = pa.concat_tables(parts).sort_by(ORDER), np.argsort(sample_id)
             yield table, sample_id[order], np.concatenate(states)[order]
             starts = [start + count for start, count in zip(starts, rows, strict=True)]
-        if any(stream.take(1).num_rows for stream in self.streams):
-            self._refuse()
+        for shard, stream in enumerate(self.streams):
+            if stream.take(1).num_rows:
+                self._refuse(shard)
 
-    def _refuse(self) -> None:
-        names = f"{self.streams[0].path.name} and {self.hidden_shards[0].name}"
-        raise InputError(f"{names} of the shards hold different samples; make them again")
+    def _refuse(self, shard: int) -> None:
+        names = f"{self.streams[shard].path} and {self.hidden_shards[shard].name}"
+        raise InputError(f"{names} beside it hold different samples; make them again")

@@ -57,7 +57,8 @@ class Whitening:
         rank = int((std > std[:1] * 1e-6).sum())
         if rank < dim:
             raise InputError(
-                f"policy.whiten_dim is {dim}, but users and items span only {rank} dimensions; lower it or embed more"
+                f"policy.whiten_dim is {dim}, but users and items span only {rank} dimensions; "
+                f"set it to at most {rank}, or raise embed.whiten_prompts"
             )
         directions, std = directions[:dim], std[:dim]
         signs = np.sign(directions[np.arange(dim), np.abs(directions).argmax(1)])  # the largest entry is positive

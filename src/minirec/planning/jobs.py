@@ -77,6 +77,8 @@ def jobs(config: Config, runs: list[Run], last: str) -> list[Job]:
         found.append(Job("evaluate_base", run.model))
         if last == "summarise":
             found.append(Job("measure_base", run.model))
+        if "influence" in config.method(run.method).reads:
+            found.append(Job("influence"))
         if run.selector != "none":
             found += _signals(config, run)
         found += _chosen(config, run.selector, run.method, run.budget, run.seed)
@@ -170,6 +172,8 @@ class PlannedWork:
                 return Work(flop=workload.select(samples, _count(job.budget, size.train), dim))
             case "baselines":
                 return Work(flop=workload.baselines(size))
+            case "influence":
+                return Work(flop=workload.influence(size))
             case "measure" | "measure_base":
                 return Work(flop=workload.measure(size, config.measure))
         return Work()
@@ -216,11 +220,13 @@ def work_done(stage: str, given: Mapping[str, Any]) -> Work:
             samples = samples or pq.read_metadata(given["scores"]).num_rows
             samples = samples if given["shard"] is None else samples / given["select"].shards
             return Work(flop=workload.select(samples, _count(given["budget"], int(samples)), dim))
-        case "baselines" | "measure":
+        case "baselines" | "influence" | "measure":
             size = workload.sizes(given["samples"], given["catalogue"], policy, Path())
-            if size is not None:
-                done = workload.baselines(size) if stage == "baselines" else workload.measure(size, given["measure"])
-                return Work(flop=done)
+            if size is None:
+                return Work()
+            if stage == "measure":
+                return Work(flop=workload.measure(size, given["measure"]))
+            return Work(flop=workload.baselines(size) if stage == "baselines" else workload.influence(size))
     return Work()
 
 

@@ -284,6 +284,11 @@ def baselines(size: Sizes) -> float:
     return 100.0 * size.test * size.items
 
 
+def influence(size: Sizes) -> float:
+    """Operations of the stage `influence`, up to a factor: again and again every training sample scores every item."""
+    return 100.0 * size.train * size.items
+
+
 def measure(size: Sizes, settings: sections.Measure) -> float:
     """Operations of the stage `measure`, up to a factor: every resample and permutation sums over the test samples."""
     return 10.0 * size.test * (settings.bootstrap + 9_999)

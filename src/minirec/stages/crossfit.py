@@ -43,7 +43,7 @@ def run(
             f"{samples} has {len(pool)} training samples, too few for crossfit.folds {crossfit.folds}; lower it"
         )
     if train.head == "none":
-        raise InputError("train.head is none, but crossfit trains a head alone; set it to shared or separate")
+        raise InputError("proxy.head is none, but crossfit trains a head alone; set it to shared or separate")
     loaded = Policy.load(model, policy, batch_tokens=passes.batch_tokens)
     items = read_table(item_table, catalogue).to(loaded.device)
     users = user_states(loaded, pool.bodies, whitening=Whitening.read(whitening))

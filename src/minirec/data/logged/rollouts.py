@@ -83,8 +83,9 @@ class RolloutLog:
     ) -> None:
         """paths: files, or folders of them. prompt, rewards: names of columns; without them they are recognised.
 
-        which: of a prompt's rollouts in several steps or files, all, or those of the first or the last. Raises
-        InputError if the files cannot be read, or a reward is no finite number.
+        which: of a prompt's rollouts in several steps, all, or those of the first or the last; without a column of
+        steps each file is one, in the order of `files`. Raises InputError if the files cannot be read, or a reward is
+        no finite number.
         """
         self.engine, self.files = engine, [file for path in paths for file in found(path)]
         self._execute(
@@ -110,7 +111,8 @@ class RolloutLog:
     def _read(self, which: str) -> None:
         """Make the table by_prompt: first line and rewards of each prompt; and `kept`, the columns of a prompt."""
         of = self.columns
-        step = identifier(of.step) if of.step else "minirec_file"
+        files = "[" + ", ".join(quoted(str(file)) for file in self.files) + "]"
+        step = identifier(of.step) if of.step else f"list_position({files}, minirec_file)"
         value = (
             f"{identifier(of.rewards[0])}::DOUBLE[]"
             if of.wide
@@ -127,9 +129,9 @@ class RolloutLog:
         bad = bad if of.wide else "NOT isfinite(value)"
         wrong = self._execute(f"SELECT count(*), min(line) FROM rollouts WHERE value IS NULL OR {bad}")[0]
         if wrong[0]:
-            names = " or ".join(of.rewards)
+            names, (file, row) = " or ".join(of.rewards), self._place(wrong[1])
             raise InputError(
-                f"{wrong[0]:,} rows have no finite number in {names}, the first is row {wrong[1]}; take them out"
+                f"{wrong[0]:,} rows have no finite number in {names}, the first is row {row} of {file}; take them out"
             )
         kept = {"all": "", "first": "QUALIFY step = min(step) OVER (PARTITION BY key)"}
         kept["last"] = "QUALIFY step = max(step) OVER (PARTITION BY key)"
@@ -146,6 +148,12 @@ class RolloutLog:
         self._execute("DROP TABLE rollouts")
         if not len(self):
             raise InputError(f"{self.files[0]} holds no rollouts")
+
+    def _place(self, line: int) -> tuple[str, int]:
+        """The file of a line of all files, and the line's row in it, from 0."""
+        starts = self._execute("SELECT minirec_file, min(minirec_row) FROM logged GROUP BY minirec_file")
+        file, start = max((one for one in starts if one[1] <= line), key=lambda one: int(one[1]))
+        return str(file), line - int(start)
 
     def __len__(self) -> int:
         return int(self._execute("SELECT count(*) FROM by_prompt")[0][0])

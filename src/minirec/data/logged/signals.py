@@ -29,15 +29,19 @@ def signals_of(
     counts, values = np.diff(offsets), np.asarray(log.rewards.flatten(), dtype=np.float64)
     low, high, note = float(values.min()), float(values.max()), ""
     if low == high:
-        raise InputError(f"all {len(values):,} rewards are {low:g}, so there is nothing to choose by")
+        column = " + ".join(log.columns.rewards)
+        raise InputError(
+            f"all {len(values):,} rewards in {column} are {low:g}, so there is nothing to choose by; "
+            "name another with --reward"
+        )
+    starts = offsets[:-1] - offsets[0]
+    hits = np.add.reduceat(values > 0, starts, dtype=np.int64)  # as logged: what is mapped to more than 0 may be none
     if low < 0 or high > 1:
         note = f"rewards lie in {low:g} to {high:g} and are mapped to 0 to 1"
         values = (values - low) / (high - low)
-    starts = offsets[:-1] - offsets[0]
     mean = np.add.reduceat(values, starts) / counts
     squares = np.add.reduceat((values - np.repeat(mean, counts)) ** 2, starts)
     std = np.sqrt(squares / np.maximum(counts - 1, 1))
-    hits = np.add.reduceat(values > 0, starts, dtype=np.int64)
     found = Signals(np.arange(len(counts)), mean_reward=mean, reward_std=std, hits=hits)
     if vectors is not None:
         found = replace(found, embeddings=vectors)
