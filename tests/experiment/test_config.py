@@ -406,3 +406,12 @@ def test_of_several_files_the_one_that_has_what_is_wrong_is_named(tmp_path):
     with pytest.raises(InputError, match=r"wrong\.yaml: rollout: engine is not a setting"):
         config.load(*files)
     config.load(*files[:2], files[3])
+
+
+def test_a_variant_that_nobody_asks_for_may_teach_nothing(raw):
+    quiet = changed(changed(raw, "sampling", {"max_new_tokens": 0}), "train/item_advantage", "one")
+    quiet = changed(quiet, "proxy/item_advantage", "one")
+    quiet = changed(quiet, "variants", {"token_loss": {"method": "full", "train": {"losses": ["token"]}}})
+    quiet = changed(quiet, "compare/methods", [])
+    config.validate(quiet)
+    assert "variants.token_loss: sampling.max_new_tokens is 0" in complaint(changed(quiet, "main/method", "token_loss"))

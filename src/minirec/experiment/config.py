@@ -109,10 +109,12 @@ class Config(Section):
         for name, variant in self.variants.items():
             if "shards" in variant.rollout:
                 raise ValueError(f"variants.{name}.rollout.shards changes no result; set rollout.shards for all")
-        for where, config in [("", self), *[(f"variants.{name}: ", self.varied(name)) for name in self.variants]]:
+        asked = {None, self.main.method, self.main.control, *self.compare.methods}
+        for one in (None, *self.variants):
+            where, config = f"variants.{one}: " if one else "", self.varied(one)
             heads = config.proxy.kind == HEADS
             for training in (config.train,) if heads else (config.train, config.proxy):
-                if reason := teaches_nothing(config.sampling, training):
+                if one in asked and (reason := teaches_nothing(config.sampling, training)):
                     raise ValueError(where + reason)
             if heads and config.proxy.head == "none":
                 raise ValueError(f"{where}proxy.kind is heads, but proxy.head is none; set it to shared or separate")

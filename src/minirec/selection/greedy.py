@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minirec.selection.distances import TIE, ArgmaxCache, NearestDistances, parallel_map
+from minirec.selection.methods.registry import Factors, Picks
 
 
 def greedy(embeddings: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
@@ -29,6 +30,16 @@ def greedy_with_diversity(
     """As `greedy`, but also returns D~ [budget] of each pick, 1 for the first; `picked` is called after every pick."""
     diversity = np.ones(budget)
     return _greedy(embeddings, value, budget, picked, diversity), diversity
+
+
+def greedy_picks(factors: Factors, budget: int) -> Picks:
+    """The picks of a greedy method by its factors (METHOD 4.6, greedy); without vectors, the largest values."""
+    value, vectors = factors
+    if vectors is None:
+        rows, diversity = np.argsort(-value, kind="stable")[:budget], np.ones(budget)
+    else:
+        rows, diversity = greedy_with_diversity(vectors, value, budget)
+    return Picks(rows, diversity * value[rows], diversity)
 
 
 def _greedy(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minirec.selection.methods.registry import Factors, Mu, Picks, greedy_picks, method
+from minirec.selection.greedy import greedy_picks
+from minirec.selection.methods.registry import Factors, Mu, Picks, method
 from minirec.selection.signals import Signals, learnability
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import MinLen
 
-from minirec.selection.methods.registry import Factors, Picks, Weight, greedy_picks, method
+from minirec.selection.greedy import greedy_picks
+from minirec.selection.methods.registry import Factors, Picks, Weight, method
 from minirec.selection.signals import Signals
 
 Term = Literal["learnability", "representativeness", "diversity"]

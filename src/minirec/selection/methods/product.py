@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minirec.selection.methods.registry import Factors, Picks, greedy_picks, method
+from minirec.selection.greedy import greedy_picks
+from minirec.selection.methods.registry import Factors, Picks, method
 from minirec.selection.signals import Signals
 
 

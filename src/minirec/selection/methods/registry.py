@@ -18,7 +18,6 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from minirec.errors import InputError
-from minirec.selection.greedy import greedy_with_diversity
 from minirec.selection.signals import NEEDS, Signals
 
 Share = Annotated[float, Ge(0), Le(1)]
@@ -109,16 +108,6 @@ def methods() -> dict[str, Method]:
     for file in pkgutil.iter_modules(folder.__path__):
         importlib.import_module(f"minirec.selection.methods.{file.name}")
     return {name: _registered[name] for name in sorted(_registered)}
-
-
-def greedy_picks(factors: Factors, budget: int) -> Picks:
-    """The picks of a greedy method by its factors (METHOD 4.6, greedy); without vectors, the largest values."""
-    value, vectors = factors
-    if vectors is None:
-        rows, diversity = np.argsort(-value, kind="stable")[:budget], np.ones(budget)
-    else:
-        rows, diversity = greedy_with_diversity(vectors, value, budget)
-    return Picks(rows, diversity * value[rows], diversity)
 
 
 def find(name: str) -> Method:
