@@ -158,13 +158,12 @@ def overview(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     full = found[found["method"] == "full_once"].set_index("dataset")
     part = found[found["dataset"].isin(full.index) & (found["budget"] != "all")]
     part = part.assign(quality=part["ndcg"] / part["dataset"].map(full["ndcg"]))
-    part["budget_share"] = part["samples"] / part["dataset"].map(full["samples"])
+    part["share"] = (part["samples"] / part["dataset"].map(full["samples"])).round(3)
     datasets = known_first(part["dataset"])
     text = f"\n| method | samples | {' | '.join(datasets)} |\n|---|--:{'|--:' * len(datasets)}|\n"
-    part["rounded"] = part["budget_share"].round(3)
-    order = part.groupby(["rounded", "method"], as_index=False)["quality"].mean()
-    for share, method, _ in order.sort_values(["rounded", "quality"], ascending=[True, False]).to_numpy():
-        shown = part[(part["rounded"] == share) & (part["method"] == method)].set_index("dataset")
+    order = part.groupby(["share", "method"], as_index=False)["quality"].mean()
+    for share, method, _ in order.sort_values(["share", "quality"], ascending=[True, False]).to_numpy():
+        shown = part[(part["share"] == share) & (part["method"] == method)].set_index("dataset")
         text += f"| {name_of(method)} | {Fraction(share).limit_denominator(16)} "
         for dataset in datasets:
             if dataset in shown.index:

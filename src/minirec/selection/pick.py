@@ -36,9 +36,9 @@ def pick(
     available = {"rewards"} | ({"embeddings"} if embeddings is not None else set())
     if missing := chosen.lacks(available):
         raise InputError(f"the method {method} needs {' and '.join(missing)} besides rewards; choose another")
-    if embeddings is not None and len(embeddings) != len(rewards):
-        raise InputError(f"there are {len(rewards)} rows of rewards, but {len(embeddings)} of embeddings")
     if embeddings is not None:
+        if len(embeddings) != len(rewards):
+            raise InputError(f"there are {len(rewards)} rows of rewards, but {len(embeddings)} of embeddings")
         _require_finite("embeddings", np.asarray(embeddings))
     count = len(rewards) if chosen.takes_all else budget
     if not 0 < count <= len(rewards):

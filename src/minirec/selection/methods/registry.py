@@ -25,9 +25,7 @@ Weight = Annotated[float, Ge(0)]
 Mu = Share | Literal["mean", "q25", "q50", "q75", "q90"]  # see `signals.learnability`
 
 
-Factors = tuple[
-    np.ndarray, np.ndarray | None
-]  # value [n] before diversity; vectors [n, d] compared, if diversity counts
+Factors = tuple[np.ndarray, np.ndarray | None]  # value [n] before diversity; vectors [n, d], None: no diversity
 
 
 @dataclass(frozen=True)
