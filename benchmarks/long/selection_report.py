@@ -6,7 +6,7 @@ Reads what selection.py has kept. For each data set, method and budget the numbe
 NDCG@10 on valid; test is reported with intervals over users and proxies, and with paired tests that Holm's correction
 covers within a data set and budget (METHOD 5). The pictures are made of docs/results/selection.csv. Tests need ranks,
 which are not committed: a test whose trainings are not on this disk stays as it is in docs/results/selection_tests.csv.
-Writes that file, docs/images/selection_*.svg and the tables of docs/laboratory.md.
+Writes that file, docs/images/selection_*.svg and sensitivity.svg, and the tables of docs/laboratory.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from selection import (
     ABLATED,
     BUDGETS,
@@ -204,6 +205,29 @@ def picture(dataset: str, rows: pd.DataFrame, highlight: Sequence[str] = ()) -> 
     return figure
 
 
+def sensitivity(rows: pd.DataFrame) -> Figure:
+    """What each changed setting does to its method at the first budget: a panel a data set, a row a variant.
+
+    A point is the mean over the seeds that both have, the bar its 95 % interval by Student's t. The best stand on top.
+    """
+    chosen_rows = pd.concat([chosen(part) for _, part in rows[rows["budget"] == BUDGETS[0]].groupby("dataset")])
+    test = chosen_rows.pivot(index=["dataset", "seed"], columns="method", values="test")
+    variants = {name: one for name, one in settings().variants.items() if {name, one.method} <= {*test}}
+    methods = {name: one.method for name, one in variants.items() if not one.proxy}
+    changed = pd.DataFrame({f"{name} - {method}": test[name] - test[method] for name, method in methods.items()})
+    order = changed.mean().sort_values().index
+    datasets = known_first(rows["dataset"])
+    height = 1.2 + 0.22 * len(order)
+    figure, (panels,) = plt.subplots(1, len(datasets), figsize=(10, height), sharey=True, squeeze=False)
+    for axes, dataset in zip(panels, datasets, strict=True):
+        found = changed.loc[dataset, order]
+        half = stats.t.ppf(0.975, found.count() - 1) * found.sem()
+        axes.axvline(0, color=ALL, zorder=1)
+        axes.errorbar(found.mean(), order, xerr=half, fmt="o", markersize=4, linewidth=1, color=COLOURS[0])
+        axes.set(title=dataset, xlabel="change of NDCG@10 on test")
+    return figure
+
+
 def save(name: str, figure: Figure) -> None:
     """Write a picture of the docs."""
     with atomic_write(ROOT / "docs" / "images" / f"{name}.svg") as partial:
@@ -236,6 +260,7 @@ def main() -> None:
         else:
             sys.stderr.write(f"{dataset}: its tests stay; random and full are not finished on this disk\n")
         save(f"selection_{dataset}", picture(dataset, part, given.highlight))
+    save("sensitivity", sensitivity(rows))
     tests = merged(pd.read_csv(TESTS), new)
     with atomic_write(TESTS) as partial:
         tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")

@@ -79,9 +79,22 @@ def test_a_report_on_a_disk_without_results_changes_nothing_that_is_committed(tm
     monkeypatch.setattr(selection_report, "save", drawn.__setitem__)
     monkeypatch.setattr(sys, "argv", ["selection_report.py"])
     selection_report.main()
-    assert set(drawn) == {"selection_toys", "selection_cds", "selection_movielens"}
+    assert set(drawn) == {"selection_toys", "selection_cds", "selection_movielens", "sensitivity"}
     for name, file in committed.items():
         assert getattr(selection_report, name).read_text() == file.read_text()
+
+
+def test_a_variant_is_drawn_by_its_difference_to_its_method_on_the_seeds_of_both():
+    of = {"minirec": [0.1] * 10, "minirec_alpha_4": [0.11, 0.13, 0.12, 0.12, 0.12], "learnable_heads": [0.2] * 10}
+    tests = [rows(name, 0.125, 1, values, [[1]] * len(values)) for name, values in of.items()]
+    figure = selection_report.sensitivity(pd.concat(tests).assign(dataset="toys", test=lambda of: of["valid"]))
+    (panel,) = figure.axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == [
+        "minirec_alpha_4 - minirec"
+    ]  # heads: a new judge
+    (point,) = panel.containers
+    low, high = point.lines[2][0].get_segments()[0][:, 0]
+    assert ((low + high) / 2, high - low) == pytest.approx((0.02, 2 * 2.776 * 0.01 / 2**0.5 / 5**0.5), rel=1e-3)
 
 
 def test_new_tests_stand_beside_the_kept_ones_and_are_corrected_for_all_of_them():
