@@ -115,15 +115,14 @@ def test_points_of_the_map_name_their_targets_and_lead_to_the_rows_of_the_table(
 
 def test_the_nearest_pick_and_the_diversity_of_who_was_left_out_are_those_of_a_plain_loop():
     vectors = np.random.default_rng(0).normal(size=(7, 3))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    pair = vectors[[4, 2]]
-    distance, nearest = picks.nearest_picks(vectors, pair)
-    for row, vector in enumerate(vectors):
-        away = [1 - float(vector @ pick) for pick in pair]
+    distance, nearest = picks.nearest_picks(vectors, np.array([4, 2]))
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for row, vector in enumerate(unit):
+        away = [1 - float(vector @ pick) for pick in unit[[4, 2]]]
         assert nearest[row] == away.index(min(away))
         assert distance[row] == pytest.approx(min(away), abs=1e-6)
     assert distance[[4, 2]].tolist() == [0, 0]
-    assert picks.nearest_picks(vectors[:1], vectors[[3, 0, 0]])[1].tolist() == [1]  # of two as near, the first
+    assert picks.nearest_picks(vectors[[0, 3, 0]], np.array([1, 0, 2]))[1][0] == 1  # of two as near, the first
 
 
 def test_a_sample_that_was_left_out_names_the_pick_that_it_resembles(project):
@@ -138,6 +137,19 @@ def test_a_sample_that_was_left_out_names_the_pick_that_it_resembles(project):
     assert shown["why"][11] == "Most like pick 3 (0)."
     assert shown["why"][1].startswith("The proxy never ranks the target among the first 1,000, but representativeness")
     assert shown["why"][3] == ""
+
+
+@pytest.mark.parametrize(("centre", "pick"), [(False, 0), (True, 1)])
+def test_the_pick_that_a_sample_resembles_is_that_of_the_vectors_which_the_selection_compared(project, centre, pick):
+    settings = project([BASE])
+    settings = settings.model_copy(update={"select": settings.select.model_copy(update={"centre": centre})})
+    vectors = np.tile([3 / 9, -5 / 9], (TRAINED, 1))
+    vectors[11], vectors[[1, 3]] = [2, 1], [[4, 2], [3, 2]]  # the mean is (1, 0); from there [1, 1], [[3, 2], [2, 2]]
+    made = {"sample_id": np.arange(TRAINED), "embedding": vectors.astype(np.float32)}
+    tensors.write(made, TOP / "signals/gemma/seed0/embeddings.safetensors", Provenance("gradient"))
+    run = page.main_runs(settings)[0]
+    shown = picks.samples(settings, TOP, run, picks.signals_of(settings, run, TOP), limit=4).set_index("sample_id")
+    assert (shown["nearest"][11], shown["diversity"][11]) == (pick, 0)
 
 
 def test_a_closer_look_has_prompts_and_completions_and_a_pick_without_a_hit(project):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from minirec.experiment import paths
 from minirec.experiment.config import Config
 from minirec.experiment.paths import Run
 from minirec.selection.distances import SAME
+from minirec.selection.methods.registry import Method
+from minirec.selection.signals import Signals
 from minirec.storage import tables, tensors
 
 HISTORY = 3  # last titles of a history that are shown
@@ -52,37 +55,44 @@ def rewards_of(signals: SignalFiles) -> pd.DataFrame | None:
 def samples(config: Config, top: Path, run: Run, signals: SignalFiles, limit: int) -> pd.DataFrame:
     """The first `limit` picks of a run, and as many samples that were not picked.
 
-    The others are those that the method valued most, or drawn with the run's seed where it has no such value. Columns:
-    sample_id, position (place in the order of picking; -1: not picked), value (before diversity, METHOD 4.6; NaN: the
-    method multiplies none), diversity (when picked; of the others, after the last pick), nearest (position of the pick
-    most like one of the others; -1: unknown), history (last titles), target, why (a sentence, or empty), and where
-    there are signals mean_reward, hits, learnability, representativeness, rewards, ranks and texts, lists with an entry
-    a completion.
+    The others could have been picked (see `candidates_of`): those that the method valued most, or drawn with the run's
+    seed where it has no such value.
+
+    Columns: sample_id, position (place in the order of picking; -1: not picked), value (before diversity, METHOD 4.6;
+    NaN: the method multiplies none), diversity (when picked; of the others, after the last pick), nearest (position of
+    the pick most like one of the others; -1: unknown), history (last titles), target, why (a sentence, or empty), and
+    where there are signals mean_reward, hits, learnability, representativeness, rewards, ranks and texts, lists with an
+    entry a completion.
     """
     selection = tables.read("selection", run.selection(top) / "selection.parquet").to_pandas().sort_values("position")
     table = tables.read("samples", top / "samples.parquet", ["sample_id", "split", "target_row", "history_rows"])
     train = table.to_pandas().query("split == 'train'").set_index("sample_id")
-    rewarded, value = rewards_of(signals), _values(config, run, top, signals)
-    others = np.setdiff1d(train.index.to_numpy(), selection["sample_id"].to_numpy())
-    count = min(limit, len(selection), len(others))
+    method, select = config.method(run.method), config.used_by(run.method).select
+    candidates = candidates_of(run.selection(top), select.shards, top / "samples.parquet", signals)
+    value, vectors = factors(method, {name: getattr(select, name) for name in method.settings}, candidates)
+    vectors = candidates.embeddings if vectors is None else vectors
+    picks = tables.rows_of(candidates.sample_id, selection["sample_id"].to_numpy(), top / "samples.parquet")
+    others = np.setdiff1d(np.arange(len(candidates)), picks)
+    count = min(limit, len(picks), len(others))
     if value is None:
         others = np.sort(np.random.default_rng(run.seed).choice(others, count, replace=False))
     else:
-        others = value.reindex(others).sort_values(ascending=False, kind="stable").index.to_numpy()[:count]
-    picked = selection.head(limit)
-    shown = pd.DataFrame({"sample_id": [*picked["sample_id"], *others]})
+        others = others[np.argsort(-value[others], kind="stable")][:count]
+    picked, rows = selection.head(limit), np.concatenate([picks[:limit], others])
+    shown = pd.DataFrame({"sample_id": candidates.sample_id[rows]})
     shown["position"] = [*picked["position"], *[-1] * len(others)]
     shown["diversity"] = [*picked["diversity"], *[np.nan] * len(others)]
-    shown["value"] = np.nan if value is None else value.reindex(shown["sample_id"]).to_numpy()
+    shown["value"] = np.nan if value is None else value[rows]
     shown["nearest"] = -1
-    if signals.embeddings and len(others):
-        distance, nearest = _to_picks(signals.embeddings, others, selection["sample_id"].to_numpy())
-        shown.loc[shown["position"] < 0, ["diversity", "nearest"]] = np.column_stack([distance, nearest])
+    if vectors is not None and len(others):
+        distance, nearest = nearest_picks(vectors, picks)
+        diversity = distance[others] / (distance.max() or 1.0)
+        shown.loc[shown["position"] < 0, ["diversity", "nearest"]] = np.column_stack([diversity, nearest[others]])
     titles = splits.titles(top / "catalogue.parquet")
-    rows = train.loc[shown["sample_id"]]
-    shown["target"] = [titles[row] for row in rows["target_row"]]
-    shown["history"] = [[titles[row] for row in history[-HISTORY:]] for history in rows["history_rows"]]
-    if rewarded is not None:
+    texts = train.loc[shown["sample_id"]]
+    shown["target"] = [titles[row] for row in texts["target_row"]]
+    shown["history"] = [[titles[row] for row in history[-HISTORY:]] for history in texts["history_rows"]]
+    if (rewarded := rewards_of(signals)) is not None:
         shown = shown.merge(rewarded.drop(columns=["reward_std", "gradient_norm"], errors="ignore"), on="sample_id")
     if signals.rollouts:
         columns = ["sample_id", "completion", "reward", "rank", "text"]
@@ -93,9 +103,7 @@ def samples(config: Config, top: Path, run: Run, signals: SignalFiles, limit: in
         shown = shown.merge(lists.rename(columns=names), on="sample_id")
     picked_rows = train["target_row"].loc[selection["sample_id"]]
     targets = {position: titles[row] for position, row in zip(selection["position"], picked_rows, strict=True)}
-    needless = (
-        ", but representativeness and diversity need no hit" if config.method(run.method).name == "minirec" else ""
-    )
+    needless = ", but representativeness and diversity need no hit" if method.name == "minirec" else ""
     cutoff = config.varied(run.method).reward.cutoff
     hitless = f"The proxy never ranks the target among the first {cutoff:,}{needless}."
     shown["why"] = [_why(row, targets, hitless) for row in shown.to_dict("records")]
@@ -114,49 +122,49 @@ def plane(embeddings: Path, sample_id: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Also returns their shares [2] of the variance.
     """
     from sklearn.decomposition import PCA
+    from sklearn.preprocessing import normalize
 
+    rows = tables.rows_of(tensors.read_rows(embeddings, "sample_id"), sample_id, embeddings)
     fitted = PCA(2, svd_solver="full")
-    places = np.asarray(fitted.fit_transform(_unit(embeddings, sample_id)))
+    unit = normalize(tensors.take(embeddings, "embedding", rows).astype(np.float64))
+    places = np.asarray(fitted.fit_transform(unit))
     return places, np.asarray(fitted.explained_variance_ratio_)
 
 
 def nearest_picks(vectors: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine distance [n] of unit vectors [n, d] to the nearest of the picks [k, d], and the number of that pick [n].
+    """Cosine distance [n] of vectors [n, d] to the nearest of the picks, rows [k] of them, and that pick's number [n].
 
     Of picks that are as near, it is the first. Distances below SAME count as 0, as in the selection (METHOD 4.5).
     """
-    blocks = [1 - vectors[start : start + BLOCK] @ picks.T for start in range(0, len(vectors), BLOCK)]
+    from sklearn.preprocessing import normalize
+
+    unit = normalize(vectors.astype(np.float64))
+    blocks = [1 - unit[start : start + BLOCK] @ unit[picks].T for start in range(0, len(unit), BLOCK)]
     distance = np.concatenate([block.min(1) for block in blocks])
     return np.where(distance < SAME, 0.0, distance), np.concatenate([block.argmin(1) for block in blocks])
 
 
-def _to_picks(embeddings: Path, others: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Diversity D~ [n] of samples after the last pick, and the position of the nearest pick [n]."""
-    every = tensors.read_rows(embeddings, "sample_id")
-    distance, nearest = nearest_picks(_unit(embeddings, every), _unit(embeddings, picks))
-    rows = tables.rows_of(every, others, embeddings)
-    return distance[rows] / (distance.max() or 1.0), nearest[rows]
+def candidates_of(
+    folder: Path, shards: int, samples: Path, files: SignalFiles, influences: Path | None = None
+) -> Signals:
+    """The signals of the samples that a selection in this folder could pick, by ascending id.
+
+    These are all training samples, or with several shards the picks of the shards.
+    """
+    shard_picks = [folder / "shards" / str(number) / "selection.parquet" for number in range(shards)]
+    pool = stored_signals.pool(samples, None, shards, shard_picks if shards > 1 else [])
+    return stored_signals.load(pool, samples, files.scores, files.rollouts, files.embeddings, influences)
 
 
-def _unit(embeddings: Path, sample_id: np.ndarray) -> np.ndarray:
-    """The embeddings of these samples [n, d], scaled to length 1."""
-    from sklearn.preprocessing import normalize
+def factors(
+    method: Method, settings: Mapping[str, Any], candidates: Signals
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Value before diversity [n] (METHOD 4.6), and the vectors [n, d] of which the method takes distances.
 
-    rows = tables.rows_of(tensors.read_rows(embeddings, "sample_id"), sample_id, embeddings)
-    return np.asarray(normalize(tensors.take(embeddings, "embedding", rows).astype(np.float64)))
-
-
-def _values(config: Config, run: Run, top: Path, signals: SignalFiles) -> pd.Series | None:
-    """Value before diversity of every sample that could be picked, by its id; None if the method has no such value."""
-    method, select = config.method(run.method), config.used_by(run.method).select
-    rewarded = signals.scores or (None if "gradients" in method.needs else signals.rollouts)
-    if method.factors is None or rewarded is None:
-        return None
-    shards = [run.selection(top) / "shards" / str(number) / "selection.parquet" for number in range(select.shards)]
-    pool = stored_signals.pool(top / "samples.parquet", None, select.shards, shards if select.shards > 1 else [])
-    loaded = stored_signals.load(pool, top / "samples.parquet", signals.scores, signals.rollouts)
-    settings = {name: getattr(select, name) for name in method.settings}
-    return pd.Series(method.factors(loaded, **settings)[0], index=pool)
+    Both are None if the method is not greedy by a value, or the signals that make the value are not there.
+    """
+    known = candidates.learnability if "gradients" in method.needs else candidates.mean_reward
+    return (None, None) if method.factors is None or known is None else method.factors(candidates, **settings)
 
 
 def _why(row: dict[Any, Any], targets: dict[int, str], hitless: str) -> str:

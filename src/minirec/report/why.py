@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.preprocessing import normalize
 
-from minirec.data import splits, stored_signals
+from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import paths
-from minirec.report.picks import SignalFiles, nearest_picks
+from minirec.report.picks import SignalFiles, candidates_of, factors, nearest_picks
 from minirec.selection import counterfactual
 from minirec.selection.methods import registry
 from minirec.selection.methods.registry import Method
@@ -111,13 +110,12 @@ class Explanation:
         self.chosen = chosen = opened(folder)
         self.samples, self.titles = chosen.top / "samples.parquet", splits.titles(chosen.top / "catalogue.parquet")
         self.files = files = signal_files(chosen)
-        shards = [chosen.folder / "shards" / str(number) / "selection.parquet" for number in range(chosen.shards)]
-        self.pool = stored_signals.pool(self.samples, None, chosen.shards, shards if chosen.shards > 1 else [])
         influences = chosen.top / "surrogate" / "influences.parquet"
-        self.influences = influences if influences.is_file() else None
-        self.signals = stored_signals.load(
-            self.pool, self.samples, files.scores, files.rollouts, files.embeddings, self.influences
+        self.signals = candidates_of(
+            chosen.folder, chosen.shards, self.samples, files, influences if influences.is_file() else None
         )
+        self.pool = self.signals.sample_id
+        self.value, self.vectors = factors(chosen.method, chosen.settings, self.signals)
         self.rows = tables.rows_of(self.pool, chosen.picks, chosen.folder / "selection.parquet")
         settings = tables.read_provenance(files.scores)["settings"] if files.scores else {}
         self.bell = settings.get("mu", 0.5), settings.get("sigma")  # by which learnability was made
@@ -125,8 +123,8 @@ class Explanation:
     def examples(self) -> list[dict[str, Any]]:
         """The first picks, and those passed over with the largest value before diversity, else the first ids."""
         left = np.setdiff1d(np.arange(len(self.pool)), self.rows)
-        if (value := self._factors()[0]) is not None:
-            left = left[np.argsort(-value[left], kind="stable")]
+        if self.value is not None:
+            left = left[np.argsort(-self.value[left], kind="stable")]
         both = [*self.chosen.picks[:EXAMPLES].tolist(), *self.pool[left[:EXAMPLES]].tolist()]
         return [self._texts(sample) | {"pick": self._turn(sample)} for sample in both]
 
@@ -178,32 +176,27 @@ class Explanation:
 
     def _signals(self, row: int) -> dict[str, dict[str, float]]:
         """Of each number that is known: the sample's, and the medians of the picks and of all samples."""
-        found = {}
-        for name in ("mean_reward", "hits", "learnability", "representativeness", "gradient_norm", "influence"):
-            if (values := getattr(self.signals, name)) is not None:
-                medians = {"picks": float(np.median(values[self.rows])), "all": float(np.median(values))}
-                found[name] = {"sample": float(values[row]), **medians}
-        if (value := self._factors()[0]) is not None:
-            medians = {"picks": float(np.median(value[self.rows])), "all": float(np.median(value))}
-            found["value before diversity"] = {"sample": float(value[row]), **medians}
-        return found
-
-    def _factors(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Value before diversity of every sample, and the vectors compared, if the method is greedy by them."""
-        method = self.chosen.method
-        return method.factors(self.signals, **self.chosen.settings) if method.factors else (None, None)
+        names = ("mean_reward", "hits", "learnability", "representativeness", "gradient_norm", "influence")
+        columns = {name: getattr(self.signals, name) for name in names} | {"value before diversity": self.value}
+        return {
+            name: {
+                "sample": float(values[row]),
+                "picks": float(np.median(values[self.rows])),
+                "all": float(np.median(values)),
+            }
+            for name, values in columns.items()
+            if values is not None
+        }
 
     def _diversity(self, row: int, turn: int | None) -> dict[str, Any]:
         """D~ when it was picked or after the last pick, value and nearest pick; empty without embeddings."""
-        value, vectors = self._factors()
-        vectors = self.signals.embeddings if vectors is None else vectors
+        value, vectors = self.value, self.signals.embeddings if self.vectors is None else self.vectors
         if vectors is None:
             return {}
         earlier = self.rows[: turn - 1] if turn else self.rows
         if not len(earlier):
             return {"diversity": 1.0, "value": None if value is None else float(value[row])}
-        unit = normalize(vectors.astype(np.float64))
-        distance, nearest = nearest_picks(unit, unit[earlier])
+        distance, nearest = nearest_picks(vectors, earlier)
         diversity = float(distance[row] / (distance.max() or 1.0))
         near = int(nearest[row])
         said = {"diversity": diversity, "value": None if value is None else diversity * float(value[row])}
@@ -261,7 +254,7 @@ class Explanation:
         vectors: the method compares vectors, without a value of its own. chance: it draws.
         """
         method, settings, budget = self.chosen.method, self.chosen.settings, len(self.rows)
-        value, vectors = self._factors()
+        value, vectors = self.value, self.vectors
         if value is not None and vectors is not None:
             least = counterfactual.threshold(vectors, value, budget, row)
             test = counterfactual.picked_by_value(method, settings, row, least.value)
