@@ -68,8 +68,8 @@ def test_the_interval_of_a_configuration_covers_its_own_seeds_and_no_other_runs(
         found = PolicyRanks(np.arange(n), ranks[run], np.zeros((n, 1), int), ranks[run])
         write_ranks(found, run.folder(tmp_path) / "ranks.parquet", Provenance("evaluate"))
     configurations = pd.DataFrame([run.shared for run in (runs[0], runs[2])]).astype(str)
-    files = tmp_path / "samples.parquet", Measure(bootstrap=100)
-    found = comparison.with_intervals(configurations, tmp_path, runs, *files)
+    of_runs = comparison.ranks_of(tmp_path, runs, tmp_path / "samples.parquet")
+    found = comparison.with_intervals(configurations, *of_runs, Measure(bootstrap=100))
     users = np.arange(n) // 2
     for row, of_seeds in zip(found.to_dict("records"), ([runs[0], runs[1]], [runs[2]]), strict=True):
         values = [[1 / np.log2(1 + rank) if rank <= 10 else 0 for rank in ranks[run]] for run in of_seeds]
@@ -124,6 +124,10 @@ def with_samples(path, users):
     return path
 
 
+def paired(top, runs, samples, settings):
+    return comparison.tests_of(runs, *comparison.ranks_of(top, runs, samples), settings.measure)
+
+
 def test_the_tests_count_users_not_samples(tmp_path, defaults):
     ours, theirs = [1] * 12 + [3] * 2, [3] * 12 + [1] * 2  # 12 samples gain as much as 2 lose
     with_ranks(tmp_path / "runs", {"m/s/minirec-8/seed0": ours, "m/none/random-8/seed0": theirs})
@@ -131,7 +135,7 @@ def test_the_tests_count_users_not_samples(tmp_path, defaults):
     p = {}
     for name, users in {"one sample each": range(14), "one user has the 12": [0] * 12 + [1, 2]}.items():
         samples = with_samples(tmp_path / f"{name}.parquet", list(users))
-        found = comparison.tests_of(tmp_path, compared, samples, defaults.measure)
+        found = paired(tmp_path, compared, samples, defaults)
         p[name] = found["paired_tests"]["m/none/random-8"]["p"]
     assert p["one sample each"] < 0.05
     assert p["one user has the 12"] == 1.0  # of 8 sign patterns the 12 weigh more than the rest in all, either way
@@ -144,7 +148,7 @@ def test_the_main_experiment_is_compared_with_every_configuration_sample_by_samp
     with_ranks(tmp_path / "runs", runs)
     samples = with_samples(tmp_path / "samples.parquet", [number // 2 for number in range(20)])
     compared = [Run.parse(name) for name in runs]
-    found = comparison.tests_of(tmp_path, compared, samples, defaults.measure)
+    found = paired(tmp_path, compared, samples, defaults)
     assert found["main"] == "m/s/minirec-8"
     assert list(found["paired_tests"]) == ["m/none/random-8", "m/none/full-all"]
     random, full = found["paired_tests"].values()
@@ -156,7 +160,7 @@ def test_the_main_experiment_is_compared_with_every_configuration_sample_by_samp
     assert not full["significant"]
     with_ranks(tmp_path / "runs", {"m/none/full-all/seed0": other[:-1]})
     with pytest.raises(InputError, match=r"full-all/seed0/ranks.parquet is of other test samples"):
-        comparison.tests_of(tmp_path, compared, samples, defaults.measure)
+        comparison.ranks_of(tmp_path, compared, samples)
 
 
 def test_every_configuration_is_compared_with_random_of_its_budget_and_with_full(tmp_path, defaults):
@@ -165,7 +169,7 @@ def test_every_configuration_is_compared_with_random_of_its_budget_and_with_full
     runs |= {"m/none/random-8/seed0": worst, "m/none/full-all/seed0": middle, "other/s/kmeans-8/seed0": best}
     with_ranks(tmp_path / "runs", runs)
     samples = with_samples(tmp_path / "samples.parquet", list(range(40)))
-    found = comparison.tests_of(tmp_path, [Run.parse(name) for name in runs], samples, defaults.measure)
+    found = paired(tmp_path, [Run.parse(name) for name in runs], samples, defaults)
     random = {name: test["mean"] for name, test in found["minus_random"].items()}
     assert random == {"m/s/minirec-8": 1.0, "m/s/kmeans-8": 0.5}  # none has the budget 9, or is of the other model
     full = {name: test["mean"] for name, test in found["minus_full"].items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,38 +62,46 @@ def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
+def ranks_of(top: Path, runs: Sequence[Run], samples: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Ranks [seeds, n] of the targets of the test samples, by configuration, and the samples' users [n].
+
+    The order is that of the runs. Raises InputError if they have different test samples.
+    """
+    sample_id = read_ranks(runs[0].folder(top) / "ranks.parquet").sample_id
+    seeds: dict[str, list[np.ndarray]] = {}
+    for run in runs:
+        rank = read_ranks(run.folder(top) / "ranks.parquet", sample_id).rank
+        seeds.setdefault(run.configuration, []).append(rank)
+    return {name: np.stack(ranks) for name, ranks in seeds.items()}, splits.users(samples, sample_id)
+
+
 def with_intervals(
-    configurations: pd.DataFrame, top: Path, runs: Sequence[Run], samples: Path, settings: Measure
+    configurations: pd.DataFrame, ranks: Mapping[str, np.ndarray], users: np.ndarray, settings: Measure
 ) -> pd.DataFrame:
-    """Add the ends of the intervals of NDCG@10 over users and seeds, low and high, to rows from `over_seeds`."""
-    ends = []
-    for model, selector, method, budget in configurations[CONFIGURATION].itertuples(index=False, name=None):
-        name = Run(model, selector, method, budget, 0).configuration
-        files = [run.folder(top) / "ranks.parquet" for run in runs if run.configuration == name]
-        sample_id = read_ranks(files[0]).sample_id
-        ranks = np.stack([read_ranks(file, sample_id).rank for file in files])
-        ends.append(interval(ndcg(ranks, K), splits.users(samples, sample_id), settings))
+    """Add the ends of the intervals of NDCG@10 over users and seeds, low and high, to rows from `over_seeds`.
+
+    ranks, users: from `ranks_of`.
+    """
+    ends = [
+        interval(ndcg(ranks[Run(model, selector, method, budget, 0).configuration], K), users, settings)
+        for model, selector, method, budget in configurations[CONFIGURATION].itertuples(index=False, name=None)
+    ]
     return configurations.assign(low=[end["low"] for end in ends], high=[end["high"] for end in ends])
 
 
-def tests_of(top: Path, runs: Sequence[Run], samples: Path, settings: Measure) -> dict[str, Any]:
+def tests_of(
+    runs: Sequence[Run], ranks: Mapping[str, np.ndarray], users: np.ndarray, settings: Measure
+) -> dict[str, Any]:
     """Paired tests of NDCG@10 between configurations, as comparison.json has them.
 
     main: the first run's configuration. paired_tests: of main minus every other configuration. minus_random and
     minus_full: of every configuration minus the method random with its model and budget, and minus full with its model,
-    where these are among the runs. Holm's correction covers the tests of each of the three. Raises InputError if the
-    runs have different test samples.
+    where these are among the runs. Holm's correction covers the tests of each of the three. ranks, users: from
+    `ranks_of`.
     """
-    sample_id = read_ranks(runs[0].folder(top) / "ranks.parquet").sample_id
-    by_name: dict[str, list[np.ndarray]] = {}
-    for run in runs:
-        rank = read_ranks(run.folder(top) / "ranks.parquet", sample_id).rank
-        by_name.setdefault(run.configuration, []).append(rank)
-    ranks = {name: np.stack(each) for name, each in by_name.items()}
     main, *others = ranks
-    users = splits.users(samples, sample_id)
-    found: dict[str, Any] = {"main": main}
-    found["paired_tests"] = paired_tests({name: ranks[name] for name in others}, ranks[main], users, settings)
+    tests: dict[str, Any] = {"main": main}
+    tests["paired_tests"] = paired_tests({name: ranks[name] for name in others}, ranks[main], users, settings)
     for method in REFERENCES:
         pairs = {}
         for run in runs:
@@ -101,5 +109,5 @@ def tests_of(top: Path, runs: Sequence[Run], samples: Path, settings: Measure) -
             reference = Run(run.model, "none", method, budget, run.seed).configuration
             if reference in ranks and reference != run.configuration:
                 pairs[run.configuration] = (ranks[run.configuration], ranks[reference])
-        found[f"minus_{method}"] = tests_of_pairs(pairs, users, settings)
-    return found
+        tests[f"minus_{method}"] = tests_of_pairs(pairs, users, settings)
+    return tests

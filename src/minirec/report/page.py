@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from minirec.errors import InputError
-from minirec.evaluation.comparison import over_seeds, run_rows, with_intervals
+from minirec.evaluation.comparison import over_seeds, ranks_of, run_rows, with_intervals
 from minirec.evaluation.metrics import K
 from minirec.experiment.config import Config
 from minirec.experiment.job_logs import by_rule
@@ -150,7 +150,7 @@ def _grid(top: Path, settings: Measure) -> dict[str, Any] | None:
     table = tables.read("comparison", top / "comparison.parquet").to_pandas()
     names = ["model", "selector", "method", "budget", "seed"]
     runs = [Run(*run) for run in table[names].drop_duplicates().itertuples(index=False, name=None)]
-    cells = with_intervals(over_seeds(table, NDCG), top, runs, top / "samples.parquet", settings)
+    cells = with_intervals(over_seeds(table, NDCG), *ranks_of(top, runs, top / "samples.parquet"), settings)
     tests = artefact.read_json(top / "comparison.json")
     places = [f"{row['model']}/{row['selector']}/{row['method']}-{row['budget']}" for row in cells.to_dict("records")]
     for name in ("paired_tests", "minus_random", "minus_full"):

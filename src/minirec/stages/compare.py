@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from minirec.evaluation.comparison import over_seeds, run_rows, tests_of, with_intervals
+from minirec.evaluation.comparison import over_seeds, ranks_of, run_rows, tests_of, with_intervals
 from minirec.evaluation.metrics import K
 from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure
@@ -40,14 +40,15 @@ def run(
     patterns = {name: globs for name, *globs in (entry.split(":") for entry in selection_logs)}
     rows = [row for one in compared for row in run_rows(top, one, patterns[f"{one.selector}/{one.method}"])]
     configurations = over_seeds(pd.DataFrame(rows), metric)
-    paired_tests = tests_of(top, compared, samples, measure)
+    ranks, users = ranks_of(top, compared, samples)
+    paired_tests = tests_of(compared, ranks, users, measure)
     paired_tests["signals"] = "shared" if shared_signals else "own"
     inputs = {f"{one}/{file}": one.folder(top) / file for one in compared for file in ("metrics.json", "ranks.parquet")}
     provenance = Provenance("compare", measure.model_dump(), inputs)
     schema = tables.TABLES["comparison"].schema()
     tables.write("comparison", pa.Table.from_pylist(rows, schema), comparison, provenance)
     artefact.write_json(paired_tests, tests, provenance)
-    drawn = figures.quality_and_cost(with_intervals(configurations, top, compared, samples, measure), metric)
+    drawn = figures.quality_and_cost(with_intervals(configurations, ranks, users, measure), metric)
     figures.save(top / "figures", "comparison", drawn)
     with atomic_write(text) as partial:
         partial.write_text(comparison_text(configurations, paired_tests, metric, comparison), encoding="utf-8")
