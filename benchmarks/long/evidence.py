@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from hashlib import sha256
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from learning import BATCH_TOKENS, MICRO_BATCH_PROMPTS, ROOT, commit, mean_of, p_of
-from selection import LAID_OVER, available, keep, lay_over, model_of
+from learning import ROOT, commit, keep, mean_of, p_of, workflow
+from selection import LAID_OVER, available, lay_over, model_of
 
 from minirec.data import splits
 from minirec.evaluation.metrics import K
@@ -58,20 +57,6 @@ def run_of(settings: config.Config, key: Mapping[str, Any]) -> paths.Run:
     names = (key["model"], key["selector"])
     model, selector = (model_of(key["dataset"]) if name == "tiny" else name for name in names)
     return paths.run_of(settings, model, selector, key["method"], key["budget"], key["seed"])
-
-
-def resources(model: str) -> list[str]:
-    """The resources of the rules that run a model, as words of Snakemake's command line."""
-    words = [f"{rule}:micro_batch_prompts={MICRO_BATCH_PROMPTS[model]}" for rule in ("train", "train_proxy")]
-    words += [word for rule in RULES for word in (f"{rule}:gpu=1", f"{rule}:batch_tokens={BATCH_TOKENS[model]}")]
-    return ["--set-resources", *words]
-
-
-def workflow(files: list[Path], model: str, wanted: list[Path], cores: int) -> None:
-    """Let the workflow make files."""
-    words = ["snakemake", "--cores", str(cores), "--quiet", "host", "reason", "rules", *resources(model)]
-    words += ["--configfile", *map(str, files), "--", *map(str, wanted)]
-    subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
 
 
 def row(settings: config.Config, dataset: str, run: paths.Run) -> dict[str, object]:
@@ -137,7 +122,7 @@ def main() -> None:
     for model, seed, method, dataset in cells:
         files, settings = settings_of(model)
         top = Path(settings.results) / dataset
-        workflow(files, model, [top / "samples.parquet"], given.cores)
+        workflow(files, model, RULES, [top / "samples.parquet"], given.cores)
         reads = settings.method(method).reads
         for selector in (given.selectors or [model]) if reads else ["none"]:
             for budget in budgets(settings, ROOT / top, method, given.shares):
@@ -149,7 +134,7 @@ def main() -> None:
                     sys.stderr.write(f"{run}: {OUT.name} has its row\n")
                     continue
                 finished["commit"] = commit()
-                workflow(files, model, [run.folder(top) / "metrics.json"], given.cores)
+                workflow(files, model, RULES, [run.folder(top) / "metrics.json"], given.cores)
                 keep(ranks(settings, dataset, run).assign(**key), RANKS, [*KEY, "sample_id"])
                 keep(pd.DataFrame([finished | row(settings, dataset, run)]), OUT, KEY)
 

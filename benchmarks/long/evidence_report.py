@@ -21,8 +21,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from evidence import KEY, OUT, RANKS, SHARES, settings_of
-from selection import ROOT, keep
-from selection_report import EVIDENCE, into_page, known_first, save
+from learning import ROOT, into_page, keep
+from selection_report import EVIDENCE, known_first, save
 
 from minirec.evaluation.significance import holm, paired_tests
 from minirec.report.style import ALL, INK, LINES, MARKERS, PICKED, POINTS, Figure, plt

@@ -14,10 +14,12 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from minirec.experiment import commands, config, paths
 from minirec.storage import artefact, tables
@@ -28,6 +30,8 @@ OUT = ROOT / "docs" / "results" / "learning.csv"
 ARMS = ("full", "item_loss", "token_loss")
 ABLATIONS = ("no_head", "group_advantage")  # config/learning.yaml; of the tiny model
 STAGES = ("prepare", "embed", "curriculum", "train", "evaluate", "measure")  # whose settings decide what comes out
+RULES = ("embed_base", "train", "evaluate", "evaluate_base")  # that run the model
+KINDS = dict.fromkeys(("budget", "settings", "commit"), str)
 BATCH_TOKENS = {"tiny": 4096, "smollm": 2048}  # of a forward pass: what is fastest on a CPU
 MICRO_BATCH_PROMPTS = {"tiny": 24, "smollm": 16}
 NDCG = "ndcg@10"
@@ -37,7 +41,6 @@ VALUES = ("before", "after", "low", "high", "p", "before_without_reasoning", "af
 BASELINES = ("popularity", "tfidf_last", "tfidf_history", "transitions")
 P_VALUES = tuple(f"p_{name}" for name in BASELINES)  # of paired tests: after against the baseline
 RESULTS, DOCS = ROOT / "docs" / "results.md", ROOT / "docs" / "learning.md"
-BEGIN, END = "<!-- learning -->\n", "<!-- end learning -->"
 COLUMNS = ("NDCG@10 on test", "before", "after", "the same without reasoning", "item loss only", "token loss only")
 COLUMNS += ("popularity", "TF-IDF", "transitions")
 
@@ -102,15 +105,31 @@ def read() -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def keep(new: dict[str, object]) -> None:
-    """Put a row into the CSV, in place of an older one of the same run."""
-    key = [str(new[name]) for name in KEY]
-    rows = [r for r in read() if [r[name] for name in KEY] != key] + [{k: str(v) for k, v in new.items()}]
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(OUT) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [*NAMES, *VALUES, *BASELINES, *P_VALUES], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda r: [r[name] for name in KEY]))
+def keep(rows: pd.DataFrame, path: Path, key: list[str], kinds: Mapping[str, type] = KINDS) -> None:
+    """Put rows into a CSV or Parquet file, in place of older ones with the same values in the columns `key`.
+
+    kinds: types of columns that a CSV file does not tell.
+    """
+    table = path.suffix == ".parquet"
+    former = [pd.read_parquet(path) if table else pd.read_csv(path, dtype=kinds)] if path.is_file() else []
+    rows = rows.astype({name: kind for name, kind in kinds.items() if name in rows})
+    rows = pd.concat([*former, rows]).drop_duplicates(key, keep="last").sort_values(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        if table:
+            rows.to_parquet(partial, index=False, compression="zstd")
+        else:
+            rows.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
+
+
+def into_page(page: Path, name: str, made: str) -> None:
+    """Put a part that is made by a program into a page, between the comments of its name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    if not found:
+        sys.exit(f"{page} has no {begin.strip()}; put it where the part belongs, and {end} below it")
+    with atomic_write(page) as partial:
+        partial.write_text(f"{before}{begin}{made}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -161,11 +180,8 @@ def gain(rows: list[dict[str, str]]) -> str:
 
 def show() -> None:
     """Put the tables of all finished runs into docs/results.md and docs/learning.md."""
-    for file, made in ((RESULTS, table(read())), (DOCS, ablations(read()))):
-        before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        with atomic_write(file) as partial:
-            partial.write_text(f"{before}{BEGIN}{made}{END}{after}", encoding="utf-8")
+    into_page(RESULTS, "learning", table(read()))
+    into_page(DOCS, "learning", ablations(read()))
 
 
 def settings_of(model: str, dataset: str, *more: str) -> tuple[list[Path], config.Config, str]:
@@ -175,12 +191,20 @@ def settings_of(model: str, dataset: str, *more: str) -> tuple[list[Path], confi
     return files, config.load(ROOT / "config" / "config.yaml", *files), f"tiny_{dataset}" if model == "tiny" else model
 
 
-def resources(model: str) -> list[str]:
-    """The resources of the rules that run a model, as words of Snakemake's command line; the profile's do not hold."""
-    words = [f"train:micro_batch_prompts={MICRO_BATCH_PROMPTS[model]}"]
-    for rule in ("embed_base", "train", "evaluate", "evaluate_base"):
-        words += [f"{rule}:gpu=1", f"{rule}:batch_tokens={BATCH_TOKENS[model]}"]
-    return ["--set-resources", *words]
+def workflow(
+    files: Sequence[Path], model: str, rules: Sequence[str], wanted: Iterable[Path | str], cores: int, *words: str
+) -> None:
+    """Let the workflow make files, with the fastest resources on a CPU for the rules that run a model.
+
+    files: of the configuration. words: further words of Snakemake's command line.
+    """
+    command = ["snakemake", "--cores", str(cores), "--quiet", "host", "reason", "rules", "--set-resources"]
+    for rule in rules:
+        command += [f"{rule}:gpu=1", f"{rule}:batch_tokens={BATCH_TOKENS[model]}"]
+        if rule.startswith("train"):
+            command.append(f"{rule}:micro_batch_prompts={MICRO_BATCH_PROMPTS[model]}")
+    command += [*words, "--configfile", *map(str, files), "--", *map(str, wanted)]
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
 
 
 def main() -> None:
@@ -207,13 +231,10 @@ def main() -> None:
             sys.stdout.write(f"{dataset}: left out, data/{dataset} does not hold its two files\n")
             continue
         run = paths.run_of(settings, name, "none", arm, "all", seed).folder(Path(settings.results) / dataset)
-        command = ["snakemake", "--cores", str(given.cores), "--quiet", "host", "reason", "rules"]
-        command += resources(model)
-        command += ["--configfile", *map(str, files), "--", f"{run}/metrics.json"]
         key["commit"] = commit()
-        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+        workflow(files, model, RULES, [run / "metrics.json"], given.cores)
         found = key | row(ROOT / run)
-        keep(found)
+        keep(pd.DataFrame([found]).astype(str), OUT, [*KEY], dict.fromkeys(found, str))
         show()
         sys.stdout.write(f"{found}\n")
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from selection import DATASETS, ROOT, available, keep, model_of, run_stage, settings
-from selection_report import into_page, save
+from learning import ROOT, into_page, keep
+from selection import DATASETS, available, model_of, run_stage, settings
+from selection_report import save
 
 from minirec.experiment import paths
 from minirec.report.style import ALL, PICKED, Figure, plt

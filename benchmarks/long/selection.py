@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 from frozen import States, Training
-from learning import BATCH_TOKENS, MICRO_BATCH_PROMPTS, ROOT
+from learning import BATCH_TOKENS, ROOT, keep, workflow
 
 from minirec.data import stored_signals
 from minirec.evaluation import metrics
@@ -161,11 +161,7 @@ def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[floa
 def make_signals(cells: list[Cell], cores: int) -> None:
     """Let the workflow make the signals of all cells."""
     wanted = dict.fromkeys(str(path.relative_to(ROOT)) for cell in cells for path in cell.inputs().values())
-    words = ["snakemake", "--cores", str(cores), "--quiet", "host", "reason", "rules", "--set-resources"]
-    words += [f"train_proxy:micro_batch_prompts={MICRO_BATCH_PROMPTS['tiny']}"]
-    words += [word for rule in RULES for word in (f"{rule}:gpu=1", f"{rule}:batch_tokens={BATCH_TOKENS['tiny']}")]
-    words += ["--resources", f"gpu={cores}", "--configfile", *map(str, [*FILES, *LAID_OVER]), "--", *wanted]
-    subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
+    workflow([*FILES, *LAID_OVER], "tiny", RULES, wanted, cores, "--resources", f"gpu={cores}")
 
 
 def run_stage(name: str, **given: Path | int | None) -> None:
@@ -224,20 +220,6 @@ def trainings(cell: Cell, states: States, signals: Signals) -> Iterator[dict[str
         found = (states.ndcg(head, "valid"), float(metrics.ndcg(rank, metrics.K).mean()), len(batches) * epochs)
         names = (cell.dataset, cell.method, cell.budget, epochs, cell.seed)
         yield dict(zip(COLUMNS, (*names, *found, seconds), strict=True)) | {"rank": rank.astype(np.int32)}
-
-
-def keep(rows: pd.DataFrame, path: Path, key: list[str]) -> None:
-    """Put rows into a CSV or Parquet file, in place of older ones with the same values in the columns `key`."""
-    kinds = dict.fromkeys(("budget", "settings", "commit"), str)
-    table = path.suffix == ".parquet"
-    former = [pd.read_parquet(path) if table else pd.read_csv(path, dtype=kinds)] if path.is_file() else []
-    rows = rows.astype({name: kind for name, kind in kinds.items() if name in rows})
-    rows = pd.concat([*former, rows]).drop_duplicates(key, keep="last").sort_values(key)
-    with atomic_write(path) as partial:
-        if table:
-            rows.to_parquet(partial, index=False, compression="zstd")
-        else:
-            rows.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
 
 
 def main() -> None:

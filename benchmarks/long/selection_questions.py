@@ -19,22 +19,21 @@ import numpy as np
 import pandas as pd
 import torch
 from frozen import Training
+from learning import ROOT, into_page, keep
 from scipy import stats
 from selection import (
     ABLATED,
     DATASETS,
     PROXIES,
-    ROOT,
     Cell,
     available,
-    keep,
     model_of,
     run_stage,
     settings,
     states_of,
     training_order,
 )
-from selection_report import LABORATORY, into_page
+from selection_report import LABORATORY
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec.data import splits, stored_signals

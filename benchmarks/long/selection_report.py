@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from learning import ROOT, into_page
 from scipy import stats
 from selection import (
     ABLATED,
@@ -29,7 +30,6 @@ from selection import (
     EPOCHS,
     OUT,
     PROXIES,
-    ROOT,
     SEEDS,
     grid,
     judged,
@@ -233,16 +233,6 @@ def save(name: str, figure: Figure) -> None:
     with atomic_write(ROOT / "docs" / "images" / f"{name}.svg") as partial:
         figure.savefig(partial, format="svg", metadata=KINDS["svg"])
     plt.close(figure)
-
-
-def into_page(page: Path, name: str, made: str) -> None:
-    """Put a part that is made by a program into a page, between the comments of its name."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
-    if not found:
-        sys.exit(f"{page} has no {begin.strip()}; put it where the part belongs, and {end} below it")
-    with atomic_write(page) as partial:
-        partial.write_text(f"{before}{begin}{made}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ def row(arm, seed, before, after, p, **more):
 
 @pytest.mark.parametrize(("file", "made"), [(learning.RESULTS, learning.table), (learning.DOCS, learning.ablations)])
 def test_the_documents_show_the_finished_runs(file, made):
-    shown = file.read_text(encoding="utf-8").partition(learning.BEGIN)[2].partition(learning.END)[0]
+    shown = file.read_text(encoding="utf-8").partition("<!-- learning -->\n")[2].partition("<!-- end learning -->")[0]
     assert shown == made(learning.read())
 
 
