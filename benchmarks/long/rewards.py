@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from learning import ROOT, into_page, keep
-from selection import DATASETS, available, model_of, run_stage, settings
-from selection_report import save
+from selection import DATASETS, available, lay_over, model_of, run_stage, settings
+from selection_report import known_first, save
 
 from minirec.experiment import paths
 from minirec.report.style import ALL, PICKED, Figure, plt
@@ -75,7 +75,7 @@ def answers(found: dict[str, pd.DataFrame]) -> dict[str, float]:
 def markdown(values: pd.DataFrame) -> str:
     """A row an answer, a column a data set."""
     table = values.pivot(index="what", columns="dataset", values="value")
-    there = [dataset for dataset in DATASETS if dataset in table]
+    there = known_first(table)
     text = f"\n| of all training samples | {' | '.join(there)} |\n|---" + "|--:" * len(there) + "|\n"
     for what in SHOWN:
         shown = [
@@ -102,7 +102,10 @@ def picture(found: dict[str, dict[str, pd.DataFrame]]) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help="toys cds movielens")
-    found = {dataset: rolled_out(dataset) for dataset in available(parser.parse_args().datasets)}
+    parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="as of evidence.py")
+    given = parser.parse_args()
+    lay_over(given.configfile)
+    found = {dataset: rolled_out(dataset) for dataset in available(given.datasets)}
     rows = [(dataset, what, value) for dataset, one in found.items() for what, value in answers(one).items()]
     keep(pd.DataFrame(rows, columns=["dataset", "what", "value"]), OUT, ["dataset", "what"])
     save("rewards", picture(found))

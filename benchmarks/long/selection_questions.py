@@ -27,13 +27,14 @@ from selection import (
     PROXIES,
     Cell,
     available,
+    lay_over,
     model_of,
     run_stage,
     settings,
     states_of,
     training_order,
 )
-from selection_report import LABORATORY
+from selection_report import LABORATORY, known_first
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from minirec.data import splits, stored_signals
@@ -253,12 +254,12 @@ def traits(lab: Laboratory) -> Iterator[Answer]:
 
 def markdown(answers: pd.DataFrame) -> str:
     """Means over the proxies, a column a data set."""
-    mean = answers.groupby(["question", "what", "dataset"])["value"].mean()
+    mean, sets = answers.groupby(["question", "what", "dataset"])["value"].mean(), known_first(answers["dataset"])
     text = ""
     for title, rows in TABLES.items():
-        text += f"\n| {title} | {' | '.join(DATASETS)} |\n|---" + "|--:" * len(DATASETS) + "|\n"
+        text += f"\n| {title} | {' | '.join(sets)} |\n|---" + "|--:" * len(sets) + "|\n"
         for name, question, what in rows:
-            values = [mean.get((question, what, dataset)) for dataset in DATASETS]
+            values = [mean.get((question, what, dataset)) for dataset in sets]
             digits = 4 if "NDCG" in title else 2
             shown = ["-" if value is None else f"{round(value, digits) + 0:.{digits}f}" for value in values]
             text += f"| {name} | {' | '.join(shown)} |\n"
@@ -268,7 +269,10 @@ def markdown(answers: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help="toys cds movielens")
-    for dataset in available(parser.parse_args().datasets):
+    parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="as of selection.py")
+    given = parser.parse_args()
+    lay_over(given.configfile)
+    for dataset in available(given.datasets):
         lab = Laboratory(dataset)
         for ask in (frozen_judges, traits, over_proxies, over_completions, judges):
             rows = pd.DataFrame(ask(lab), columns=["question", "what", "value"]).assign(dataset=dataset)
