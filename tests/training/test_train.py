@@ -83,7 +83,7 @@ def test_with_the_papers_settings_training_stops_after_five_evaluations_at_the_f
 def test_valid_is_evaluated_on_at_most_so_many_samples_which_the_seed_draws(count, expected):
     ids = np.arange(7) * 10
     valid = splits.Split(ids, ids, ids[:, None], [f"history {i}" for i in ids])
-    draws = [train.drawn(valid, count, seed).sample_id.tolist() for seed in [*range(40), 0]]
+    draws = [valid.draw(count, seed).sample_id.tolist() for seed in [*range(40), 0]]
     assert all(len(drawn) == expected and drawn == sorted(set(drawn)) for drawn in draws)
     assert draws[0] == draws[-1]
     assert set().union(*draws) == set(ids.tolist())

@@ -36,6 +36,13 @@ class Split:
         bodies = [self.bodies[row] for row in index]
         return Split(self.sample_id[index], self.target[index], self.history[index], bodies)
 
+    def draw(self, count: int | None, seed: int) -> Split:
+        """At most `count` of the samples, drawn at random, in their order; all if it is None."""
+        if count is None or count >= len(self):
+            return self
+        rows = np.random.default_rng(seed).choice(len(self), count, replace=False)
+        return self.take(np.sort(rows).tolist())
+
 
 def load(samples: Path, catalogue: Path, split: str, prompt_history: int, chosen: np.ndarray | None = None) -> Split:
     """Read one split: train, valid or test.

@@ -5,6 +5,7 @@ A collective operation is one that all processes must call; with one process it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from minirec.progress import log
 
 T = TypeVar("T")
 _agreement: Any = None  # the processes' group that agrees on passes, where layers are sharded
@@ -29,6 +32,12 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def log_idle_gpus() -> None:
+    """Say so if this computer has more GPUs than processes that train."""
+    if (gpus := torch.cuda.device_count()) > (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
+        log.info("%d of %d GPUs are used; to use all, set the resource processes of train", processes, gpus)
 
 
 def local_rows(total: int) -> list[int]:

@@ -8,34 +8,23 @@ that diverges leaves the policy of its best checkpoint in `last_good/`.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from minirec.data import splits
-from minirec.data.splits import Split
-from minirec.errors import InputError, NotFinite
-from minirec.evaluation import metrics, ranking
+from minirec.errors import InputError
+from minirec.evaluation.validation import validator
 from minirec.experiment import sections
 from minirec.model import distributed, engines
-from minirec.model.engines.engine import Engine
 from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
 from minirec.model.policy import Policy
 from minirec.model.whitening import Head, Whitening
-from minirec.progress import log
 from minirec.storage import tables
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output, locked_stage
 from minirec.training import checkpoints
 from minirec.training.callbacks import grpo_arguments, history_table, training_callbacks
 from minirec.training.trainer import RecommenderTrainer
-
-LAST_GOOD = "last_good"  # beside the adapter
 
 
 @locked_stage("adapter", checkpoints.FOLDER)
@@ -68,19 +57,20 @@ def run(
     provenance = Provenance("train", settings | {"seed": seed}, inputs)
     if reason := sections.teaches_nothing(sampling, train):
         raise InputError(reason)
-    folder, last_good = adapter.with_name(checkpoints.FOLDER), adapter.with_name(LAST_GOOD)
+    folder, last_good = adapter.with_name(checkpoints.FOLDER), adapter.with_name(checkpoints.LAST_GOOD)
     validated = train.evaluation_steps != 0
     chosen = splits.load(samples, catalogue, "train", policy.prompt_history, sample_ids)
     arguments = grpo_arguments(train, sampling.completions, seed, folder, validated)  # connects the processes
-    if (gpus := torch.cuda.device_count()) > (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
-        log.info("%d of %d GPUs are used; to use all, set the resource processes of train", processes, gpus)
+    distributed.log_idle_gpus()
     shard_layers = backward.shard_layers and distributed.world_size() > 1
     engines.require(sampling, shard_layers)
     loaded = Policy.load(model, policy, batch_tokens=passes.batch_tokens, shard_layers=shard_layers)
     loaded.add_adapter(seed)
     writer = engines.load(loaded, sampling, generation, model, seed=seed)
     head = Head(Whitening.read(whitening), loaded.width, train.head)
-    valid = splits.load(samples, catalogue, "valid", policy.prompt_history) if validated else None
+    valid = None
+    if validated:
+        valid = splits.load(samples, catalogue, "valid", policy.prompt_history).draw(train.max_valid, seed)
     with distributed.first_rank_alone() as first:
         if first:
             checkpoints.remove_unusable(folder, provenance)
@@ -92,15 +82,13 @@ def run(
         chosen,
         train=train,
         reward=reward,
-        validate=validator(writer, head, drawn(valid, train.max_valid, seed), sampling.max_new_tokens)
-        if valid
-        else None,
+        validate=None if valid is None else validator(writer, head, valid, sampling.max_new_tokens),
         micro_batch_prompts=backward.micro_batch_prompts,
         seed=seed,
         args=arguments,
         callbacks=training_callbacks(train, len(chosen)),
     )
-    train_or_keep_last_good(trainer, folder, last_good, provenance)
+    checkpoints.train_or_keep_last_good(trainer, folder, last_good, provenance)
     with distributed.first_rank_alone() as first:
         if first:
             checkpoints.save_adapter(trainer, adapter, provenance)
@@ -109,42 +97,3 @@ def run(
         if first:
             shutil.rmtree(folder)
             shutil.rmtree(last_good, ignore_errors=True)
-
-
-def train_or_keep_last_good(trainer: RecommenderTrainer, folder: Path, last_good: Path, provenance: Provenance) -> None:
-    """Train, from the last checkpoint if there is one; if the run diverges, save its last good policy and raise."""
-    try:
-        trainer.train(resume_from_checkpoint=checkpoints.last(folder))
-    except NotFinite as problem:
-        if trainer.state.global_step == 0:  # not finite from the start: no learning rate is to blame
-            raise
-        kept = checkpoints.save_last_good(trainer, folder, last_good, provenance)
-        advice = f"lower train.learning_rate or train.head_learning_rate; {kept}"
-        raise InputError(f"training diverged, {problem.what}; {advice}") from problem
-
-
-def drawn(valid: Split, count: int | None, seed: int) -> Split:
-    """At most `count` of the samples, drawn at random, in their order; all if it is None."""
-    if count is None or count >= len(valid):
-        return valid
-    rows = np.random.default_rng(seed).choice(len(valid), count, replace=False)
-    return valid.take(np.sort(rows).tolist())
-
-
-def validator(engine: Engine, head: Head, valid: Split, max_new_tokens: int) -> Callable[[Tensor], float]:
-    """A function from the item table [m, d'] to the policy's NDCG@10 on valid, the same in every process.
-
-    It returns nan if a score in any process is not finite.
-    """
-    policy, local = engine.policy, valid.take(distributed.local_rows(len(valid)))
-
-    def validate(items: Tensor) -> float:
-        policy.model.eval()
-        try:
-            ranked = ranking.rank(engine, head.merged_whitening(), items, local, max_new_tokens, 0, "valid")
-            total = torch.tensor(metrics.ndcg(ranked.rank, metrics.K).sum(), device=policy.device)
-        except NotFinite:
-            total = torch.tensor(torch.nan, dtype=torch.float64, device=policy.device)  # so that every process stops
-        return distributed.all_reduce_sum(total).item() / len(valid)
-
-    return validate

@@ -12,7 +12,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from minirec.errors import InputError
+from minirec.errors import InputError, NotFinite
 from minirec.model import distributed
 from minirec.model.whitening import WHITENING, Head
 from minirec.progress import log
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from minirec.training.trainer import RecommenderTrainer
 
 ITEM_TABLE, HEAD = "items.safetensors", "head.safetensors"  # in a checkpoint, beside the adapter
-FOLDER = "checkpoints"  # beside the adapter
+FOLDER, LAST_GOOD = "checkpoints", "last_good"  # beside the adapter
 
 
 def complete(checkpoint: Path, items: ItemTable, best: Path) -> None:
@@ -91,6 +91,18 @@ def save_adapter(trainer: RecommenderTrainer, out: Path, provenance: Provenance)
         settings = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
         settings["target_modules"] = sorted(settings["target_modules"])  # a set, whose order changes from run to run
         (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def train_or_keep_last_good(trainer: RecommenderTrainer, folder: Path, last_good: Path, provenance: Provenance) -> None:
+    """Train, from the last checkpoint if there is one; if the run diverges, save its last good policy and raise."""
+    try:
+        trainer.train(resume_from_checkpoint=last(folder))
+    except NotFinite as problem:
+        if trainer.state.global_step == 0:  # not finite from the start: no learning rate is to blame
+            raise
+        kept = save_last_good(trainer, folder, last_good, provenance)
+        advice = f"lower train.learning_rate or train.head_learning_rate; {kept}"
+        raise InputError(f"training diverged, {problem.what}; {advice}") from problem
 
 
 def save_last_good(trainer: RecommenderTrainer, checkpoints: Path, out: Path, provenance: Provenance) -> str:
