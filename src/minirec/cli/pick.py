@@ -55,65 +55,49 @@ def run(
 ) -> None:
     """Write the picked prompts in the order of training, and print what was found and picked."""
     chosen, other = registry.find(method), registry.find(control) if control else None
-    if group_size < 1:
-        raise InputError(f"--group-size is {group_size}; it must be at least 1")
-    for file in (out, control_file(out)) if control else (out,):
+    files = [out, control_file(out)] if control else [out]
+    for file in files:
         require_writable(file, id, layout)
-    if on is not None and dataset is None:
-        raise InputError("--on says how rows of --dataset are found; name the data set, too")
-    if dataset is not None and out.suffix == ".txt":
-        raise InputError(f"--dataset gives rows, but {out} holds ids alone; let --out end in .jsonl or .parquet")
-    if embeddings is not None and diversity != "none":
-        raise InputError("--embeddings and --diversity both give vectors; take one of them")
-    if report is not None and report.suffix != ".html":
-        raise InputError(f"--report is {report}; it must end in .html")
+    _require_consistent_flags(out, group_size, dataset, on, embeddings, diversity, report)
     with connect(MEMORY, out.parent) as engine:
         log = RolloutLog(engine, rollouts, prompt, reward or (), which)  # type: ignore[arg-type]
-        if id is not None and id not in log.kept:
-            raise InputError(f"--id is {id}, which is no column of the prompts; those are {', '.join(log.kept)}")
-        if not 0 < budget <= len(log):
-            raise InputError(f"the budget is {budget:,}, but there are {len(log):,} prompts; it must be 1 to as many")
+        _require_prompts(log, id, budget)
         have = {"rewards": True, "embeddings": embeddings or diversity != "none", "gradients": gradients}
         for one in filter(None, (chosen, other)):
-            _require(one, {name for name, there in have.items() if there})
+            _require_signals(one, {name for name, there in have.items() if there})
         originals = Originals(log, dataset, on) if dataset else None
         given = {name: value for name, value in settings.items() if value is not None}
-        checked: Any = parse("select", given, {})["select"]
+        select: Any = parse("select", given, {})["select"]
         signals, note = signals_of(
             log,
             vectors(log, embeddings, id) if embeddings else vectors_of(log, diversity),
             vectors(log, gradients, id) if gradients else None,
-            checked.mu if "mu" in given else Score().mu,
+            select.mu if "mu" in given else Score().mu,
         )
         if "gradients" in chosen.needs:
             given.pop("mu", None)  # it is in their learnability
-        count = len(log) if chosen.takes_all else budget
-        rows = ordered(
-            _picked(chosen, signals, count, seed, {name: getattr(checked, name) for name in given}),
-            signals,
-            order,
-            group_size,
-            seed,
-        )
-        others = None
+
+        def pick(method: registry.Method, settings: Mapping[str, Any]) -> np.ndarray:
+            rows = _picked(method, signals, len(log) if chosen.takes_all else budget, seed, settings)
+            return ordered(rows, signals, order, group_size, seed)
+
+        picks = [pick(chosen, {name: getattr(select, name) for name in given})]
         if other:  # in the same order, so that a comparison of both is one of the selection alone
-            others = ordered(_picked(other, signals, count, seed, {}), signals, order, group_size, seed)
-        said, made = read(log, note), {}
-        for file, places in {out: rows, control_file(out): others}.items():
-            if places is not None:
-                table, sentence = _originals(originals, places) if originals else (log.rows(places), "")
-                table = _with_facts(table, signals, places, group_size)
-                if layout == "verl":
-                    column = originals.prompt if originals else log.columns.prompt
-                    table = verl(table, column, answer, data_source, places.tolist())
-                made[file] = table
-                said += [sentence] if sentence and file == out else []
-        for file, table in made.items():  # all were made before the first is written
+            picks.append(pick(other, {}))
+        tables, found = _tables(log, originals, signals, picks, group_size)
+        if layout == "verl":
+            column = originals.prompt if originals else log.columns.prompt
+            tables = [
+                verl(table, column, answer, data_source, rows.tolist())
+                for table, rows in zip(tables, picks, strict=True)
+            ]
+        for table, file in zip(tables, files, strict=True):  # all were made before the first is written
             write(table, file, id)
-        beside = (control, others, control_file(out)) if control and others is not None else None
+        sentences = read(log, note) + found
+        beside = (control, picks[1], files[1]) if control else None
         if report is not None:
-            _write_report(report, log, signals, said, method, rows, beside)
-        sys.stdout.write(screen(said, signals, rows, method, out, beside))
+            _write_report(report, log, signals, sentences, method, picks[0], beside)
+        sys.stdout.write(screen(sentences, signals, picks[0], method, out, beside))
         if report is not None:
             sys.stdout.write(f"{report}: the same as a page to look at and search\n")
 
@@ -123,7 +107,37 @@ def control_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}.control{out.suffix}" if out.suffix else f"{out.name}-control")
 
 
-def _require(method: registry.Method, have: set[str]) -> None:
+def _require_consistent_flags(
+    out: Path,
+    group_size: int,
+    dataset: Path | None,
+    on: str | None,
+    embeddings: Path | None,
+    diversity: str,
+    report: Path | None,
+) -> None:
+    """Raise InputError if flags do not fit each other, or one has no possible value."""
+    if group_size < 1:
+        raise InputError(f"--group-size is {group_size}; it must be at least 1")
+    if on is not None and dataset is None:
+        raise InputError("--on says how rows of --dataset are found; name the data set, too")
+    if dataset is not None and out.suffix == ".txt":
+        raise InputError(f"--dataset gives rows, but {out} holds ids alone; let --out end in .jsonl or .parquet")
+    if embeddings is not None and diversity != "none":
+        raise InputError("--embeddings and --diversity both give vectors; take one of them")
+    if report is not None and report.suffix != ".html":
+        raise InputError(f"--report is {report}; it must end in .html")
+
+
+def _require_prompts(log: RolloutLog, id: str | None, budget: int) -> None:
+    """Raise InputError if the prompts have no column `id`, or are fewer than the budget."""
+    if id is not None and id not in log.kept:
+        raise InputError(f"--id is {id}, which is no column of the prompts; those are {', '.join(log.kept)}")
+    if not 0 < budget <= len(log):
+        raise InputError(f"the budget is {budget:,}, but there are {len(log):,} prompts; it must be 1 to as many")
+
+
+def _require_signals(method: registry.Method, have: set[str]) -> None:
     """Raise InputError if a method needs what neither the rollouts nor a file gives."""
     missing = method.lacks(have)
     if missing:
@@ -162,26 +176,35 @@ def ordered(rows: np.ndarray, signals: Signals, order: str, group_size: int, see
     return curriculum_order(rows, signals.mean_reward[rows], group_size, seed)
 
 
-def _originals(originals: Originals, places: np.ndarray) -> tuple[pa.Table, str]:
-    """The rows of a data set for these prompts, and a sentence on it."""
-    table, several = originals.rows(places)
+def _tables(
+    log: RolloutLog, originals: Originals | None, signals: Signals, picks: list[np.ndarray], group_size: int
+) -> tuple[list[pa.Table], list[str]]:
+    """A table for each of the picks: their rows in the log or in the data set, with what was known of them.
+
+    Also returns a sentence on how the rows of the first were found, if a data set has them.
+    """
+    if originals is None:
+        return [_with_facts(log.rows(rows), signals, rows, group_size) for rows in picks], []
+    found = [originals.rows(rows) for rows in picks]
+    several = found[0][1]
     more = f"; {several:,} stand there more than once, and the first row is taken" if several else ""
-    return table, f"the picks are rows of {originals.path}, found by {originals.on}{more}"
+    tables = [_with_facts(table, signals, rows, group_size) for (table, _), rows in zip(found, picks, strict=True)]
+    return tables, [f"the picks are rows of {originals.path}, found by {originals.on}{more}"]
 
 
 def _with_facts(rows: pa.Table, signals: Signals, places: np.ndarray, group_size: int) -> pa.Table:
     """Rows of prompts with a column `minirec`: place, mean reward, its spread and group."""
     facts = {"position": np.arange(len(places)), "mean_reward": signals.mean_reward[places]}
     facts |= {"reward_std": signals.reward_std[places], "group": groups(len(places), group_size)}
-    said = pa.StructArray.from_arrays([pa.array(values) for values in facts.values()], list(facts))
-    return with_column(rows, "minirec", said)
+    column = pa.StructArray.from_arrays([pa.array(values) for values in facts.values()], list(facts))
+    return with_column(rows, "minirec", column)
 
 
 def _write_report(
     path: Path,
     log: RolloutLog,
     signals: Signals,
-    said: list[str],
+    sentences: list[str],
     method: str,
     rows: np.ndarray,
     control: tuple[str, np.ndarray, Path] | None,
@@ -191,6 +214,6 @@ def _write_report(
     first = rows[: pick_page.SHOWN]
     texts, rewards = log.texts(first), log.rewards.take(pa.array(first)).to_pylist()
     other = control[:2] if control else None
-    page = pick_page.html(said, signals, method, rows, texts, rewards, other)
+    page = pick_page.html(sentences, signals, method, rows, texts, rewards, other)
     with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -19,17 +19,17 @@ def read(log: RolloutLog, note: str) -> list[str]:
     counts = np.diff(np.asarray(log.rewards.offsets))
     columns = f"prompt {log.columns.prompt}, reward {' + '.join(log.columns.rewards)}"
     several = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    said = [
+    sentences = [
         f"{len(log.files):,} file{'s' if len(log.files) > 1 else ''}, read as {log.columns.kind}: {columns}",
         f"{len(log):,} prompts with {several} completions each" + (f"; {note}" if note else ""),
     ]
     if counts.max() == 1:
-        said.append("one completion a prompt says little about what can be learned; several are better")
-    return said
+        sentences.append("one completion a prompt says little about what can be learned; several are better")
+    return sentences
 
 
 def screen(
-    said: list[str],
+    sentences: list[str],
     signals: Signals,
     rows: np.ndarray,
     method: str,
@@ -40,7 +40,7 @@ def screen(
     n, mean = len(signals), signals.mean_reward
     picked = np.zeros(n, dtype=bool)
     picked[rows] = True
-    lines = [*said, "", f"  {'':<24}{'prompts':>10}{'picked':>10}"]
+    lines = [*sentences, "", f"  {'':<24}{'prompts':>10}{'picked':>10}"]
     for name, there in kinds(signals).items():
         lines.append(f"  {name:<24}{there.sum():>10,}{(there & picked).sum():>10,}")
     lines += ["", "  mean reward   prompts    picked"]

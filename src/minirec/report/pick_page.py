@@ -19,7 +19,7 @@ BINS = 20  # of the histogram of mean rewards
 
 
 def html(
-    said: list[str],
+    sentences: list[str],
     signals: Signals,
     method: str,
     rows: np.ndarray,
@@ -29,7 +29,7 @@ def html(
 ) -> str:
     """The page about picks at these rows of the signals, in the order of training.
 
-    said: sentences on what was read. texts, rewards: of the first SHOWN picks, as logged. control: another method and
+    sentences: on what was read. texts, rewards: of the first SHOWN picks, as logged. control: another method and
     its picks.
     """
     others = None if control is None else control[1]
@@ -39,7 +39,7 @@ def html(
     caption = "Prompts by their mean reward, on a log scale, and the share of them that was picked"
     return render(
         "pick.html.j2",
-        said=said,
+        sentences=sentences,
         method=method,
         sentence=registry.find(method).sentence,
         control=None if control is None else control[0],
