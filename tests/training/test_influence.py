@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import minimize
 from torch.nn.functional import cross_entropy
 
+from minirec.errors import InputError
 from minirec.training import influence as module
 from minirec.training.influence import influence
 
@@ -69,3 +70,12 @@ def test_memory_does_not_decide_the_result(case, monkeypatch):
 def test_more_damping_means_less_influence(case):
     weak, strong = (np.abs(influence(*case, damping)).mean() for damping in (1.0, 100.0))
     assert strong < weak / 50
+
+
+def test_influences_that_do_not_converge_are_refused_and_more_damping_is_enough():
+    generator, widths = np.random.default_rng(0), 10.0 ** np.linspace(-1, 1, 8)
+    states, items = generator.normal(size=(30, 8)) * widths, generator.normal(size=(40, 8)) * widths
+    target = generator.integers(0, 40, 30)
+    with pytest.raises(InputError, match=r"did not converge; raise influence\.damping"):
+        influence(states, items, target, 1e-12)
+    assert np.isfinite(influence(states, items, target, 1.0)).all()
