@@ -66,14 +66,13 @@ def rank(scores: np.ndarray, target: np.ndarray, history: np.ndarray) -> tuple[n
     >>> rank(np.array([[0.5, 0.9, 0.1, 0.7]]), target=np.array([2]), history=np.array([[1, 3]]))
     (array([2], dtype=int32), array([[ 0,  2, -1, -1]]))
     """
-    scores = scores.astype(np.float64)
-    row, slot = np.nonzero(history >= 0)
-    scores[row, history[row, slot]] = -np.inf
-    of_target = scores[np.arange(len(target)), target][:, None]
-    lower = np.arange(scores.shape[1]) < target[:, None]
-    ranks = 1 + (scores > of_target).sum(1) + ((scores == of_target) & lower).sum(1)
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-    return ranks.astype(np.int32), np.where(np.take_along_axis(scores, top, 1) == -np.inf, -1, top)
+    import torch  # here, as it takes seconds to load
+
+    from minirec.model import scoring
+
+    item_scores, exclude = torch.from_numpy(scores.astype(np.float64)), torch.from_numpy(history)
+    ranks = scoring.ranks(item_scores, torch.from_numpy(target), exclude).numpy()
+    return ranks.astype(np.int32), scoring.best(item_scores, exclude, TOP)[0].numpy()
 
 
 def transitions(sequences: Sequences, items: int) -> csr_array:
