@@ -77,8 +77,10 @@ def recommending():
     torch.manual_seed(1)
     history = torch.tensor([[2, 5], [7, -1], [0, 3]])
     rows = torch.tensor([1, 4, 5, 7, 9])  # distinct targets and negatives, as catalogue rows
-    masked = (rows[None, :, None] == history[:, None, :]).any(-1)
-    return torch.randn(3, 6).double(), torch.randn(5, 6).double(), torch.tensor([0, 1, 1]), masked
+    column, masked = losses.column_and_mask(rows, torch.tensor([1, 4, 4]), history)
+    assert column.tolist() == [0, 1, 1]
+    assert masked.nonzero().tolist() == [[0, 2], [1, 3]]
+    return torch.randn(3, 6).double(), torch.randn(5, 6).double(), column, masked
 
 
 def test_the_item_loss_and_its_gradients_equal_a_plain_loop(recommending):

@@ -44,8 +44,7 @@ def fit(
     for rows in batches:
         target, history = torch.from_numpy(samples.target[rows]), torch.from_numpy(samples.history[rows])
         chosen = losses.batch_items(target, len(items), negatives, generator)
-        column = torch.searchsorted(chosen[: len(target.unique())], target).to(items.device)
-        masked = (chosen[None, :, None] == history[:, None, :]).any(-1).to(items.device)
+        column, masked = (part.to(items.device) for part in losses.column_and_mask(chosen, target, history))
         h = head.user(users[torch.from_numpy(rows).to(users.device)])
         log_pi = losses.item_log_pi(h, head.item(items[chosen.to(items.device)]), column, masked, tau)
         optimiser.zero_grad()

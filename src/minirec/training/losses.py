@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from minirec.model import scoring
 
 MAX_ENGINE_WEIGHT = 2.0
 
@@ -44,10 +45,20 @@ def best_completions(advantage: Tensor, count: int) -> Tensor:
 
 def item_log_pi(h: Tensor, items: Tensor, column: Tensor, masked: Tensor, tau: float) -> Tensor:
     """Log-probability [n] of the targets items[column] for states h [n, d'], without the items in masked [n, k]."""
-    scores = normalize(h, dim=-1) @ normalize(items, dim=-1).T / tau
     masked = masked.scatter(1, column[:, None], False)
-    scores = scores.masked_fill(masked, -torch.inf)
+    scores = scoring.scores(h, items, tau).masked_fill(masked, -torch.inf)
     return scores.log_softmax(-1).gather(1, column[:, None]).squeeze(1)
+
+
+def column_and_mask(rows: Tensor, target: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+    """Column [n] of each target [n] among the catalogue rows [k], and which of these are in its history [n, k].
+
+    history [n, w]: catalogue rows, padded with -1. Both results are what `item_log_pi` takes.
+
+    >>> column_and_mask(torch.tensor([4, 7, 9]), torch.tensor([7]), torch.tensor([[9, 3, -1]]))
+    (tensor([1]), tensor([[False, False,  True]]))
+    """
+    return (rows == target[:, None]).int().argmax(1), (rows[:, None] == history[:, None, :]).any(-1)
 
 
 def item_loss(log_pi: Tensor, old_log_pi: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:

@@ -19,7 +19,6 @@ class MicroBatch:
     completions: Completions
     samples: Split
     advantage: Tensor | None  # [n, G]; None until the pass has read the completions
-    column: Tensor  # [n], the target's position in `items.rows`
     items: BatchItems
     token_share: float  # 1 / sampled tokens of the optimiser batch
     prompt_share: float  # 1 / prompts of the optimiser batch
@@ -36,7 +35,6 @@ class MicroBatch:
                 completions=self.completions.take(rows),
                 samples=self.samples.take(rows),
                 advantage=None if self.advantage is None else self.advantage[rows],
-                column=self.column[rows],
             )
             for rows in (order[start : start + size] for start in range(0, len(order), size))
         ]

@@ -179,9 +179,8 @@ class RecommenderTrainer(GRPOTrainer):
         self._require_finite("policy's score of an item", sampled, self.state.global_step + 1)
         if not local:
             return [], items
-        column = torch.searchsorted(rows[: len(target.unique())], torch.as_tensor(samples.target)).to(tokens.device)
         token_share = 1 / max(sampled, 1)
-        whole = MicroBatch(prompts, completions, samples, advantage, column, items, token_share, prompt_share)
+        whole = MicroBatch(prompts, completions, samples, advantage, items, token_share, prompt_share)
         return whole.in_parts(self.micro_batch_prompts), items
 
     def _write_completions(self, prompts: list[list[int]], sample_id: np.ndarray) -> Completions:
@@ -225,9 +224,9 @@ class RecommenderTrainer(GRPOTrainer):
             if s.item_advantage == "one":
                 advantage = torch.ones_like(advantage)
             h = self.head.user(hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1))
-            history = torch.as_tensor(b.samples.history, device=log_p.device)
-            masked = (b.items.rows[None, :, None] == history[:, None, :]).any(-1)
-            column, masked = b.column.repeat_interleave(count), masked.repeat_interleave(count, 0)
+            target, history = (torch.as_tensor(rows).to(h.device) for rows in (b.samples.target, b.samples.history))
+            column, masked = losses.column_and_mask(b.items.rows, target, history)
+            column, masked = column.repeat_interleave(count), masked.repeat_interleave(count, 0)
             vectors = self.head.whitened_item(b.items.vectors)
             log_pi = losses.item_log_pi(h, vectors, column, masked, self.policy.settings.tau)
             b.old_log_pi = log_pi.detach() if b.old_log_pi is None else b.old_log_pi
