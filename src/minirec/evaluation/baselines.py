@@ -20,12 +20,13 @@ from minirec.evaluation.sequences import Sequences, training_sequences
 from minirec.experiment.sections import SASRec
 from minirec.storage import tables
 
-SCORES = 2**24  # scores in memory at a time, whatever the size of the catalogue
 Scores = Callable[[slice], np.ndarray]  # from k samples, as a slice of the split, to the scores [k, m] of all items
 
 
 def rank_split(samples: Path, catalogue: Path, split: Split, sasrec: SASRec) -> Iterator[tuple[str, Ranks]]:
     """Yield the name of every baseline and its ranks of a split's samples, in their order."""
+    from minirec.model.scoring import SCORES  # here, as it loads torch, which takes seconds
+
     items = tables.read("catalogue", catalogue).sort_by("row")
     valid = splits.load(samples, catalogue, "valid", 1)
     at_once = max(1, SCORES // items.num_rows)  # samples

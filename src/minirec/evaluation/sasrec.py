@@ -14,10 +14,10 @@ from minirec.evaluation.metrics import K, ndcg
 from minirec.evaluation.sequences import Sequences
 from minirec.experiment.sections import SASRec as Settings
 from minirec.model import scoring
+from minirec.model.scoring import SCORES
 from minirec.progress import log, progress
 
 HISTORIES = 1024  # read at a time
-SCORES = 2**24  # scores of a forward pass in memory at a time, whatever the size of the catalogue
 
 
 class SASRec(nn.Module):

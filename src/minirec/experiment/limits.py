@@ -46,7 +46,7 @@ def require_at_least(count: int, available: int, what: str = "the budget or prox
 def require_model(config: Config, name: str) -> None:
     """Raise InputError if a model's own folder lacks files."""
     source = config.models[name]
-    if source.source == "folder" and not Path("data/models", name).exists():
+    if source.source == "folder" and not (paths.MODELS / name).exists():
         _require_files(f"models.{name}.path", Path(str(source.path)))
 
 

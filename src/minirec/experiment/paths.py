@@ -10,6 +10,7 @@ from typing import Any
 
 from minirec.experiment.config import HEADS, Config
 
+MODELS = Path("data/models")  # a folder for each
 FOLDERS = {  # folders of the results, as patterns; the workflow refers to them as <name>/file
     "top": "{results}/{dataset}",
     "base": "{results}/{dataset}/base/{model}",

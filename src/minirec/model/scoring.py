@@ -8,6 +8,8 @@ from torch.nn.functional import normalize
 
 from minirec.errors import NotFinite
 
+SCORES = 2**24  # in memory at a time, whatever the size of the catalogue
+
 
 def scores(h: Tensor, items: Tensor, tau: float) -> Tensor:
     """Score [n, m] of every item for every state: cosine of h [n, d] and items [m, d], divided by the temperature tau.

@@ -13,13 +13,12 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from minirec.experiment.config import Config
-from minirec.experiment.paths import Run, signal_seed, signal_set
+from minirec.experiment.paths import MODELS, Run, signal_seed, signal_set
 from minirec.experiment.sections import Policy
 from minirec.planning import workload
 from minirec.planning.workload import LanguageModel, Shape, Sizes, Work
 from minirec.storage import tables
 
-MODELS = Path("data/models")
 STAGES = {  # of the rules that run the language model
     "embed_base": "embed",
     "embed_proxy": "embed",
@@ -175,7 +174,7 @@ class PlannedWork:
             case "influence":
                 return Work(flop=workload.influence(size))
             case "measure" | "measure_base":
-                return Work(flop=workload.measure(size, config.measure))
+                return Work(flop=workload.measure(size))
         return Work()
 
 
@@ -225,7 +224,7 @@ def work_done(stage: str, given: Mapping[str, Any]) -> Work:
             if size is None:
                 return Work()
             if stage == "measure":
-                return Work(flop=workload.measure(size, given["measure"]))
+                return Work(flop=workload.measure(size))
             return Work(flop=workload.baselines(size) if stage == "baselines" else workload.influence(size))
     return Work()
 

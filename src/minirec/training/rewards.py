@@ -8,9 +8,8 @@ from torch import Tensor
 from minirec.data.splits import Split
 from minirec.experiment import sections
 from minirec.model import scoring
+from minirec.model.scoring import SCORES
 from minirec.model.whitening import Whitening
-
-SCORES = 2**24  # scores of items in memory at a time, whatever the size of the catalogue
 
 
 def score_completions(
