@@ -9,7 +9,7 @@ import yaml
 from minirec.cli import plan
 from minirec.errors import InputError
 from minirec.experiment import config
-from minirec.planning.estimates import MEASURED, REACHED, Estimate, Estimates
+from minirec.planning.estimates import EFFICIENCY, MEASURED, Estimate, Estimates
 from minirec.planning.gpu_rates import TRAINING, WRITING
 from minirec.planning.jobs import Job, PlannedWork
 from minirec.storage import tables
@@ -118,14 +118,14 @@ def test_without_any_job_the_hours_are_guesses_and_say_at_which_speed(gemma, cap
     monkeypatch.setattr("minirec.planning.estimates.matrix_rate", lambda dtype: 50e9)
     text = planned(capsys, configfile=[gemma / "mine.yaml"])
     assert cells(text, "rollout")[-1] == cells(text, "summarise", "-")[-1] == "guess"
-    assert f"{50 * REACHED:.0f} GFLOP a second, {REACHED:.0%} of what this machine does" in text
+    assert f"{50 * EFFICIENCY:.0f} GFLOP a second, {EFFICIENCY:.0%} of what this machine does" in text
     assert "measured:" not in text
 
 
 def test_the_speed_of_this_machine_is_not_measured_where_nothing_is_guessed():
     known = Estimates([], lambda: pytest.fail("it measures"))
     need = plan.Need("train", "gemma", 1, estimates=[Estimate(60, MEASURED)])
-    assert "60 s measured: what earlier jobs" in plan.in_sum([need], known, "")
+    assert "60 s measured: what earlier jobs" in plan.totals([need], known, "")
 
 
 def test_a_named_gpu_has_hours_by_its_rates_and_its_memory_is_compared(gemma, capsys):

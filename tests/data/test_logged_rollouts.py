@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minirec.data.logged.rollouts import FORMATS, RolloutLog, found
+from minirec.data.logged.rollouts import FORMATS, RolloutLog, log_files
 from minirec.errors import InputError
 
 PROMPTS = ["b", "a", "c"]
@@ -110,7 +110,7 @@ def test_the_files_of_a_folder_are_read_by_number_and_one_step_can_be_taken(tmp_
     (tmp_path / "_SUCCESS").write_text("")
     (tmp_path / "_temporary").mkdir()
     (tmp_path / "_temporary" / "part.parquet").write_text("half written")
-    assert [file.name for file in found(tmp_path)] == [f"completions_{step}.parquet" for step in (2, 9, 10)]
+    assert [file.name for file in log_files(tmp_path)] == [f"completions_{step}.parquet" for step in (2, 9, 10)]
     every = said(read(tmp_path))
     assert list(every) == ["a", "only2", "only9", "only10"]
     assert every["a"] == pytest.approx([0.02, 0.02, 0.09, 0.09, 0.1, 0.1])

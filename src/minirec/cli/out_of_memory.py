@@ -9,7 +9,7 @@ from typing import Any
 
 from minirec.errors import one_line
 
-SAID = re.compile(r"out ?of ?memory|can't allocate memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory|can't allocate memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 PROFILE = "under set-resources of the workflow's profile"
 LOWERED = [  # section of a stage, and its resource
     ("backward", "micro_batch_prompts"),
@@ -24,9 +24,9 @@ def cause(error: BaseException | None) -> BaseException | None:
     """The error of a library, in a chain of causes, that means too little memory, on GPU or CPU; None if none does."""
     while error is not None:
         ours = type(error).__module__.startswith("minirec.")
-        said = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
         number = getattr(error, "errno", None)
-        if not ours and (isinstance(error, MemoryError) or number == errno.ENOMEM or SAID.search(said)):
+        if not ours and (isinstance(error, MemoryError) or number == errno.ENOMEM or OUT_OF_MEMORY.search(message)):
             return error
         error = error.__cause__
     return None

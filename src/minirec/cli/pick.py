@@ -156,9 +156,9 @@ def vectors_of(log: RolloutLog, diversity: str) -> np.ndarray | None:
         return word_vectors(log.texts())
     if not Path(diversity).is_dir():
         raise InputError(f"--diversity is {diversity}, but must be none, tfidf or the folder of a sentence encoder")
-    from minirec.model.sentence_encoder import encode, spoken  # loads torch
+    from minirec.model.sentence_encoder import encode, message_text  # loads torch
 
-    return encode(Path(diversity), [spoken(text) for text in log.texts()])
+    return encode(Path(diversity), [message_text(text) for text in log.texts()])
 
 
 def _picked(
@@ -184,19 +184,19 @@ def _tables(
     Also returns a sentence on how the rows of the first were found, if a data set has them.
     """
     if originals is None:
-        return [_with_facts(log.rows(rows), signals, rows, group_size) for rows in picks], []
+        return [_with_signals(log.rows(rows), signals, rows, group_size) for rows in picks], []
     found = [originals.rows(rows) for rows in picks]
     several = found[0][1]
     more = f"; {several:,} stand there more than once, and the first row is taken" if several else ""
-    tables = [_with_facts(table, signals, rows, group_size) for (table, _), rows in zip(found, picks, strict=True)]
+    tables = [_with_signals(table, signals, rows, group_size) for (table, _), rows in zip(found, picks, strict=True)]
     return tables, [f"the picks are rows of {originals.path}, found by {originals.on}{more}"]
 
 
-def _with_facts(rows: pa.Table, signals: Signals, places: np.ndarray, group_size: int) -> pa.Table:
+def _with_signals(rows: pa.Table, signals: Signals, places: np.ndarray, group_size: int) -> pa.Table:
     """Rows of prompts with a column `minirec`: place, mean reward, its spread and group."""
-    facts = {"position": np.arange(len(places)), "mean_reward": signals.mean_reward[places]}
-    facts |= {"reward_std": signals.reward_std[places], "group": groups(len(places), group_size)}
-    column = pa.StructArray.from_arrays([pa.array(values) for values in facts.values()], list(facts))
+    columns = {"position": np.arange(len(places)), "mean_reward": signals.mean_reward[places]}
+    columns |= {"reward_std": signals.reward_std[places], "group": groups(len(places), group_size)}
+    column = pa.StructArray.from_arrays([pa.array(values) for values in columns.values()], list(columns))
     return with_column(rows, "minirec", column)
 
 

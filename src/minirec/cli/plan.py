@@ -56,10 +56,10 @@ def needs(
 
     rates: of a GPU, by language model; empty: the jobs run on this machine.
     """
-    found: dict[tuple[str, str], Need] = {}
+    needed: dict[tuple[str, str], Need] = {}
     for job in jobs(planned.config, runs, last):
         key = job.rule, job.language_model
-        need, work = found.setdefault(key, Need(*key)), planned.work(job)
+        need, work = needed.setdefault(key, Need(*key)), planned.work(job)
         need.jobs += 1
         need.work += work
         gpu, shape = rates.get(job.language_model), planned.shape(job.language_model)
@@ -68,7 +68,7 @@ def needs(
             need.estimates.append(Estimate(seconds, MEASURED_ON_GPU))
         else:
             need.estimates.append(known.of(job, work.flop))
-    return sorted(found.values(), key=lambda need: RULES.index(need.rule))
+    return sorted(needed.values(), key=lambda need: RULES.index(need.rule))
 
 
 def run(*, target: str, configfile: list[Path] | None, gpu: str | None = None, gpu_rates: Path | None = None) -> None:
@@ -107,9 +107,9 @@ def run(*, target: str, configfile: list[Path] | None, gpu: str | None = None, g
         else {}
     )
     rows = needs(planned, runs, last, known, rates)
-    out(table(rows, took(logs(folder, folders(config, runs)))))
+    out(table(rows, measured_seconds(logs(folder, folders(config, runs)))))
     cards = ", ".join(dict.fromkeys(one.card for one in rates.values()))
-    out(in_sum(rows, known, cards))
+    out(totals(rows, known, cards))
     for name in names:
         out(f"\n  memory of {name}: {_memory(config, folder.name, planned, name, rates.get(name))}\n")
 
@@ -123,7 +123,7 @@ def _tokens(size: Sizes) -> str:
     return f"about {size.user_tokens:.0f} tokens a user prompt, {size.item_tokens:.0f} an item prompt"
 
 
-def took(files: Iterable[Path]) -> dict[tuple[str, str], float]:
+def measured_seconds(files: Iterable[Path]) -> dict[tuple[str, str], float]:
     """Seconds of the finished jobs with these logs, by rule and language model."""
     found: dict[tuple[str, str], float] = {}
     for log in files:
@@ -166,7 +166,7 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def in_sum(rows: list[Need], known: Estimates, cards: str) -> str:
+def totals(rows: list[Need], known: Estimates, cards: str) -> str:
     """The sum of the estimates, and what they rest on; cards: names of the GPUs whose rates count."""
     every = [one for row in rows for one in row.estimates]
     parts = {basis: sum(one.seconds for one in every if one and one.basis == basis) for basis in estimates.BASES}

@@ -73,14 +73,14 @@ def _folder_record(path: Path) -> dict[str, Any]:
     Raises InputError if the file is not the one that was listed.
     """
     record = path.parent / artefact.FOLDER_RECORD
-    found = artefact.load_json(record) if record.is_file() else {}
-    listed = found.get("files", {}).get(path.name)
+    stored = artefact.load_json(record) if record.is_file() else {}
+    listed = stored.get("files", {}).get(path.name)
     if listed is None:
         return {}
-    artefact.verify(record, found)
+    artefact.verify(record, stored)
     if artefact.digest(path) != listed:
         raise InputError(f"{path} is damaged: its bytes do not match its digest; run the stage that makes it again")
-    return found
+    return stored
 
 
 def _parquet(path: Path, rows: int) -> str:

@@ -14,7 +14,7 @@ LINE = 88  # most characters of a title or completion
 TITLES = 5  # last titles of a history that are shown
 COMPLETIONS = 8
 RANGES = 3  # more ranges of a number say nothing
-CALLED = {  # numbers of a sample
+LABELS = {  # numbers of a sample
     "mean_reward": "mean reward",
     "reward_std": "standard deviation of the rewards",
     "gradient_norm": "gradient length",
@@ -26,12 +26,12 @@ def run(*, folder: Path, sample: int | None = None, json: bool = False) -> None:
     """Print why a sample was picked or not; without a sample, some ids to ask for. Raises InputError."""
     from minirec.report.why import Explanation  # takes seconds to import
 
-    explained = Explanation(folder)
-    found: Any = explained.examples() if sample is None else explained.of(sample)
+    explanation = Explanation(folder)
+    answer: Any = explanation.examples() if sample is None else explanation.explain(sample)
     if json:
-        text = json_format.dumps(found, indent=2, ensure_ascii=False) + "\n"
+        text = json_format.dumps(answer, indent=2, ensure_ascii=False) + "\n"
     else:
-        text = listed(found, folder) if sample is None else screen(found)
+        text = listed(answer, folder) if sample is None else screen(answer)
     sys.stdout.write(text)
 
 
@@ -49,8 +49,8 @@ def screen(about: dict[str, Any]) -> str:
     method, pick = about["method"], about["pick"]
     place = f"is pick {pick:,} of {about['budget']:,}" if pick else f"is not among the {about['budget']:,} picks"
     history = about["history"]
-    told = f"history, last {TITLES} of {len(history)}" if len(history) > TITLES else "history"
-    names = [told, *[""] * (len(history[-TITLES:]) - 1), "target"]
+    label = f"history, last {TITLES} of {len(history)}" if len(history) > TITLES else "history"
+    names = [label, *[""] * (len(history[-TITLES:]) - 1), "target"]
     titles = [short(title, "", LINE) for title in (*history[-TITLES:], about["target"])]
     text = f"sample {about['sample_id']} {place} by {method}\n{align(zip(names, titles, strict=True))}"
     if about["completions"]:
@@ -75,7 +75,7 @@ def _numbers(about: dict[str, Any]) -> Iterator[list[str]]:
     yield ["", "sample", "median of the picks", "median of all"]
     for name, values in about["signals"].items():
         shown = [_number(values[of]) for of in ("sample", "picks", "all")]
-        yield [CALLED.get(name, name), *shown]
+        yield [LABELS.get(name, name), *shown]
     for name in ("diversity", "value"):
         if about.get(name) is not None:
             when = "at its turn" if about["pick"] else "after the last pick"
@@ -123,15 +123,15 @@ def sentences(about: dict[str, Any]) -> Iterator[str]:
     ranges = change["ranges"]
     if not ranges:
         yield "No single one of its numbers changes that."
-    for name, found in ranges.items():
-        called = CALLED.get(name, name)
-        if not found:
-            yield f"No {called} would be enough."
-        elif len(found) > RANGES:
-            yield f"Its {called} matters, but in no simple range: the draws depend on it."
+    for name, spans in ranges.items():
+        label = LABELS.get(name, name)
+        if not spans:
+            yield f"No {label} would be enough."
+        elif len(spans) > RANGES:
+            yield f"Its {label} matters, but in no simple range: the draws depend on it."
         else:
-            spans = " or ".join(f"{_number(low)} to {_number(high)}" for low, high in found)
-            yield f"It {'is' if pick else 'would be'} picked with {called} {spans}."
+            listed = " or ".join(f"{_number(low)} to {_number(high)}" for low, high in spans)
+            yield f"It {'is' if pick else 'would be'} picked with {label} {listed}."
 
 
 def _of_greedy(change: dict[str, Any], pick: int | None) -> Iterator[str]:

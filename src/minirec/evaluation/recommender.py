@@ -55,12 +55,12 @@ class TrainedRun:
     @classmethod
     def opened(cls, folder: Path) -> TrainedRun:
         """The run in results/DATASET/runs/MODEL/SELECTOR/METHOD-BUDGET/seedN; raises InputError if it is not usable."""
-        found = paths.located(folder)
-        if found is None:
+        located = paths.located(folder)
+        if located is None:
             raise InputError(
                 f"{folder} is no run; name a folder like results/DATASET/runs/MODEL/SELECTOR/METHOD-BUDGET/seed0"
             )
-        top, run = found
+        top, run = located
         adapter = run.folder(top) / "adapter"
         if not (adapter / "adapter_config.json").is_file():
             raise InputError(f"{folder} has no adapter yet; minirec status {top} says what is left to run")
@@ -185,7 +185,7 @@ class Recommender:
         bodies: the histories as they stand in the prompt. histories: all their catalogue rows [n, w], padded with -1.
         reasoning: let the policy write first, greedily.
         """
-        found: dict[int, Recommended] = {}
+        answers: dict[int, Recommended] = {}
         branch, seen = 0 if reasoning else 1, torch.as_tensor(histories)
         tokens = self.max_new_tokens if reasoning else 0
         for rows, scores, written in ranking.scored(Builtin(self.policy), self.whitening, self.items, bodies, tokens):
@@ -194,5 +194,5 @@ class Recommender:
                 kept = best[place] >= 0
                 cosines = (values[place][kept] * self.policy.settings.tau).tolist()
                 text = self.policy.tokenizer.decode(written.tokens[place][branch], skip_special_tokens=True).strip()
-                found[row] = Recommended(best[place][kept].tolist(), cosines, text)
-        return [found[row] for row in range(len(bodies))]
+                answers[row] = Recommended(best[place][kept].tolist(), cosines, text)
+        return [answers[row] for row in range(len(bodies))]

@@ -142,10 +142,10 @@ def _paired_test(ours: np.ndarray, theirs: np.ndarray, users: np.ndarray, settin
     """
     difference = np.atleast_2d(ours).mean(0) - np.atleast_2d(theirs).mean(0)
     noise = _seed_noise([ours, theirs], settings.bootstrap, settings)
-    found = _interval(difference, noise, users, settings, signed=True)
+    result = _interval(difference, noise, users, settings, signed=True)
     totals = np.bincount(users, difference) / len(users)
     if not difference.any() or len(totals) < 2:
-        return found, 1.0
+        return result, 1.0
     test = stats.permutation_test(
         (totals,),
         np.sum,
@@ -157,8 +157,8 @@ def _paired_test(ours: np.ndarray, theirs: np.ndarray, users: np.ndarray, settin
     null = test.null_distribution
     noise = _seed_noise([ours, theirs], len(null), settings)
     if not noise.any():
-        return found, float(test.pvalue)
-    return found, float((1 + (np.abs(null + noise) >= abs(found["mean"])).sum()) / (1 + len(null)))
+        return result, float(test.pvalue)
+    return result, float((1 + (np.abs(null + noise) >= abs(result["mean"])).sum()) / (1 + len(null)))
 
 
 def _interval(

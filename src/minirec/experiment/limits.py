@@ -69,8 +69,8 @@ def _prepared(config: Config, top: Path) -> int | None:
         files = user_files.parts(interactions) if interactions else []
         if any(file.stat().st_mtime > report.stat().st_mtime for file in files):
             return None
-        found = artefact.load_json(report)
-        stored, train = found["provenance"]["settings"], found["train"]
+        record = artefact.load_json(report)
+        stored, train = record["provenance"]["settings"], record["train"]
     except (InputError, OSError, KeyError, TypeError):
         return None
     used = config.prepare.model_dump() | {"filter": dataset.filter.model_dump()}

@@ -40,19 +40,19 @@ def encode(folder: Path, texts: Sequence[str]) -> np.ndarray:
     return vectors
 
 
-def spoken(text: str) -> str:
+def message_text(text: str) -> str:
     """What a conversation in JSON says, without roles; any other text as it is.
 
-    >>> spoken('[{"role": "user", "content": "hello"}, {"role": "user", "content": "there"}]')
+    >>> message_text('[{"role": "user", "content": "hello"}, {"role": "user", "content": "there"}]')
     'hello\\nthere'
     """
     if not text.startswith("[{"):
         return text
     try:
-        said = [message["content"] for message in json.loads(text)]
+        contents = [message["content"] for message in json.loads(text)]
     except (ValueError, TypeError, KeyError, RecursionError):
         return text
-    return "\n".join(said) if all(isinstance(one, str) for one in said) else text
+    return "\n".join(contents) if all(isinstance(one, str) for one in contents) else text
 
 
 def _loaded(folder: Path) -> tuple[Any, Any, int]:

@@ -16,7 +16,7 @@ from minirec.planning.gpu_rates import MEASURED_ON_GPU
 from minirec.planning.jobs import STAGES, Job
 
 GUESSED_STARTUP = 6.0  # seconds: libraries and a small model
-REACHED = 0.5  # of the speed of a product of matrices; measured with the quickstart, float32, two CPU cores
+EFFICIENCY = 0.5  # of the speed of a product of matrices; measured with the quickstart, float32, two CPU cores
 SHORT = ("gather", "score", "select", "curriculum", "measure", "measure_base", "summarise", "compare")  # seconds
 MEASURED, SIMILAR, GUESSED = "measured", "similar", "guess"
 BASES = {
@@ -64,15 +64,14 @@ class Estimates:
     @property
     def speed(self) -> str:
         """What the guesses assume, as text."""
-        return (
-            f"{self.rate() / 1e9:,.0f} GFLOP a second, {REACHED:.0%} of what this machine does in a product of matrices"
-        )
+        speed = f"{self.rate() / 1e9:,.0f} GFLOP a second"
+        return f"{speed}, {EFFICIENCY:.0%} of what this machine does in a product of matrices"
 
     @classmethod
     def from_logs(cls, results: Path, dtype: str) -> Estimates:
         """Estimates from all logs below a folder of results; dtype: `policy.dtype`, in which this machine computes."""
         found = [Finished.read(log) for log in sorted(results.rglob("logs/*.log"))]
-        return cls([one for one in found if one is not None], lambda: REACHED * matrix_rate(dtype))
+        return cls([one for one in found if one is not None], lambda: EFFICIENCY * matrix_rate(dtype))
 
     def of(self, job: Job, flop: float) -> Estimate | None:
         """How long a job of so many operations will take; None if nothing tells it.

@@ -51,16 +51,16 @@ class GpuRates:
         """
         if not path.is_file():
             raise InputError(f"{path} does not exist; run make bench-gpu on a {name} first")
-        told = one_sentence(f"{path} is not as make bench-gpu writes it (", "); measure again")
-        with told, path.open(encoding="utf-8", newline="") as stream:
+        as_input_error = one_sentence(f"{path} is not as make bench-gpu writes it (", "); measure again")
+        with as_input_error, path.open(encoding="utf-8", newline="") as stream:
             rows = [_Row(row) for row in csv.DictReader(stream) if row["what"] in (WRITING[engine], TRAINING)]
         of_card = [row for row in rows if name.lower() in row.card.lower() and row.model in sizes]
         if len(cards := sorted({row.card for row in of_card})) > 1:
             raise InputError(f"{name} may be one of {', '.join(cards)}; name one of them")
-        found: dict[str, dict[str, float]] = {}
+        rates_of: dict[str, dict[str, float]] = {}
         for row in of_card:  # later rows are newer
-            found.setdefault(row.model, {})[row.what] = row.value
-        whole = [model for model, rates in found.items() if len(rates) == 2]
+            rates_of.setdefault(row.model, {})[row.what] = row.value
+        whole = [model for model, rates in rates_of.items() if len(rates) == 2]
         if not whole:
             others = ", ".join(sorted({row.card for row in rows})) or "none"
             way = "" if engine == "builtin" else f" with the engine {engine}"
@@ -68,7 +68,7 @@ class GpuRates:
                 f"{path} has no rates of a {name}{way}, only of: {others}; run make bench-gpu on one first"
             )
         model = min(whole, key=lambda model: abs(math.log(sizes[model] / max(wanted, 1))))
-        rates, last = found[model], of_card[-1]
+        rates, last = rates_of[model], of_card[-1]
         return cls(last.card, last.memory, sizes[model], rates[WRITING[engine]], rates[TRAINING] * 1e12)
 
     def seconds(self, written: float, flop: float, parameters: float) -> float:

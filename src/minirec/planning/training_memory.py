@@ -14,7 +14,7 @@ from minirec.planning.workload import BYTES, LanguageModel, Shape
 
 FLOAT = 4  # bytes
 LOGIT_BYTES = 14  # of a logit: copies in the model's dtype and in float32, and gradients
-RUN_AGAIN = 1.4  # a layer that is run again also has gradients of some of what it keeps
+RECOMPUTATION = 1.4  # a layer that is run again also has gradients of some of what it keeps
 NORMS = 3  # of a layer, each with a copy of the states in float32: most families have two, Gemma four
 PREFIX_TOKENS = 64  # of the start that all prompts share, read once without checkpoints
 OPTIMISER = 4  # numbers a trained weight: itself, its gradient, two moments of AdamW
@@ -67,7 +67,7 @@ def of_a_pass(shape: Shape, policy: sections.Policy, step: Tokens) -> dict[str, 
     return {
         "states that enter the layers, prompts": b * shape.width * layers * step.reading,
         "the prefix of the prompts": again * layers * PREFIX_TOKENS,
-        "one layer run again, or logits": max(RUN_AGAIN * again * max(step.items, step.reading), logits),
+        "one layer run again, or logits": max(RECOMPUTATION * again * max(step.items, step.reading), logits),
     }
 
 

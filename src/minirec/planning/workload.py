@@ -24,7 +24,7 @@ from minirec.storage import tables
 CHARACTERS = 4  # of a token, where the model's tokenizer is not there yet
 TURN_TOKENS = 12  # between a prompt's text and the completion: the end of the user's turn, the start of the answer
 BYTES = {"float32": 4, "bfloat16": 2}
-LOOKED_AT = 256  # prompts and items whose mean length is taken for that of all
+SAMPLE_ROWS = 256  # prompts and items whose mean length is taken for that of all
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def sizes(samples: Path, catalogue: Path, policy: sections.Policy, model: Path) 
     if not samples.is_file() or not catalogue.is_file():
         return None
     table, items = tables.read("samples", samples), tables.read("catalogue", catalogue, ["title", "text"])
-    counts = {found["values"]: found["counts"] for found in table["split"].value_counts().to_pylist()}
+    counts = {split["values"]: split["counts"] for split in table["split"].value_counts().to_pylist()}
     some = _some(table.filter(pc.equal(table["split"], "train")) if counts.get("train") else table)
     titles = items["title"].to_pylist()
     bodies = splits.of_table(some, titles, policy.prompt_history, samples, catalogue).bodies if len(some) else []
@@ -98,8 +98,8 @@ def sizes(samples: Path, catalogue: Path, policy: sections.Policy, model: Path) 
 
 
 def _some(table: pa.Table) -> pa.Table:
-    """At most LOOKED_AT rows, evenly spread."""
-    rows = np.linspace(0, table.num_rows - 1, min(LOOKED_AT, table.num_rows)).round().astype(int)
+    """At most SAMPLE_ROWS rows, evenly spread."""
+    rows = np.linspace(0, table.num_rows - 1, min(SAMPLE_ROWS, table.num_rows)).round().astype(int)
     return table.take(rows)
 
 

@@ -60,11 +60,11 @@ def result(summary: Mapping[str, Any]) -> Figure:
     rows, differences = recommenders(summary), effects(summary)
     heights = [len(rows) + 0.2, 1.4 * len(differences)]
     figure, (axes, lower) = plt.subplots(2, figsize=(WIDTH, 1.5 + 0.38 * sum(heights)), height_ratios=heights)
-    for place, (name, found) in enumerate(rows.items()):
-        value, ours = found["ndcg@10"], place == 0
-        look: dict[str, Any] = {"color": PICKED if ours else INK, "label": name}
-        axes.plot([value["low"], value["high"]], [place, place], linewidth=2, **look)
-        axes.plot(value["mean"], place, "D" if ours else "o", **look)
+    for place, (name, metrics) in enumerate(rows.items()):
+        value, ours = metrics["ndcg@10"], place == 0
+        style: dict[str, Any] = {"color": PICKED if ours else INK, "label": name}
+        axes.plot([value["low"], value["high"]], [place, place], linewidth=2, **style)
+        axes.plot(value["mean"], place, "D" if ours else "o", **style)
         axes.annotate(f"{value['mean']:.4f}", (value["mean"], place), (0, 5), textcoords="offset points", fontsize=9)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set(xlabel="NDCG@10 on test, with intervals", ylim=(len(rows) - 0.5, -0.7))
@@ -111,7 +111,7 @@ def histories_of(top: Path, runs: Sequence[Run]) -> dict[str, list[pa.Table]]:
 def learning(histories: Mapping[str, Sequence[pa.Table]]) -> Figure:
     """Reward and item NLL of every training step, smoothed, and NDCG@10 on valid; one line per training.
 
-    histories: as `histories_of` reads them; those under one name have one look. The panel of the item NLL is left out
+    histories: as `histories_of` reads them; those under one name have one style. The panel of the item NLL is left out
     if no training had an item loss.
     """
     smooth = {"reward": "mean reward", "item_nll": "item NLL, nats"}
@@ -120,13 +120,13 @@ def learning(histories: Mapping[str, Sequence[pa.Table]]) -> Figure:
         del smooth["item_nll"]
     figure, panels = plt.subplots(len(smooth) + 1, 1, sharex=True, figsize=(WIDTH, 2.1 * (len(smooth) + 1)))
     for number, name, history in trainings:
-        look = line_look(number)
+        style = line_style(number)
         steps = history.select(["step", "reward", "item_nll", "valid_ndcg"]).sort_by("step").to_pandas()
         for axes, column in zip(panels, smooth, strict=False):
             means = steps[column].rolling(max(1, len(steps) // 20), min_periods=1).mean()
-            axes.plot(steps["step"], means, color=look["color"])
+            axes.plot(steps["step"], means, color=style["color"])
         valid = steps.dropna(subset=["valid_ndcg"])
-        panels[-1].plot(valid["step"], valid["valid_ndcg"], markersize=4, label=name, **look)
+        panels[-1].plot(valid["step"], valid["valid_ndcg"], markersize=4, label=name, **style)
     for axes, label in zip(panels, [*smooth.values(), "NDCG@10 on valid"], strict=True):
         axes.set(ylabel=label)
     panels[-1].set(xlabel="training step")
@@ -231,13 +231,13 @@ def quality_and_cost(configurations: pd.DataFrame, metric: str) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDTH, 4.0))
     named = [part for part in PARTS if configurations.loc[configurations[part] != "none", part].nunique() > 1]
     for number, (name, line) in enumerate(configurations.groupby(PARTS, sort=False)):
-        line, look = line.sort_values("total_seconds"), line_look(number)
-        said = dict(zip(PARTS, map(str, name), strict=True))
-        label = " ".join(said[part] for part in named or ["method"] if said[part] != "none")
+        line, style = line.sort_values("total_seconds"), line_style(number)
+        parts = dict(zip(PARTS, map(str, name), strict=True))
+        label = " ".join(parts[part] for part in named or ["method"] if parts[part] != "none")
         ends = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
-        axes.errorbar(line["total_seconds"], line["mean"], ends, ms=6, elinewidth=1, capsize=2, label=label, **look)
-        axes.hlines(line["mean"], line["seconds"], line["total_seconds"], color=look["color"], lw=0.8, linestyle=":")
-        axes.plot(line["seconds"], line["mean"], "|", color=look["color"], markersize=8)
+        axes.errorbar(line["total_seconds"], line["mean"], ends, ms=6, elinewidth=1, capsize=2, label=label, **style)
+        axes.hlines(line["mean"], line["seconds"], line["total_seconds"], color=style["color"], lw=0.8, linestyle=":")
+        axes.plot(line["seconds"], line["mean"], "|", color=style["color"], markersize=8)
         for row in line.to_dict("records"):
             place = (row["total_seconds"], row["mean"])
             axes.annotate(str(row["budget"]), place, (5, 4), textcoords="offset points", fontsize=9)
@@ -248,7 +248,7 @@ def quality_and_cost(configurations: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def line_look(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """Colour and marker of the line of this number; together they repeat after 30 lines."""
     return {"color": LINES[number % len(LINES)], "marker": MARKERS[number % len(MARKERS)]}
 

@@ -32,8 +32,8 @@ def filled(template: str, escape: bool, **values: Any) -> str:
     """A template of the folder `templates` with these values; escape: for HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    found = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=escape, undefined=StrictUndefined)
-    return found.get_template(template).render(version=__version__, **values)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=escape, undefined=StrictUndefined)
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 def render(template: str, **values: Any) -> str:

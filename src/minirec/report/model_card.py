@@ -29,7 +29,7 @@ def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int, dtype: 
         run=run,
         metrics=metrics,
         names=[name.replace("ndcg", "NDCG").replace("hr", "HR") for name in names],
-        rows=[(label.replace("_", " "), [_interval(found[name]) for name in names]) for label, found in rows],
+        rows=[(label.replace("_", " "), [_interval(metrics[name]) for name in names]) for label, metrics in rows],
         items=f"{items:,}",
         dtype=dtype,
         hub=source if source.get("source") == "hub" else None,
@@ -37,5 +37,5 @@ def card(dataset: str, run: Run, metrics: Mapping[str, Any], items: int, dtype: 
     )
 
 
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+def _interval(metric: Mapping[str, float]) -> str:
+    return f"{metric['mean']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}]"

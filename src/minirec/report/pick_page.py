@@ -68,8 +68,8 @@ def _rows(
     for place, (row, text, earned) in enumerate(zip(rows.tolist(), texts, rewards, strict=False), 1):
         cut = text if len(text) <= TEXT else text[: TEXT - 1] + "…"
         listed = ", ".join(f"{reward:.3g}" for reward in earned[:REWARDS]) + (", …" if len(earned) > REWARDS else "")
-        facts = {"place": place, "text": cut, "rewards": listed, "shared": row in both}
-        shown.append(facts | {"mean": f"{signals.mean_reward[row]:.3f}", "std": f"{signals.reward_std[row]:.3f}"})
+        cells = {"place": place, "text": cut, "rewards": listed, "shared": row in both}
+        shown.append(cells | {"mean": f"{signals.mean_reward[row]:.3f}", "std": f"{signals.reward_std[row]:.3f}"})
     return shown
 
 
@@ -91,10 +91,10 @@ def _figure(mean: np.ndarray, rows: np.ndarray, others: np.ndarray | None, contr
     counts.bar(middle, kept, width, color=PICKED, label="picked")
     shares.bar(middle, share(kept), width, color=PICKED)
     if others is not None:
-        found = histogram(others)
-        look: dict[str, Any] = {"color": POINTS, "where": "mid", "linewidth": 1.5}
-        counts.step(middle, found, label=f"control, {control}", **look)
-        shares.step(middle, share(found), **look)
+        of_control = histogram(others)
+        style: dict[str, Any] = {"color": POINTS, "where": "mid", "linewidth": 1.5}
+        counts.step(middle, of_control, label=f"control, {control}", **style)
+        shares.step(middle, share(of_control), **style)
     counts.set(ylabel="prompts", yscale="log", ylim=(0.7, None))
     shares.set(xlabel="mean reward", ylabel="share picked", ylim=(0, 1.02))
     figure.legend(*counts.get_legend_handles_labels(), loc="outside upper left", ncols=3)

@@ -64,8 +64,8 @@ def _interval(value: Interval) -> str:
 def effects(summary: Mapping[str, Any]) -> dict[str, PairedTest]:
     """The differences of NDCG@10 that the experiment asks for: from its control, if it has one, and from before RL."""
     main, control = summary["main"], summary.get("control")
-    found = {f"{main['method']} minus {main['control']}": control["difference"]} if control else {}
-    return found | {"after RL minus before": summary["improvement"]}
+    tests = {f"{main['method']} minus {main['control']}": control["difference"]} if control else {}
+    return tests | {"after RL minus before": summary["improvement"]}
 
 
 def _effect(what: str, test: PairedTest) -> str:

@@ -44,13 +44,13 @@ class Selection:
         return self.table["sample_id"].to_numpy()
 
 
-def opened(folder: Path) -> Selection:
+def open_selection(folder: Path) -> Selection:
     """The selection of a folder below `selections`, or of a run below `runs`; raises InputError if it is not there."""
     plain = Path(os.path.normpath(folder))
-    found = paths.located(folder)
+    located = paths.located(folder)
     selections = [where for where in (plain, plain.absolute()) if "selections" in [p.name for p in where.parents][2:3]]
-    if found is not None:
-        top, run = found
+    if located is not None:
+        top, run = located
         where = run.selection(top)
     elif selections:
         where = selections[0]
@@ -80,7 +80,7 @@ def signal_files(chosen: Selection) -> SignalFiles:
     folders = sorted(chosen.top.glob(f"signals/{chosen.selector}/seed*"))
     folders += sorted(chosen.top.glob(f"signals/{chosen.selector}@*/seed*"))
 
-    def found(name: str, digest: str | None, needed: bool) -> Path | None:
+    def unchanged(name: str, digest: str | None, needed: bool) -> Path | None:
         for file in (folder / name for folder in folders):
             if digest and file.is_file() and artefact.digest(file) == digest:
                 return file
@@ -90,12 +90,12 @@ def signal_files(chosen: Selection) -> SignalFiles:
             )
         return None
 
-    scores = found("scores.parquet", inputs.get("scores"), True)
+    scores = unchanged("scores.parquet", inputs.get("scores"), True)
     of_rollouts = inputs.get("rollouts") or (
         tables.read_provenance(scores)["inputs"].get("rollouts") if scores else None
     )
-    rollouts = found("rollouts.parquet", of_rollouts, "rollouts" in inputs)
-    embeddings = found("embeddings.safetensors", inputs.get("embeddings"), True)
+    rollouts = unchanged("rollouts.parquet", of_rollouts, "rollouts" in inputs)
+    embeddings = unchanged("embeddings.safetensors", inputs.get("embeddings"), True)
     if rollouts and scores is None and (file := rollouts.with_name("scores.parquet")).is_file():
         scores = file if tables.read_provenance(file)["inputs"].get("rollouts") == of_rollouts else None
     if rollouts and embeddings is None and (file := rollouts.with_name("embeddings.safetensors")).is_file():
@@ -107,7 +107,7 @@ class Explanation:
     """The signals of a selection's candidates, and what they say of any of its samples."""
 
     def __init__(self, folder: Path) -> None:
-        self.chosen = chosen = opened(folder)
+        self.chosen = chosen = open_selection(folder)
         self.samples, self.titles = chosen.top / "samples.parquet", splits.titles(chosen.top / "catalogue.parquet")
         self.files = files = signal_files(chosen)
         influences = chosen.top / "surrogate" / "influences.parquet"
@@ -118,7 +118,7 @@ class Explanation:
         self.value, self.vectors = factors(chosen.method, chosen.settings, self.signals)
         self.rows = tables.rows_of(self.pool, chosen.picks, chosen.folder / "selection.parquet")
         settings = tables.read_provenance(files.scores)["settings"] if files.scores else {}
-        self.bell = settings.get("mu", 0.5), settings.get("sigma")  # by which learnability was made
+        self.mu_sigma = settings.get("mu", 0.5), settings.get("sigma")  # of learnability (METHOD 4.3)
 
     def examples(self) -> list[dict[str, Any]]:
         """The first picks, and those passed over with the largest value before diversity, else the first ids."""
@@ -128,7 +128,7 @@ class Explanation:
         both = [*self.chosen.picks[:EXAMPLES].tolist(), *self.pool[left[:EXAMPLES]].tolist()]
         return [self._texts(sample) | {"pick": self._turn(sample)} for sample in both]
 
-    def of(self, sample: int) -> dict[str, Any]:
+    def explain(self, sample: int) -> dict[str, Any]:
         """Everything about a sample as JSON could hold it; raises InputError if it could not be picked."""
         texts, turn = self._texts(sample), self._turn(sample)
         about: dict[str, Any] = texts | {"pick": turn, "budget": len(self.rows), "method": self.chosen.method.name}
@@ -147,8 +147,8 @@ class Explanation:
 
     def _turn(self, sample: int) -> int | None:
         """Its number in the order of picking, from 1; None: not picked."""
-        found = np.flatnonzero(self.chosen.picks == sample)
-        return int(found[0]) + 1 if len(found) else None
+        positions = np.flatnonzero(self.chosen.picks == sample)
+        return int(positions[0]) + 1 if len(positions) else None
 
     def _texts(self, sample: int) -> dict[str, Any]:
         columns = ["sample_id", "split", "target_row", "history_rows"]
@@ -199,8 +199,8 @@ class Explanation:
         distance, nearest = nearest_picks(vectors, earlier)
         diversity = float(distance[row] / (distance.max() or 1.0))
         near = int(nearest[row])
-        said = {"diversity": diversity, "value": None if value is None else diversity * float(value[row])}
-        return said | {"nearest": self._pick(near) | {"distance": float(distance[row])}}
+        about = {"diversity": diversity, "value": None if value is None else diversity * float(value[row])}
+        return about | {"nearest": self._pick(near) | {"distance": float(distance[row])}}
 
     def _pick(self, number: int) -> dict[str, Any]:
         """A pick by its number in the order of picking, from 0."""
@@ -237,10 +237,10 @@ class Explanation:
             settings = self.chosen.settings if own else {}
             seeds = [self.chosen.seed] if compares else [self.chosen.seed, self.chosen.seed + 1]
             try:
-                found = [self._place(method, count, seed, settings, row) for seed in seeds]
+                places = [self._place(method, count, seed, settings, row) for seed in seeds]
             except InputError:  # all samples are alike to it
                 continue
-            yield {"method": name, "place": found[0], "of": count, "drawn": len({*found}) > 1}
+            yield {"method": name, "place": places[0], "of": count, "drawn": len({*places}) > 1}
 
     def _place(self, method: Method, count: int, seed: int, settings: dict[str, Any], row: int) -> int | None:
         """Its number from 1 in the order of picking `count` samples by a method; None: not among them."""
@@ -258,22 +258,25 @@ class Explanation:
         if value is not None and vectors is not None:
             least = counterfactual.threshold(vectors, value, budget, row)
             test = counterfactual.picked_by_value(method, settings, row, least.value)
-            said = self._threshold(least, row) | {"value": float(value[row]), "last_value": float(value[self.rows[-1]])}
+            answer = self._threshold(least, row) | {
+                "value": float(value[row]),
+                "last_value": float(value[self.rows[-1]]),
+            }
         elif not method.reads or "influence" in method.needs:
             return {"chance": True}
         elif "embeddings" in method.needs:
             return {"vectors": True}
         else:
-            said, test = {}, counterfactual.picked_by_method(method, settings, row, budget, self.chosen.seed)
-        return said | {"ranges": counterfactual.ranges(self.signals, method, row, test, self.rows, self.bell)}
+            answer, test = {}, counterfactual.picked_by_method(method, settings, row, budget, self.chosen.seed)
+        return answer | {"ranges": counterfactual.ranges(self.signals, method, row, test, self.rows, self.mu_sigma)}
 
     def _threshold(self, least: counterfactual.Threshold, row: int) -> dict[str, Any]:
         """What greedy asks of a sample, and the picks concerned if it was passed over."""
-        said: dict[str, Any] = {"least_value": least.value, "turn": least.turn + 1}
+        answer: dict[str, Any] = {"least_value": least.value, "turn": least.turn + 1}
         if row in self.rows:
-            return said
-        said["winner"] = self._pick(least.turn)
+            return answer
+        answer["winner"] = self._pick(least.turn)
         if least.near_turn > 0:
             near = {"turn": least.near_turn + 1, "distance": least.distance, "needed": least.needed_distance}
-            said["closest"] = near | {"to": self._pick(least.nearest)}
-        return said
+            answer["closest"] = near | {"to": self._pick(least.nearest)}
+        return answer

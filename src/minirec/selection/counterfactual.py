@@ -83,29 +83,29 @@ def distances_to_earlier(embeddings: np.ndarray, picks: np.ndarray, row: int) ->
 def distances_between(embeddings: np.ndarray, picks: np.ndarray) -> np.ndarray:
     """Distance [k] of each pick to the nearest earlier one; infinite for the first."""
     nearest = NearestDistances(embeddings[picks], len(picks))
-    found = np.full(len(picks), np.inf)
+    distances = np.full(len(picks), np.inf)
     for turn in range(len(picks)):
         nearest.update(np.array([turn]))
-        found[turn] = nearest.distance[turn]
+        distances[turn] = nearest.distance[turn]
         nearest.pick(turn)
-    return found
+    return distances
 
 
-def with_number(signals: Signals, row: int, name: str, number: float, bell: tuple[Any, Any]) -> Signals:
+def with_number(signals: Signals, row: int, name: str, number: float, mu_sigma: tuple[Any, Any]) -> Signals:
     """The signals with another number of one sample; a mean reward changes the learnability that is stored, too.
 
-    bell: mu and sigma by which that learnability was made.
+    mu_sigma: of that learnability (METHOD 4.3).
     """
     values = np.array(getattr(signals, name), dtype=np.float64)
     values[row] = number
     changed: dict[str, Any] = {name: values}
     if name == "mean_reward" and signals.learnability is not None:
-        changed["learnability"] = learnability(values, *bell)
+        changed["learnability"] = learnability(values, *mu_sigma)
     return replace(signals, **changed)
 
 
 def ranges(
-    signals: Signals, method: Method, row: int, picked: Callable[[Signals], bool], picks: np.ndarray, bell: Any
+    signals: Signals, method: Method, row: int, picked: Callable[[Signals], bool], picks: np.ndarray, mu_sigma: Any
 ) -> dict[str, list[tuple[float, float]]]:
     """For each number that a method reads, the ranges of it with which a sample is picked, all else equal.
 
@@ -113,7 +113,7 @@ def ranges(
     number from the least to the largest of all samples, mean rewards from 0 to 1, and those of the picks. Numbers that
     do not matter are left out; no ranges: no value of it is enough.
     """
-    found = {}
+    spans = {}
     for name in (name for need in method.reads for name in NUMBERS.get(need, ())):
         values = getattr(signals, name)
         if values is None:
@@ -127,13 +127,13 @@ def ranges(
             tried = np.unique(tried.round())
 
         def works(number: float, name: str = name) -> bool:
-            return picked(with_number(signals, row, name, number, bell))
+            return picked(with_number(signals, row, name, number, mu_sigma))
 
         outcomes = [works(number) for number in tried]
         if all(outcomes) or (not any(outcomes) and name != "mean_reward"):
             continue
-        found[name] = _joined(tried, outcomes, works, exact=name == "hits")
-    return found
+        spans[name] = _joined(tried, outcomes, works, exact=name == "hits")
+    return spans
 
 
 def _joined(
@@ -141,15 +141,15 @@ def _joined(
 ) -> list[tuple[float, float]]:
     """Ranges of the values that work, with ends found by halving the step to the next value that does not."""
     edges = np.flatnonzero(np.diff(np.r_[False, outcomes, False]))
-    found = []
+    spans = []
     for start, end in edges.reshape(-1, 2):
         low, high = float(tried[start]), float(tried[end - 1])
         if not exact and start > 0:
             low = _edge(works, low, float(tried[start - 1]))
         if not exact and end < len(tried):
             high = _edge(works, high, float(tried[end]))
-        found.append((low, high))
-    return found
+        spans.append((low, high))
+    return spans
 
 
 def _edge(works: Callable[[float], bool], inside: float, outside: float) -> float:

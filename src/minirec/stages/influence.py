@@ -23,8 +23,8 @@ def run(
     train, valid = (splits.load(samples, catalogue, name, 1) for name in ("train", "valid"))
     count = len(splits.titles(catalogue))
     model = recommender.fit(training_sequences(tables.read("samples", samples)), valid, count, sasrec)
-    found = influence_of(model.last_states(train.history), model.item_vectors(), train.target, influence.damping)
+    values = influence_of(model.last_states(train.history), model.item_vectors(), train.target, influence.damping)
     provenance = Provenance(
         "influence", sasrec.model_dump() | influence.model_dump(), {"samples": samples, "catalogue": catalogue}
     )
-    tables.write("influences", pa.table({"sample_id": train.sample_id, "influence": found}), influences, provenance)
+    tables.write("influences", pa.table({"sample_id": train.sample_id, "influence": values}), influences, provenance)

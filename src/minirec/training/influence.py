@@ -50,8 +50,8 @@ def influence(states: np.ndarray, items: np.ndarray, target: np.ndarray, damping
     solution, failed = cg(operator, (mean_gradient / n).ravel(), rtol=1e-6)
     if failed:
         raise InputError("the influences did not converge; raise influence.damping")
-    found = np.empty(n)
+    influences = np.empty(n)
     for rows, p in blocks():
         k = states[rows] @ solution.reshape(width, width).T @ items.T
-        found[rows] = (p * k).sum(1) - k[np.arange(len(k)), target[rows]]
-    return found
+        influences[rows] = (p * k).sum(1) - k[np.arange(len(k)), target[rows]]
+    return influences

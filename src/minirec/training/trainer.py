@@ -123,7 +123,7 @@ class RecommenderTrainer(GRPOTrainer):
         total = torch.zeros((), device=self.policy.device)
         with self._timed("loss"):
             for micro_batch in distributed.same_number(micro_batches):
-                loss = self._no_loss() if micro_batch is None else self.compute_loss(model, micro_batch)
+                loss = self._zero_loss() if micro_batch is None else self.compute_loss(model, micro_batch)
                 loss.backward()
                 total += loss.detach()
         distributed.all_reduce_sum(total)
@@ -236,7 +236,7 @@ class RecommenderTrainer(GRPOTrainer):
             self.means["item_nll"] -= log_pi.detach().sum().item() * b.prompt_share / count
         return loss
 
-    def _no_loss(self) -> Tensor:
+    def _zero_loss(self) -> Tensor:
         """Zero, by the passes of a micro-batch: other processes have one more and share the layers."""
         assert self.stand_in is not None  # only with sharded layers are there more passes than micro-batches
         log_p, _, hidden = generate.teacher_forced(self.policy, [[0]], self.stand_in)

@@ -44,8 +44,8 @@ def verl(table: pa.Table, prompt: str, answer: str | None, source: str | None, p
     """
     if prompt not in table.column_names:
         raise InputError(f"verl needs prompts, but the columns are {', '.join(table.column_names)}")
-    said = [_messages(value) for value in table[prompt].to_pylist()]
-    table = with_column(table, "prompt", pa.array(said, PROMPT))
+    conversations = [_messages(value) for value in table[prompt].to_pylist()]
+    table = with_column(table, "prompt", pa.array(conversations, PROMPT))
     if source is not None or "data_source" not in table.column_names:
         if source is None:
             raise InputError(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from minirec.data.logged.rollouts import PROMPTS, RolloutLog, columns_of, found, source_of, text_of
+from minirec.data.logged.rollouts import PROMPTS, RolloutLog, columns_of, log_files, source_of, text_of
 from minirec.errors import InputError, one_sentence
 from minirec.storage.user_files import identifier
 
@@ -52,7 +52,7 @@ class Originals:
         if (self.path / "dataset_dict.json").is_file():
             raise InputError(f"{self.path} holds several splits; name the folder of one, such as {self.path / 'train'}")
         if not (self.path / "state.json").is_file():
-            return source_of(found(self.path))
+            return source_of(log_files(self.path))
         import datasets  # takes a second
 
         with self._one_sentence():

@@ -87,12 +87,12 @@ class RolloutLog:
         steps each file is one, in the order of `files`. Raises InputError if the files cannot be read, or a reward is
         no finite number.
         """
-        self.engine, self.files = engine, [file for path in paths for file in found(path)]
+        self.engine, self.files = engine, [file for path in paths for file in log_files(path)]
         self._execute(
             f"CREATE VIEW logged AS SELECT *, row_number() OVER () - 1 AS minirec_row FROM {source_of(self.files)}"
         )
         self.types = {name: kind for name, kind, *_ in self._execute("DESCRIBE logged") if name not in ADDED}
-        self.columns = recognised(self.types, prompt, tuple(rewards), self.files[0])
+        self.columns = detect_columns(self.types, prompt, tuple(rewards), self.files[0])
         self._read(which)
 
     def _execute(self, query: str) -> list[tuple[Any, ...]]:
@@ -173,8 +173,8 @@ class RolloutLog:
         text = f"CAST({text_of(self.columns.prompt, self.types)} AS VARCHAR) AS text"
         if places is not None:
             return [str(value) for value in self._of(places, text)["text"].to_pylist()]
-        found = self._execute(f"SELECT {text} FROM by_prompt p JOIN logged l ON l.minirec_row = p.line ORDER BY line")
-        return [str(row[0]) for row in found]
+        rows = self._execute(f"SELECT {text} FROM by_prompt p JOIN logged l ON l.minirec_row = p.line ORDER BY line")
+        return [str(row[0]) for row in rows]
 
     def _of(self, places: np.ndarray, columns: str) -> pa.Table:
         """Expressions of SQL about the first rows of these prompts [k], in this order."""
@@ -205,7 +205,7 @@ def source_of(files: Sequence[Path]) -> str:
     return READERS[kind].format(listed, quoted(delimiter)).replace("union", "filename = 'minirec_file', union")
 
 
-def found(path: Path) -> list[Path]:
+def log_files(path: Path) -> list[Path]:
     """The file, or the files of a folder in the order of their names, numbers by value; hidden ones are left out."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
@@ -230,10 +230,10 @@ def _ending(path: Path) -> str | None:
     return next((end for end in READERS if name.endswith(tuple(f".{end}{more}" for more in COMPRESSED))), None)
 
 
-def recognised(types: Mapping[str, str], prompt: str | None, rewards: tuple[str, ...], file: Path) -> Columns:
+def detect_columns(types: Mapping[str, str], prompt: str | None, rewards: tuple[str, ...], file: Path) -> Columns:
     """What the columns of these types mean; raises InputError that lists them where they say nothing.
 
-    >>> recognised({"question": "VARCHAR", "score": "DOUBLE[]"}, None, (), Path("a.jsonl"))
+    >>> detect_columns({"question": "VARCHAR", "score": "DOUBLE[]"}, None, (), Path("a.jsonl"))
     Columns(kind='prompts with lists of rewards', prompt='question', rewards=('score',), wide=True, step=None)
     """
     listed = f"its columns are {', '.join(types)}"

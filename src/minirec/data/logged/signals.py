@@ -42,14 +42,18 @@ def signals_of(
     mean = np.add.reduceat(values, starts) / counts
     squares = np.add.reduceat((values - np.repeat(mean, counts)) ** 2, starts)
     std = np.sqrt(squares / np.maximum(counts - 1, 1))
-    found = Signals(np.arange(len(counts)), mean_reward=mean, reward_std=std, hits=hits)
+    signals = Signals(np.arange(len(counts)), mean_reward=mean, reward_std=std, hits=hits)
     if vectors is not None:
-        found = replace(found, embeddings=vectors)
+        signals = replace(signals, embeddings=vectors)
     if directions is not None:
         lengths = np.sqrt(np.einsum("nd,nd->n", directions, directions, dtype=np.float64))
-        alike, bell = representativeness(directions), learnability(mean, mu, Score().sigma)
-        found = replace(found, learnability=bell, representativeness=alike, gradient_norm=lengths)
-    return found, note
+        signals = replace(
+            signals,
+            learnability=learnability(mean, mu, Score().sigma),
+            representativeness=representativeness(directions),
+            gradient_norm=lengths,
+        )
+    return signals, note
 
 
 def kinds(signals: Signals) -> dict[str, np.ndarray]:

@@ -33,16 +33,16 @@ def vectors(log: RolloutLog, path: Path, id: str | None = None) -> np.ndarray:
     if key is None:
         if len(matrix) != len(log):
             raise InputError(f"{path} holds {len(matrix):,} vectors without a key, but there are {len(log):,} prompts")
-        found = matrix
+        vectors = matrix
     else:
         wanted = log.texts() if key != id else [str(value) for value in log.rows(np.arange(len(log)))[key].to_pylist()]
-        found = matrix[_rows(keys, wanted, path, key)]
+        vectors = matrix[_rows(keys, wanted, path, key)]
     with np.errstate(over="ignore"):
-        found = np.asarray(found, dtype=np.float32)
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+        vectors = np.asarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
         raise InputError(f"{path}: the vector of prompt {row} holds NaN, infinity or numbers beyond float32")
-    return found
+    return vectors
 
 
 def _rows(keys: list[str], wanted: list[str], path: Path, key: str) -> np.ndarray:
