@@ -4,11 +4,7 @@
 
 Reads the rows of docs/results/evidence.csv and the ranks of these runs in docs/results/evidence_ranks.parquet. Tests of
 runs whose ranks are not there stay as they are in docs/results/evidence_tests.csv.
-Each method is compared with as many random samples for as many epochs and with all samples for one, the picks of
-another model also with the model's own, and random samples for one epoch with the heads whose cost is nearest: NDCG@10
-on test over the seeds that both have, at least two, with intervals over users and seeds and paired tests. Holm's
-correction covers what is compared with the same for a data set, model, budget and number of epochs, own picks and those
-of another model apart (METHOD 5).
+What is tested: evidence_tests.py. Seconds are those of an undisturbed machine.
 Writes docs/results/evidence_tests.csv, docs/images/evidence.svg and training_time.svg, and the tables of
 docs/evidence.md and docs/chain.md.
 """
@@ -18,97 +14,35 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import product
 
-import numpy as np
 import pandas as pd
-from evidence import KEY, OUT, RANKS, SHARES, settings_of
+from evidence import KEY, OUT, RANKS, SELECTION, SHARES
+from evidence_tests import EPOCHS, TESTED, corrected, foreign, tested
 from learning import ROOT, into_page, keep
 from selection_report import EVIDENCE, known_first, save
 
-from minirec.evaluation.significance import holm, paired_tests
 from minirec.report.style import ALL, INK, LINES, MARKERS, PICKED, POINTS, Figure, plt
 
 CHAIN = EVIDENCE.with_name("chain.md")
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
-TESTED = ["dataset", "model", "selector", "method", "budget", "against"]
-RANDOM = ("random", "random_once", "random_twice")
 MODEL_NAMES = {"tiny": "tiny model", "smollm": "SmolLM2"}
 NAMES = {"learnable_heads": "learnable by heads", "learnable": "learnable by a policy", "full": "all samples"}
-EPOCHS = {"_once": ", one epoch", "_twice": ", two epochs"}  # endings of variants
 DRAWN = ("random", "learnable_heads", "learnable", "minirec", "hardest", "random_once", "full_once")  # in the picture
 NOT_DRAWN = ("product", "variance", "full")  # much like minirec; for more than an epoch. Others follow those of DRAWN
 TIMED = {"random": "random", "learnable_heads": "heads", "learnable": "policy"}  # in the picture of training times
 
 
-def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
-    """A row a selector, method, budget and comparison, of the runs whose ranks are there."""
-    found = []
-    rows = rows[[tuple(key) in ranks for key in rows[KEY].itertuples(index=False)]]
-    for _, of_set in rows.groupby(["model", "dataset"]):
-        full = of_set[of_set["method"] == "full_once"]
-        heads = of_set[(of_set["method"] == "learnable_heads") & ~foreign(of_set)]
-        for _, once in of_set[of_set["method"] == "random_once"].groupby("budget"):
-            found += against("equal_cost", once, of_nearest_cost(heads, once), ranks)
-        for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", ending(of_set)]):
-            own, others = alike[~foreign(alike)], alike[foreign(alike)]
-            random = own[own["method"].isin(RANDOM)]
-            for ours in (own, others):
-                found += against("random", ours.drop(random.index, errors="ignore"), random, ranks)
-                found += against("full_once", ours, full, ranks)
-            found += against("own", others, own, ranks)
-    return pd.DataFrame(found)
+def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the CPU seconds that they would have taken on a machine that does nothing else.
 
-
-def ending(rows: pd.DataFrame) -> pd.Series:
-    """The ending of each method that says for how many epochs: methods of one ending are compared with each other."""
-    return rows["method"].str.extract(f"({'|'.join(EPOCHS)})$", expand=False).fillna("").rename("ending")
-
-
-def of_nearest_cost(rows: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the budget whose mean cost is nearest to that of ours."""
-    distance = (rows.groupby("budget")["cost"].mean() - ours["cost"].mean()).abs()
-    return rows[rows["budget"].isin(distance.nsmallest(1).index)]
-
-
-def foreign(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are of picks that another model's proxy or heads made."""
-    return ((rows["selector"] != "none") & (rows["selector"] != rows["model"])).rename("foreign")
-
-
-def against(
-    name: str, ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]
-) -> list[dict[str, object]]:
-    """The tests of each method of ours against `theirs`, or against the same method of theirs for `own`."""
-    tests = []
-    for cell, part in ours.groupby(TESTED[:-1]):
-        other = theirs[theirs["method"] == part["method"].iloc[0]] if name == "own" else theirs
-        if test := difference(part, other, ranks):
-            tests.append(dict(zip(TESTED, (*cell, name), strict=True)) | test)
-    return tests
-
-
-def difference(ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> dict[str, object]:
-    """NDCG@10 of ours minus theirs on the seeds of both, with interval and p; empty if they have fewer than two."""
-    seeds = sorted(set(ours["seed"]) & set(theirs["seed"]))
-    if len(seeds) < 2:
-        return {}
-    runs = [
-        [ranks[tuple(key)] for key in side.set_index("seed", drop=False).loc[seeds, KEY].to_numpy()]
-        for side in (ours, theirs)
-    ]
-    samples = runs[0][0][["sample_id", "user"]].to_numpy()
-    if not all(np.array_equal(run[["sample_id", "user"]], samples) for side in runs for run in side):
-        raise SystemExit(f"{RANKS} holds runs of {ours['dataset'].iloc[0]} on other test samples; remove them")
-    a, b = (np.stack([run["rank"] for run in side]) for side in runs)
-    _, settings = settings_of(ours["model"].iloc[0])
-    test = paired_tests({"theirs": b}, a, samples[:, 1], settings.measure)["theirs"]
-    return {"seeds": len(seeds), "difference": test["mean"], **{name: test[name] for name in ("low", "high", "p")}}
-
-
-def corrected(tests: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The tests of methods that have rows, with Holm's correction in each family."""
-    tests = tests.merge(rows[TESTED[:-1]].drop_duplicates())
-    family = ["model", "dataset", "budget", "against", ending(tests), foreign(tests)]
-    return tests.assign(p_holm=tests.groupby(family)["p"].transform(holm))
+    Other work makes a CPU second do less. So a training counts as its steps at the pace of the fastest run of its model
+    and data set, and a job of the selection as long as the fastest one of its selector and data set.
+    """
+    pace = (rows["train"] / rows["steps"]).groupby([rows["dataset"], rows["model"]]).transform("min")
+    seconds = {"train": rows["steps"] * pace}
+    for job in SELECTION:
+        ran = rows[rows[job] > 0]
+        seconds[job] = ran.groupby(["dataset", "selector"])[job].transform("min").reindex(rows.index, fill_value=0.0)
+    return rows.assign(**seconds, cost=sum(seconds.values()))
 
 
 def name_of(method: str) -> str:
@@ -159,12 +93,15 @@ def overview(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     part = found[found["dataset"].isin(full.index) & (found["budget"] != "all")]
     part = part.assign(quality=part["ndcg"] / part["dataset"].map(full["ndcg"]))
     part["share"] = (part["samples"] / part["dataset"].map(full["samples"])).round(3)
+    other = part[~part["share"].isin(SHARES)].groupby("method")["share"]  # of random_once: as many as cost the same
+    part["part"] = part["share"].map({share: str(Fraction(share)) for share in SHARES})
+    part["part"] = part["part"].fillna(other.transform(lambda of: f"{of.min():.0%} to {of.max():.0%}"))
     datasets = known_first(part["dataset"])
     text = f"\n| method | samples | {' | '.join(datasets)} |\n|---|--:{'|--:' * len(datasets)}|\n"
-    order = part.groupby(["share", "method"], as_index=False)["quality"].mean()
-    for share, method, _ in order.sort_values(["share", "quality"], ascending=[True, False]).to_numpy():
-        shown = part[(part["share"] == share) & (part["method"] == method)].set_index("dataset")
-        text += f"| {name_of(method)} | {Fraction(share).limit_denominator(16)} "
+    order = part.groupby(["part", "method"], as_index=False)[["share", "quality"]].mean()
+    for samples, method, *_ in order.sort_values(["share", "quality"], ascending=[True, False]).to_numpy():
+        shown = part[(part["part"] == samples) & (part["method"] == method)].set_index("dataset")
+        text += f"| {name_of(method)} | {samples} "
         for dataset in datasets:
             if dataset in shown.index:
                 row = shown.loc[dataset]
@@ -191,6 +128,22 @@ def aims(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
             share, low, high = (1 + test[end] / full["ndcg"][row.dataset] for end in ("difference", "low", "high"))
             text += f"| {row.dataset} | {name_of(row.method)} | {row.samples:,} | {share:.0%} [{low:.0%}, {high:.0%}] "
             text += f"| {row.cost / full['cost'][row.dataset]:.0%} |\n"
+    return text + "\n"
+
+
+def selection_costs(rows: pd.DataFrame) -> str:
+    """A table of what a selection of an eighth costs by each proxy, and its training, in CPU seconds."""
+    jobs = {"train_proxy": "proxy policy", "embed_proxy": "its items", "rollout": "rollouts", "gradient": "gradients"}
+    heads = [*jobs.values(), "**by a policy**", "**by heads**", "training on 1/8"]
+    text = f"\n| CPU seconds | {' | '.join(heads)} |\n|---{'|--:' * len(heads)}|\n"
+    size = rows["dataset"].map(rows[rows["method"] == "full_once"].groupby("dataset")["samples"].first())
+    eighth = rows[rows["samples"] == (size / 8).round()]
+    for dataset in known_first(eighth["dataset"]):
+        means = eighth[eighth["dataset"] == dataset].groupby("method")[[*jobs, "cost", "train"]].mean()
+        policy, by_heads = means.loc["minirec"], means.loc["learnable_heads"]
+        sums = [f"**{of['cost'] - of['train']:.0f}**" for of in (policy, by_heads)]
+        cells = [*(f"{policy[job]:.0f}" for job in jobs), *sums, f"{by_heads['train']:.0f}"]
+        text += f"| {dataset} | {' | '.join(cells)} |\n"
     return text + "\n"
 
 
@@ -264,7 +217,7 @@ def training_times(rows: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    rows = pd.read_csv(OUT, dtype={"budget": str})
+    rows = undisturbed(pd.read_csv(OUT, dtype={"budget": str}))
     ranks = dict(list(pd.read_parquet(RANKS).groupby(KEY))) if RANKS.is_file() else {}
     former = pd.read_csv(TESTS, dtype={"budget": str})
     made = pd.concat([former, tested(rows, ranks)]).sort_values("seeds", kind="stable")  # a test of more seeds stays
@@ -277,6 +230,7 @@ def main() -> None:
     into_page(EVIDENCE, "overview", overview(own[own["model"] == "tiny"], tests))
     into_page(CHAIN, "chain", markdown(own[own["model"] == "tiny"], tests))
     into_page(EVIDENCE, "aims", aims(own[own["model"] == "tiny"], tests))
+    into_page(EVIDENCE, "selection costs", selection_costs(own[own["model"] == "tiny"]))
     into_page(CHAIN, "chain smollm", markdown(own[own["model"] == "smollm"], tests))
     if foreign(rows).any():
         into_page(CHAIN, "transfer", transfer(rows, tests))

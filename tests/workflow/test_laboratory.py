@@ -13,6 +13,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks" / "long"))
 import evidence
 import evidence_report
+import evidence_tests
 import selection
 import selection_report
 
@@ -209,7 +210,7 @@ def test_the_whole_chain_compares_runs_of_the_same_seed_and_number_of_epochs():
     runs = [run("random", seed, [11, 11]) for seed in (0, 1)] + [run("random_twice", seed, [1, 1]) for seed in (0, 1)]
     runs += [run("learnable", seed, [1, 11]) for seed in (0, 1, 2)] + [run("hardest", 0, [1, 1])]  # has only one seed
     runs += [run("full_once", seed, [1, 1], "all") for seed in (0, 1)]
-    found = evidence_report.tested(pd.DataFrame([r for r, *_ in runs]), {key: ranks for _, key, ranks in runs})
+    found = evidence_tests.tested(pd.DataFrame([r for r, *_ in runs]), {key: ranks for _, key, ranks in runs})
     assert {(t.method, t.against): (t.seeds, t.difference) for t in found.itertuples()} == {
         ("learnable", "random"): (2, 0.5),
         ("learnable", "full_once"): (2, -0.5),
@@ -225,11 +226,11 @@ def test_one_epoch_of_random_samples_is_compared_with_the_heads_of_about_its_cos
     numbers = {"samples": 1, "before": 0.1, "after": 0.2, "train": 1.0}
     costs = [*((r, 100.0) for r, *_ in once), *((r, 60.0) for r, *_ in cheap), *((r, 110.0) for r, *_ in alike)]
     found = pd.DataFrame([row | numbers | {"cost": cost} for row, cost in costs])
-    tests = evidence_report.tested(found, {key: ranks for _, key, ranks in once + cheap + alike})
+    tests = evidence_tests.tested(found, {key: ranks for _, key, ranks in once + cheap + alike})
     assert tests[["method", "budget", "against", "difference"]].to_numpy().tolist() == [
         ["random_once", "3200", "equal_cost", -0.5]
     ]
-    kept = {tuple(t[evidence_report.TESTED]): t for _, t in evidence_report.corrected(tests, found).iterrows()}
+    kept = {tuple(t[evidence_tests.TESTED]): t for _, t in evidence_tests.corrected(tests, found).iterrows()}
     line = next(line for line in evidence_report.markdown(found, kept).splitlines() if "one epoch" in line)
     assert line.startswith("| random, one epoch | 1 | 2 | 0.2000 |")
     assert "| minus heads: -0.5000 [" in line
@@ -271,7 +272,7 @@ def test_holms_correction_of_the_whole_chain_covers_a_family_of_older_and_newer_
     tests = pd.DataFrame([cell | {"method": m, "p": p} for m, p in zip("abc", (0.01, 0.02, 0.03), strict=True)])
     tests = pd.concat([tests, pd.DataFrame([cell | {"method": "d_twice", "p": 0.04}])])
     rows = tests[tests["method"] != "c"].drop(columns=["against", "p"])
-    found = evidence_report.corrected(tests, rows).set_index("method")["p_holm"]
+    found = evidence_tests.corrected(tests, rows).set_index("method")["p_holm"]
     assert found.to_dict() == {"a": 0.02, "b": 0.02, "d_twice": 0.04}
 
 
@@ -298,3 +299,21 @@ def test_a_new_method_data_set_or_variant_leaves_the_finished_runs_of_the_whole_
         for u in others
     )
     assert same == evidence.digest(settings, "toys", run) != changed
+
+
+def test_seconds_are_those_of_the_fastest_run_as_other_work_on_the_machine_only_lengthens_them():
+    runs = pd.DataFrame(
+        [
+            {"selector": "none", "steps": 100, "train": 60.0, "crossfit": 0.0},
+            {"selector": "tiny", "steps": 50, "train": 20.0, "crossfit": 9.0},
+            {"selector": "tiny", "steps": 50, "train": 25.0, "crossfit": 12.0},
+            {"selector": "none", "steps": 100, "train": 5.0, "crossfit": 0.0, "dataset": "cds"},
+        ]
+    )
+    runs = runs.fillna({"dataset": "toys"}).assign(model="tiny")
+    for job in set(evidence.SELECTION) - {"crossfit"}:
+        runs[job] = 0.0
+    found = evidence_report.undisturbed(runs)
+    assert found["train"].tolist() == [40.0, 20.0, 20.0, 5.0]
+    assert found["crossfit"].tolist() == [0.0, 9.0, 9.0, 0.0]
+    assert found["cost"].tolist() == [40.0, 29.0, 29.0, 5.0]
