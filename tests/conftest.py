@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+os.environ["OMP_WAIT_POLICY"] = "passive"  # before torch: a thread that waits leaves its core to the other processes
+
 import numpy as np
 import pyarrow as pa
 import pytest
