@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+os.environ["OMP_WAIT_POLICY"] = "passive"  # before torch: a thread that waits leaves its core to the other processes
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -25,6 +27,7 @@ from minirec.storage.artefact import Provenance
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 PASSES = Passes(batch_tokens=512)
+LONG = {"workflow", "training", "model"}  # folders whose files take longest
 SLICES = 10  # of the tests of faults; `make test` runs one of them
 
 
@@ -48,7 +51,7 @@ def pytest_collection_modifyitems(items):
 
     The tests of faults that belong to this slice have the mark `slice`, with which they run in every `make test`.
     """
-    items.sort(key=lambda item: "workflow" not in item.path.parts)
+    items.sort(key=lambda item: not LONG & {*item.path.parts})
     faults = [item for item in items if item.get_closest_marker("faults")]
     for item in faults[SLICE % SLICES :: SLICES]:
         item.add_marker("slice")

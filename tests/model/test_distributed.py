@@ -4,11 +4,14 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
+import stage_forks
 import torch
 from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig, get_peft_model
@@ -64,45 +67,21 @@ def command(project, tiny_model, defaults, tmp_path):
 
 
 def train(arguments, **environment):
+    """The command in a process of its own, which launches those that train."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, "-m", "minirec", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("all_layers", "resources", "more"),
-    [
-        (False, [], {}),
-        (False, SHARDED, {}),
-        (True, [*SHARDED, "--micro-batch-prompts", "1"], {}),
-        (False, [], {"updates_per_rollout": 2, "scheduler": "linear", "warmup_steps": 3, "max_valid": 2}),
-    ],
-    ids=["whole", "sharded", "sharded, all layers trained", "two updates"],
-)
-def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, all_layers, resources, more):
-    found = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        done = train(command(out, processes, *resources, all_layers=all_layers, **more))
-        assert done.returncode == 0, done.stderr
-        found.append((trained(out / "adapter"), tables.read("history", out / "history.parquet").to_pydict()))
-        assert not (out / "checkpoints").exists()
-        assert (out / "log").read_text().count('"event": "end"') == 1
-    (one, history), (two, again) = found
-    assert any("lora_B" in name and tensor.abs().max() > 1e-3 for name, tensor in one.items())
-    assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)
-    assert history["sample_ids"] == again["sample_ids"]
-    values = ["loss", "token_loss", "item_loss", "item_nll", "reward", "reward_std", "forced_share", "gradient_norm"]
-    for name in values:
-        assert again[name] == pytest.approx(history[name], abs=1e-5, rel=1e-4)
-
-
-def patched(folder, code):
-    """PYTHONPATH with which every process runs some code first."""
-    (folder / "patch").mkdir()
-    (folder / "patch" / "sitecustomize.py").write_text(code)  # Python imports it first
-    return os.pathsep.join([str(folder / "patch"), os.environ.get("PYTHONPATH", "")])
+def side_by_side(words, first=""):
+    """Exit status and words of two processes that train together, as a launcher starts them, after the code `first`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    both = meeting | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [both | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    running = [stage_forks.start(words, Path.cwd(), environment, first) for environment in ranks]
+    return [process.end() for process in running]
 
 
 SLOW_IN_ONE = """
@@ -117,10 +96,32 @@ if os.environ.get("RANK") == "1":
 
 
 @pytest.mark.slow
-def test_the_checkpoints_stay_until_the_slowest_process_has_read_the_best(command, tmp_path):
-    done = train(command(tmp_path, 2), PYTHONPATH=patched(tmp_path, SLOW_IN_ONE))
-    assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "checkpoints").exists()
+@pytest.mark.parametrize(
+    ("all_layers", "resources", "more", "first"),
+    [
+        (False, [], {}, SLOW_IN_ONE),
+        (False, SHARDED, {"updates_per_rollout": 2, "scheduler": "linear", "warmup_steps": 3, "max_valid": 2}, ""),
+        (True, [*SHARDED, "--micro-batch-prompts", "1"], {}, ""),
+    ],
+    ids=["whole, one reads the best checkpoint late", "sharded, two updates", "sharded, all layers trained"],
+)
+def test_two_processes_give_the_weights_and_the_history_of_one(command, tmp_path, all_layers, resources, more, first):
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        words = command(out, processes, *resources, all_layers=all_layers, **more)
+        ends = [(main(words), "")] if processes == 1 else side_by_side(words, first)
+        assert [code for code, _ in ends] == [0] * processes, ends
+        found.append((trained(out / "adapter"), tables.read("history", out / "history.parquet").to_pydict()))
+        assert not (out / "checkpoints").exists()
+        assert (out / "log").read_text().count('"event": "end"') == 1
+    (one, history), (two, again) = found
+    assert any("lora_B" in name and tensor.abs().max() > 1e-3 for name, tensor in one.items())
+    assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)
+    assert history["sample_ids"] == again["sample_ids"]
+    values = ["loss", "token_loss", "item_loss", "item_nll", "reward", "reward_std", "forced_share", "gradient_norm"]
+    for name in values:
+        assert again[name] == pytest.approx(history[name], abs=1e-5, rel=1e-4)
 
 
 FAILS_IN_ONE = """
@@ -153,11 +154,9 @@ if os.environ.get("RANK") == "1":
 def test_when_one_process_diverges_both_stop_and_the_best_policy_is_kept(
     command, tmp_path, module, function, call, said
 ):
-    done = train(
-        command(tmp_path, 2),
-        PYTHONPATH=patched(tmp_path, FAILS_IN_ONE.format(module=module, function=function, call=call)),
-    )
-    assert done.returncode != 0
+    fails = FAILS_IN_ONE.format(module=module, function=function, call=call)
+    ends = side_by_side(command(tmp_path, 2), fails)
+    assert [code for code, _ in ends] == [1, 1], ends
     log = (tmp_path / "log").read_text()
     assert re.search(rf"error: training diverged, .*{said}; .*policy of checkpoint-3 is kept in .*last_good", log)
     assert len(trained(tmp_path / "last_good")) > 0
@@ -233,8 +232,7 @@ def test_a_launcher_on_each_of_two_nodes_gives_the_weights_of_one_process(comman
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (slurm / name).write_text(text)
         (slurm / name).chmod(0o755)
-    done = train(command(tmp_path / "one", 1))
-    assert done.returncode == 0, done.stderr
+    assert main(command(tmp_path / "one", 1)) == 0
     foreign = tmp_path / "home" / "accelerate" / "default_config.yaml"  # what `accelerate config` may have left
     foreign.parent.mkdir(parents=True)
     foreign.write_text("distributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 8\nmachine_rank: 5\n")

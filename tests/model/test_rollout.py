@@ -1,16 +1,15 @@
 """Rollouts as files: the same bytes from one job, from shards, and from a job that was killed on the way."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
+import stage_forks
 
 from minirec.data import splits
 from minirec.errors import InputError
@@ -161,31 +160,30 @@ def test_parts_of_other_settings_are_not_used(judged, defaults, tmp_path, whole,
 def start(judged, given, folder):
     """The stage in a process of its own."""
     out = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
-    command = [sys.executable, "-m", "minirec", "rollout", *shlex.split(" ".join(commands.flags(given, "rollout")))]
-    command += ["--batch-tokens", str(SMALL.batch_tokens)]
+    words = ["rollout", *shlex.split(" ".join(commands.flags(given, "rollout")))]
+    words += ["--batch-tokens", str(SMALL.batch_tokens)]
     for name, path in {**judged, **out}.items():
-        command += [commands.flag(name), str(path)]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+        words += [commands.flag(name), str(path)]
+    return stage_forks.start(words, Path.cwd())
 
 
 def test_of_two_processes_one_is_sent_away_and_the_other_ends_as_alone(judged, defaults, tmp_path, whole):
     processes = [start(judged, settings(defaults), tmp_path) for _ in range(2)]
-    said = [process.communicate()[1] for process in processes]
-    codes = [process.returncode for process in processes]
-    assert sorted(codes) == [0, 1], said
-    assert re.search(r"another process is making .*rollouts\.unfinished; wait for it or end it", said[codes.index(1)])
+    ends = sorted(process.end() for process in processes)
+    assert [code for code, _ in ends] == [0, 1], ends
+    assert re.search(r"another process is making .*rollouts\.unfinished; wait for it or end it", ends[1][1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hidden.safetensors", "rollouts.parquet"]
     assert [(tmp_path / name).read_bytes() for name in ("rollouts.parquet", "hidden.safetensors")] == whole
 
 
 def test_a_killed_process_goes_on_where_it_was_to_the_same_bytes(judged, defaults, tmp_path, whole, calls):
     given = settings(defaults)
-    process = start(judged, given, tmp_path)
+    running = start(judged, given, tmp_path)
     folder = tmp_path / "rollouts.unfinished"
-    while len(list(folder.rglob("0*.parquet"))) < 2 and process.poll() is None:
+    while len(list(folder.rglob("0*.parquet"))) < 2 and running.process.is_alive():
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    running.process.kill()
+    assert running.end()[0] == -signal.SIGKILL
     assert 2 <= len(list(folder.rglob("0*.parquet"))) < 14
     assert run(judged, given, tmp_path) == whole
     assert 0 < sum(calls) < 22

@@ -13,6 +13,7 @@ import pytest
 from minirec.evaluation.rank_tables import PolicyRanks, Ranks, write_baselines, write_ranks
 from minirec.experiment import config, paths
 from minirec.experiment.rules import Rules
+from minirec.report import figures
 from minirec.stages import measure, summarise
 from minirec.storage import artefact, tables
 from minirec.storage.artefact import Provenance
@@ -71,11 +72,14 @@ def write_history(folder, forced):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, defaults):
-    """A function that writes every artefact of an experiment, made by hand, and summarises it."""
+    """A function that writes every artefact of an experiment, made by hand, and summarises it.
+
+    Without pictures unless asked: they take most of the time, and few tests look at them.
+    """
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(tmp_path / "results", ignore_errors=True)
 
-    def made(after, method="minirec", write_only=False, control=()):
+    def made(after, method="minirec", write_only=False, control=(), pictures=False):
         budget = PICKED if method != "full" else "all"
         main = {"method": method, "budget": PICKED, "seeds": list(range(len(after)))}
         main |= {"control": "random"} if control else {}
@@ -147,23 +151,26 @@ def project(tmp_path, monkeypatch, defaults):
             end = {"event": "end", "reason": "done", "seconds": seconds, "cpu_seconds": 1.0, "peak_mib": 100.5}
             (folder / "logs" / f"{rule}.log").write_text(f'{{"event": "start"}}\n12:00 line\n{json.dumps(end)}\n')
         if not write_only:
-            summarise_it(given)
+            summarise_it(given, pictures)
         return given
 
     return made
 
 
-def summarise_it(given) -> None:
+def summarise_it(given, pictures: bool = False) -> None:
     top = Path("results/movielens")
     signals = Rules(given).summary_signals({"results": "results", "dataset": "movielens"})
-    summarise.run(
-        measure=given.measure,
-        runs=[str(run) for run in paths.experiment_runs(given)],
-        folders=paths.folders(given, paths.main_runs(given)),
-        **{name: Path(file) for name, file in signals.items()},
-        metrics=top / "metrics.json",
-        summary=top / "summary.txt",
-    )
+    with pytest.MonkeyPatch.context() as patched:
+        if not pictures:
+            patched.setattr(figures, "draw", lambda *_: [])
+        summarise.run(
+            measure=given.measure,
+            runs=[str(run) for run in paths.experiment_runs(given)],
+            folders=paths.folders(given, paths.main_runs(given)),
+            **{name: Path(file) for name, file in signals.items()},
+            metrics=top / "metrics.json",
+            summary=top / "summary.txt",
+        )
 
 
 def written() -> tuple[dict, str]:

@@ -39,7 +39,7 @@ def ndcg10(rank) -> float:
 
 def test_the_summary_has_the_metrics_of_every_part(project):
     after = np.maximum(BASE - 3, 1)
-    project([after])
+    project([after], pictures=True)
     summary, text = written()
     assert summary["metrics"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(after))
     assert summary["before"]["ndcg@10"]["mean"] == pytest.approx(ndcg10(BASE))
@@ -216,7 +216,7 @@ def test_without_a_control_nothing_is_said_of_one(project):
 
 
 def test_the_pictures_are_made_as_png_and_svg(project):
-    given = project([BASE])
+    given = project([BASE, BASE], control=[BASE, BASE], pictures=True)
     figures = Path("results/movielens/figures")
     declared = {Path(file).name for kind in ("png", "svg") for file in Rules(given).pictures(kind)}
     names = ("result", "learning", "rewards", "curriculum", "scores")
@@ -228,25 +228,25 @@ def test_the_pictures_are_made_as_png_and_svg(project):
 
 
 def test_pictures_of_an_earlier_main_do_not_stay(project):
-    project([BASE])
+    project([BASE], pictures=True)
     of_compare = Path("results/movielens/figures/comparison.png")
     of_compare.write_bytes(PNG)
-    project([BASE], method="random")
+    project([BASE], method="random", pictures=True)
     left = {f"{name}.{kind}" for name in ("result", "learning") for kind in ("png", "svg")}
     assert {file.name for file in of_compare.parent.iterdir()} == {of_compare.name, *left}
 
 
 def test_the_same_artefacts_give_the_same_bytes(project):
-    given = project([BASE])
+    given = project([BASE, BASE], pictures=True)
     top = Path("results/movielens")
     files = [top / "metrics.json", top / "summary.txt", *sorted((top / "figures").iterdir())]
     before = [file.read_bytes() for file in files]
-    summarise_it(given)
+    summarise_it(given, pictures=True)
     assert [file.read_bytes() for file in files] == before
 
 
 def test_a_method_that_reads_rewards_alone_has_their_picture_and_share_without_a_hit(project):
-    given = project([BASE], method="learnable")
+    given = project([BASE], method="learnable", pictures=True)
     drawn = {"result", "learning", "rewards", "curriculum"}
     assert {file.stem for file in Path("results/movielens/figures").iterdir()} == drawn
     assert {Path(file).stem for file in Rules(given).pictures("svg")} == drawn
@@ -255,7 +255,7 @@ def test_a_method_that_reads_rewards_alone_has_their_picture_and_share_without_a
 
 @pytest.mark.parametrize("method", ["random", "full"])
 def test_a_method_without_signals_is_summarised_without_them(project, method):
-    given = project([np.maximum(BASE - 8, 1)], method=method)
+    given = project([np.maximum(BASE - 8, 1)], method=method, pictures=True)
     drawn = {f"{name}.{kind}" for name in ("result", "learning") for kind in ("png", "svg")}
     assert {file.name for file in Path("results/movielens/figures").iterdir()} == drawn
     assert Rules(given).pictures("png") == ["<top>/figures/result.png", "<top>/figures/learning.png"]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import ROOT, snakemake
+from test_workflow import commands
 
+from minirec.cli import main
 from minirec.data import splits
 from minirec.storage import tables, tensors
 
@@ -30,6 +34,7 @@ prepare: {max_train: 60, max_valid: 20, max_test: 20}
 rollout: {shards: 2}
 train: &train {batch_prompts: 8, extra_negatives: 8, learning_rate: 0.001}
 proxy: {<<: *train, size: 16}
+sasrec: {width: 8, epochs: 2}
 measure: {bootstrap: 100}
 """
 RUN = "tiny/tiny/minirec-20/seed0"
@@ -152,9 +157,20 @@ def test_heads_reward_every_sample_in_place_of_a_policy(project):
     assert [rewards[sample] for sample in order["sample_id"]] == pytest.approx(order["mean_reward"])
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_folder(project):
+@pytest.fixture
+def two_threads():
+    """As many as Snakemake gives the jobs of `run`: the bits of a sum depend on it."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_folder_and_in_one_process(project, two_threads, monkeypatch):
     folder, _ = project
-    run(folder, "--config", "results=again", "--", f"again/shop/runs/{RUN}/metrics.json")
+    planned = run(folder, "-n", "-p", "--config", "results=again", "--", f"again/shop/runs/{RUN}/metrics.json")
+    monkeypatch.chdir(folder)
+    for line in commands(planned):
+        assert main.main(shlex.split(line)) == 0, line
     signals, selection = "signals/tiny/seed0", "selections/tiny/minirec-20/seed0"
     for name in (
         "samples.parquet",

@@ -3,13 +3,11 @@
 After each fault there is one clear sentence or none at all (a killed process cannot speak), nothing unfinished under a
 final name, and the next run ends with the same bytes as an undisturbed one. The faults are counted at the end.
 
-A stage runs in a process of its own, forked from one that has imported the libraries and done nothing else. It starts
-at once, and a random moment falls into its work and not into its imports.
+A stage runs in a fork, which starts at once: a random moment falls into its work and not into its imports.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import re
@@ -18,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,15 +23,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import pytest
+import stage_forks
 from conftest import ROOT, snakemake
 from test_chain import CONFIG, shop, untimed
 from test_workflow import commands
 
 from minirec.cli import main
-from minirec.experiment.commands import STAGES, command, flag
+from minirec.experiment.commands import command, flag
 from minirec.progress import log
 from minirec.storage import artefact
 
@@ -47,30 +44,6 @@ KILLS = 3  # a stage, one after the other
 COUNT: Counter[str] = Counter()
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 WORDS = ["--cores", "1", "--configfile", "config/quickstart.yaml", "shop.yaml"]
-FORKS = multiprocessing.get_context("forkserver")
-
-
-def _child(words: tuple[str, ...], folder: Path, said: Path) -> None:
-    os.chdir(folder)
-    with said.open("w") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-    sys.exit(main.main(list(words)))
-
-
-@dataclass(frozen=True)
-class Running:
-    """A stage at work, and the file that takes what it says."""
-
-    process: Any
-    said: Path
-
-    def end(self) -> tuple[int, str]:
-        """Wait; the exit status, negative for a signal, and what was said."""
-        self.process.join()
-        text = self.said.read_text(encoding="utf-8", errors="replace")
-        self.said.unlink()
-        return self.process.exitcode, text
 
 
 @dataclass(frozen=True)
@@ -118,11 +91,8 @@ class Job:
             words[words.index(name) + 1] = str(top / Path(self.value(name)).name)
         return Job(self.folder, tuple(words))
 
-    def start(self) -> Running:
-        said = Path(tempfile.mkstemp()[1])
-        process = FORKS.Process(target=_child, args=(self.words, self.folder, said))
-        process.start()
-        return Running(process, said)
+    def start(self) -> stage_forks.Running:
+        return stage_forks.start(self.words, self.folder)
 
     def run(self) -> tuple[int, str]:
         return self.start().end()
@@ -175,14 +145,13 @@ def project(tmp_path_factory) -> Iterator[Path]:
     """
     before = dict(os.environ)
     os.environ |= ENVIRONMENT
-    FORKS.set_forkserver_preload(["transformers.models.llama.modeling_llama", *(f"minirec.stages.{s}" for s in STAGES)])
     folder = tmp_path_factory.mktemp("faults")
     for part in ("workflow", "config"):
         shutil.copytree(ROOT / part, folder / part)
     shutil.copy(ROOT / "environment.yml", folder)
     (folder / "shop.yaml").write_text(CONFIG + "compare: {models: []}\n", encoding="utf-8")
     shop(folder / "data" / "shop")
-    FORKS.Process(target=time.monotonic).start()  # the libraries are imported meanwhile
+    stage_forks.import_libraries()  # meanwhile
     planned = spawn(folder, "-n", "-p", "--", METRICS, COMPARISON)
     assert planned.returncode == 0, planned.stdout
     for job in (Job(folder, tuple(shlex.split(line))) for line in commands(planned.stdout)):

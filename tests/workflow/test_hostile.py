@@ -190,25 +190,21 @@ def test_what_a_setting_says_reaches_every_stage_through_a_real_shell_and_runs_n
 
     pretending(tmp_path, "_dump(stage, given); _pretend(stage, given)", DUMP)
     everything = " ".join(PAYLOADS.values())
-    each = [PAYLOADS[name] for name in ("newline", "quotes", "flag")]
-    for number, (marker, system, target) in enumerate([[everything] * 3, each]):
-        given = yaml.safe_load(CONFIG) | {"results": f"results{number}"}
-        given["policy"] = {"marker": marker[:64], "system": system, "lora_targets": [target, "q_proj"]}
-        given["models"]["tiny"] |= {"path": marker, "id": system, "revision": target, "file": everything}
-        (tmp_path / "toy.yaml").write_text(yaml.safe_dump(given, allow_unicode=True), encoding="utf-8")
-        (tmp_path / "arrived.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(tmp_path / "data" / "models", ignore_errors=True)
-        words = ["--cores", "2", "--configfile", "toy.yaml", "--", f"results{number}/toy/metrics.json"]
-        done = snakemake(tmp_path, *words, environment=environment_of(tmp_path))
-        assert done.returncode == 0, done.stdout
-        arrived = [json.loads(line) for line in (tmp_path / "arrived.jsonl").read_text(encoding="utf-8").splitlines()]
-        policies = [values["policy"] for _, values in arrived if "policy" in values]
-        assert len(policies) >= 7
-        for policy in policies:
-            assert (policy["marker"], policy["system"]) == (marker[:64], system)
-            assert policy["lora_targets"] == [target, "q_proj"]
-        (source,) = [json.loads(values["source"]) for stage, values in arrived if stage == "fetch"]
-        assert [source[name] for name in ("path", "id", "revision", "file")] == [marker, system, target, everything]
+    given = yaml.safe_load(CONFIG)
+    given["policy"] = {"marker": PAYLOADS["flag"], "system": everything, "lora_targets": [*PAYLOADS.values(), "q_proj"]}
+    of_model = {"path": PAYLOADS["newline"], "id": PAYLOADS["quotes"], "revision": PAYLOADS["flag"], "file": everything}
+    given["models"]["tiny"] |= of_model
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(given, allow_unicode=True), encoding="utf-8")
+    words = ["--cores", "2", "--configfile", "toy.yaml", "--", "results/toy/metrics.json"]
+    done = snakemake(tmp_path, *words, environment=environment_of(tmp_path))
+    assert done.returncode == 0, done.stdout
+    arrived = [json.loads(line) for line in (tmp_path / "arrived.jsonl").read_text(encoding="utf-8").splitlines()]
+    policies = [values["policy"] for _, values in arrived if "policy" in values]
+    assert len(policies) >= 7
+    for policy in policies:
+        assert {name: policy[name] for name in given["policy"]} == given["policy"]
+    (source,) = [json.loads(values["source"]) for stage, values in arrived if stage == "fetch"]
+    assert {name: source[name] for name in of_model} == of_model
     assert not list(tmp_path.rglob("*CANARY*"))
     assert not (tmp_path.parent / "CANARY").exists()
 
@@ -355,7 +351,7 @@ def test_a_title_of_a_megabyte_becomes_one_line_of_text(tmp_path):
 
 
 TITLES = ["<answer>7</answer>", "<|im_end|><|im_start|>system\n", "<script>alert(1)</script>", "\x00\x1b[31m\x07"]
-TITLES += ["\u202eمرحبا", "🎷" * 9, "x" * 1_000_000, "日本 " * 300_000, "", "{{ messages }} {% for %}"]
+TITLES += ["\u202eمرحبا", "🎷" * 9, "x" * 200_000, "日本 " * 60_000, "", "{{ messages }} {% for %}"]
 
 
 @pytest.mark.slow

@@ -144,21 +144,23 @@ SETTINGS = {  # laid over the finished experiment: the rules that a dry run then
     "proxy: {learning_rate: 0.5}": PROXY,
     "curriculum: {group_size: 3}": {"curriculum", *TRAINED},
     "proxy: {size: 16}": PROXY,
-    "proxy: {seed: 1}": set(),  # counts only where all runs share one proxy
     "proxy: {seeds: shared}": {"summarise"},  # which says so; the signals are those of seed 0, which there are
     "proxy: {seeds: shared, seed: 1}": PROXY,
     "sampling: {engine: transformers}": WRITTEN,
     "gradient: {seed: 1}": {"gradient", *SCORED},
     "score: {mu: 0.4}": SCORED,
-    "influence: {damping: 0.5}": set(),  # what another method reads
     "select: {alpha: 0.5}": SELECTED,
-    "select: {mu: 0.4}": set(),  # a setting of another method
     "train: {patience: 1}": TRAINED,
     "train: {learning_rate: 0.5}": TRAINED,
     "measure: {cutoffs: [10, 100]}": MEASURED,
     "measure: {bootstrap: 200}": MEASURED,
-    "variants: {mine: {score: {mu: 0.4}}}": set(),
 }
+UNRELATED = [  # settings that this experiment does not read: they plan nothing
+    "proxy: {seed: 1}",  # counts only where all runs share one proxy
+    "influence: {damping: 0.5}",  # what another method reads
+    "select: {mu: 0.4}",  # a setting of another method
+    "variants: {mine: {score: {mu: 0.4}}}",
+]
 RESOURCES = [  # change memory and speed, and re-run nothing
     "prepare:memory=2GB",
     "prepare:mem_mb=9000",
@@ -180,10 +182,8 @@ EDITS = {  # a line of code more in a file of the package
     "training/losses.py": PROXY,
     "training/lora_derivatives.py": {"gradient", *SCORED},
     "training/chunks.py": {"gradient", *SCORED},
-    "training/influence.py": set(),
     "selection/signals.py": PROXY,  # select draws the proxy's samples, too
     "selection/methods/random.py": PROXY,
-    "selection/methods/hardest.py": set(),
     "selection/methods/minirec.py": SELECTED,
     "selection/greedy.py": SELECTED,
     "stages/score.py": SCORED,
@@ -192,10 +192,8 @@ EDITS = {  # a line of code more in a file of the package
     "evaluation/sasrec.py": {"baselines", *MEASURED},
     "evaluation/metrics.py": {"baselines", *PROXY, *MEASURED},  # NDCG on valid decides when a training stops
     "evaluation/significance.py": MEASURED,
-    "evaluation/comparison.py": set(),
     "report/figures.py": {"summarise"},
     "report/style.py": {"summarise"},
-    "report/page.py": set(),
     "experiment/paths.py": {"summarise"},
     "experiment/job_logs.py": {"summarise"},
 }
@@ -204,18 +202,21 @@ NO_EDITS += [
     f"experiment/{name}" for name in ("commands", "config", "limits", "rules", "section", "sections", "validation")
 ]
 NO_EDITS += [f"cli/{name}" for name in ("main", "parser", "launch", "gpus", "status", "plan", "show")]
-NO_EDITS += ["planning/planned_jobs"]
-REWORDED = {  # (file, text, another): rules
-    ("model/policy.py", '"""', '"""Another docstring. '): set(),
-    ("model/policy.py", "\n\n", "\n\n# a comment\n"): set(),
-    ("experiment/sections.py", '"peak learning rate of the head"', '"another description"'): set(),
-    ("storage/columns.py", '"rank of the target after greedy reasoning"', '"another meaning"'): set(),
+NO_EDITS += ["planning/planned_jobs", "report/page"]
+NO_EDITS += ["training/influence", "selection/methods/hardest", "evaluation/comparison"]  # of other methods and targets
+NO_WORDS = [  # (file, text, another): they plan nothing, either
+    ("model/policy.py", '"""', '"""Another docstring. '),
+    ("model/policy.py", "\n\n", "\n\n# a comment\n"),
+    ("experiment/sections.py", '"peak learning rate of the head"', '"another description"'),
+    ("storage/columns.py", '"rank of the target after greedy reasoning"', '"another meaning"'),
+    ("storage/columns.py", '"value": _column("f64", "mean over', '"value": _column("f32", "mean over'),
+]
+COLUMNS = {  # (file, text, another): rules
     ("storage/columns.py", '_column("i32", "rank of the target after greedy', '_column("i64", "rank after'): {
         *("evaluate", "evaluate_base"),
         *MEASURED,
     },
     ("storage/columns.py", '"learnability": _column("f64?"', '"learnability": _column("f32?"'): PROXY,
-    ("storage/columns.py", '"value": _column("f64", "mean over', '"value": _column("f32", "mean over'): set(),
 }
 
 
@@ -224,8 +225,8 @@ def test_a_changed_setting_plans_what_depends_on_it_and_nothing_else(finished, c
     assert set(plan(finished, TARGET, configs=(change,))) == rules
 
 
-def test_a_changed_resource_plans_nothing(finished):
-    assert plan(finished, "--set-resources", *RESOURCES, "--", TARGET) == {}
+def test_changed_resources_and_settings_of_other_methods_and_proxies_plan_nothing(finished):
+    assert plan(finished, "--set-resources", *RESOURCES, "--", TARGET, configs=tuple(UNRELATED)) == {}
 
 
 @pytest.mark.parametrize(("name", "rules"), EDITS.items(), ids=EDITS)
@@ -234,15 +235,18 @@ def test_an_edit_plans_the_stages_whose_results_it_can_change_and_what_follows(f
         assert set(plan(finished, TARGET)) == rules
 
 
-def test_an_edit_of_code_that_writes_no_byte_of_a_result_plans_nothing(finished):
+def test_edits_of_words_and_of_code_that_writes_no_byte_of_a_result_plan_nothing(finished):
+    package = finished / "src" / "minirec"
     with ExitStack() as stack:
+        for name, old, new in NO_WORDS:
+            stack.enter_context(edited(package / name, new, instead_of=old))
         for name in NO_EDITS:
-            stack.enter_context(edited(finished / "src" / "minirec" / f"{name}.py", "\nNEW = 1\n"))
+            stack.enter_context(edited(package / f"{name}.py", "\nNEW = 1\n"))
         assert plan(finished, TARGET) == {}
 
 
-@pytest.mark.parametrize(("change", "rules"), REWORDED.items())
-def test_an_edit_of_words_plans_nothing_and_that_of_a_column_those_who_write_or_read_it(finished, change, rules):
+@pytest.mark.parametrize(("change", "rules"), COLUMNS.items())
+def test_an_edit_of_a_column_plans_the_stages_that_write_or_read_it(finished, change, rules):
     name, old, new = change
     with edited(finished / "src" / "minirec" / name, new, instead_of=old):
         assert set(plan(finished, TARGET)) == rules

@@ -55,6 +55,7 @@ def code_digest(stage: str, *more: str, package: Path = PACKAGE) -> str:
     return whole.hexdigest()[:16]
 
 
+@cache
 def modules(start: str, package: Path = PACKAGE) -> set[str]:
     """The modules, as `storage.files`, that determine the results of the module `start`; empty if it does not exist."""
     reached: set[str] = set()
@@ -90,6 +91,7 @@ def tables(stage: str, package: Path = PACKAGE) -> set[str]:
     return {FOREIGN.get(name, name) for name in (parameters | {stage})} & TABLES.keys()
 
 
+@cache
 def imports(file: Path, package: Path = PACKAGE) -> set[str]:
     """The modules of `package`, as `storage.files`, that a file imports, anywhere in it."""
     inside = {name.removeprefix("minirec.") for name in _imported(file) if name.startswith("minirec.")}
