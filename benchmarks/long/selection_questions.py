@@ -50,6 +50,7 @@ KEY = ["question", "dataset", "what", "number"]
 SIGNALS = ("mean_reward", "reward_std", "learnability", "representativeness", "gradient_norm")
 MANY = 16  # completions
 LIKENESS, POPULARITY = "likeness of target and last item", "popularity of the target"
+DISPLACED = "minirec, with random picks in place of those that learnable passes over"
 EPOCHS = 4
 Answer = tuple[str, str, float]  # question, what, value
 TABLES = {  # of docs/laboratory.md: what a row is called, its question, what
@@ -61,6 +62,10 @@ TABLES = {  # of docs/laboratory.md: what a row is called, its question, what
         ("by one proxy, whose own samples are left out", "learnable without the proxy's samples", "at 0.125"),
         ("by one proxy, and again half way by the policy in training", "learnable in two halves", "at 0.125"),
         ("by heads of the other half", "learnable by heads of the other half", "at 0.125"),
+    ],
+    "NDCG@10 on test at 1/8": [
+        ("`minirec`", "minirec", "at 0.125"),
+        ("with random picks in place of those that `learnable` passes over", DISPLACED, "at 0.125"),
     ],
     "Spearman's rank correlation": [
         ("mean rewards of two proxies", "spearman over proxies", "mean_reward"),
@@ -110,7 +115,10 @@ class Laboratory:
 
     def learnable(self, reward: np.ndarray, embeddings: np.ndarray, share: float) -> np.ndarray:
         """The picks of `learnable` for these mean rewards, in the order of training."""
-        rows = greedy(embeddings, learnability(reward, 0.5), round(share * len(reward)))
+        return self.ordered(greedy(embeddings, learnability(reward, 0.5), round(share * len(reward))), reward)
+
+    def ordered(self, rows: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        """The rows in the order of training, by the mean rewards of all samples."""
         curriculum = settings().curriculum
         return curriculum_order(rows, reward[rows], curriculum.group_size, curriculum.seed)
 
@@ -204,6 +212,20 @@ def frozen_judges(lab: Laboratory) -> Iterator[Answer]:
             yield "random", f"at {share:g}", lab.reached(drawn[: round(share * len(drawn))], seed)
 
 
+def displaced(lab: Laboratory) -> Iterator[Answer]:
+    """Are the picks of minirec that learnable would not pick better or worse than random ones in their place?"""
+    for seed, signals in enumerate(lab.signals):
+        for share in ABLATED:
+            picks = training_order(Cell(lab.dataset, "minirec", seed, seed, share, (EPOCHS,)), signals)
+            of_both = np.intersect1d(picks, lab.learnable(signals.mean_reward, signals.embeddings, share))
+            others = np.setdiff1d(np.arange(len(signals)), of_both)
+            drawn = np.random.default_rng(seed).choice(others, len(picks) - len(of_both), replace=False)
+            mixed = lab.ordered(np.concatenate([of_both, drawn]), signals.mean_reward)
+            yield "picks of minirec, share", f"that learnable picks, too, at {share:g}", len(of_both) / len(picks)
+            yield DISPLACED, f"at {share:g}", lab.reached(mixed, seed)
+            yield "minirec", f"at {share:g}", lab.reached(picks, seed)
+
+
 def rewards(lab: Laboratory, head: Head) -> np.ndarray:
     """NDCG [n] of a head on the training samples."""
     return np.asarray(metrics.ndcg(lab.states.ranks(head, "train"), settings().reward.cutoff))
@@ -274,7 +296,7 @@ def main() -> None:
     lay_over(given.configfile)
     for dataset in available(given.datasets):
         lab = Laboratory(dataset)
-        for ask in (frozen_judges, traits, over_proxies, over_completions, judges):
+        for ask in (frozen_judges, traits, displaced, over_proxies, over_completions, judges):
             rows = pd.DataFrame(ask(lab), columns=["question", "what", "value"]).assign(dataset=dataset)
             rows["number"] = rows.groupby(["question", "what"]).cumcount()
             keep(rows[[*KEY, "value"]], OUT, KEY)

@@ -15,10 +15,12 @@ import evidence
 import evidence_report
 import evidence_tests
 import selection
+import selection_questions
 import selection_report
 
 from minirec.experiment import paths
 from minirec.selection.methods import registry
+from minirec.selection.signals import Signals, learnability
 
 
 def rows(method, budget, epochs, valid, ranks):
@@ -317,3 +319,26 @@ def test_seconds_are_those_of_the_fastest_run_as_other_work_on_the_machine_only_
     assert found["train"].tolist() == [40.0, 20.0, 20.0, 5.0]
     assert found["crossfit"].tolist() == [0.0, 9.0, 9.0, 0.0]
     assert found["cost"].tolist() == [40.0, 29.0, 29.0, 5.0]
+
+
+def test_random_picks_take_the_place_of_those_of_minirec_that_learnable_passes_over():
+    rng, trained = np.random.default_rng(0), []
+    reward = rng.uniform(size=80)
+    lab = object.__new__(selection_questions.Laboratory)
+    lab.dataset, lab.reached = "toys", lambda rows, seed: trained.append(rows) or 0.5
+    lab.signals = [
+        Signals(
+            np.arange(80),
+            mean_reward=reward,
+            learnability=learnability(reward, 0.5),
+            representativeness=rng.uniform(0, 0.3, 80),
+            embeddings=rng.normal(size=(80, 8)),
+        )
+    ]
+    answers = list(selection_questions.displaced(lab))
+    mixed, picks = (set(rows) for rows in trained[:2])  # at 1/8
+    both = picks & set(lab.learnable(reward, lab.signals[0].embeddings, 1 / 8))
+    assert answers[0][2] == len(both) / 10
+    assert 0 < len(both) < 10
+    assert len(mixed) == len(picks) == 10
+    assert both < mixed != picks
