@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minirec.experiment import sections
+from minirec.model import logits
 from minirec.planning import training_memory
 from minirec.planning.paper_models import SHAPES
 from minirec.planning.training_memory import Tokens
@@ -52,6 +53,10 @@ def test_the_papers_models_train_in_less_than_60_gb_with_the_defaults(name):
     assert parts["weights"] == 2 * shape.parameters
     assert parts["states that enter the layers, prompts"] == 2 * shape.width * shape.layers * 4 * 1324
     assert 2 * shape.parameters < sum(parts.values()) < 60e9
+
+
+def test_the_formula_knows_how_many_logits_are_computed_at_once():
+    assert training_memory.LOGITS_AT_ONCE == logits.LOGITS_AT_ONCE
 
 
 def test_the_frozen_states_of_a_steps_prompts_are_kept_and_only_trained_layers_keep_others():

@@ -18,7 +18,6 @@ from minirec.selection.methods import registry
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # numpy takes 32 bits, and each process adds its rank
 HeadKind = Literal["none", "shared", "separate"]
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LOGITS_AT_ONCE = 2**26  # in memory at a time, 256 MiB in float32; the plan counts them
 ITEM_FIELDS: list[Any] = ["title", "average_rating", "rating_number", "description"]
 
 

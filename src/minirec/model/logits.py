@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from minirec.experiment.sections import LOGITS_AT_ONCE
+LOGITS_AT_ONCE = 2**26  # numbers; 256 MiB in float32
 
 
 @dataclass

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minirec.experiment import sections
-from minirec.experiment.sections import LOGITS_AT_ONCE
 from minirec.planning.workload import BYTES, LanguageModel, Shape
 
 FLOAT = 4  # bytes
+LOGITS_AT_ONCE = 2**26  # as in model/logits.py, which loads torch
 LOGIT_BYTES = 14  # of a logit: copies in the model's dtype and in float32, and gradients
 RECOMPUTATION = 1.4  # a layer that is run again also has gradients of some of what it keeps
 NORMS = 3  # of a layer, each with a copy of the states in float32: most families have two, Gemma four
