@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minirec.data import splits
 from minirec.errors import InputError
-from minirec.evaluation.validation import validator
+from minirec.evaluation.validator import validator
 from minirec.experiment import sections
 from minirec.model import distributed, engines
 from minirec.model.items import FrozenItemStates, ItemEncoder, read_table
