@@ -4,10 +4,11 @@
 
 Methods are those of src/minirec/selection/methods and the variants of config/evidence.yaml: those with another proxy
 like the methods, all others at two of the budgets and with half the seeds. random and full, with which they are
-compared, always take part. Two seeds share a proxy with its rollouts and scores, made by the workflow. A training
-takes seconds; what is finished is not run again. Rows go to docs/results/selection.csv; selection_report.py makes
-tables and pictures of them. MovieLens is fetched; cds and toys take part where data/NAME holds their two files. So does
-a data set of your own, if a file of --configfile has `datasets: {NAME: {source: own}}` and a tiny model for it.
+compared, always take part. No training on a selection takes more steps than one epoch of all samples. Two seeds share a
+proxy with its rollouts and scores, made by the workflow. A training takes seconds; what is finished is not run again.
+Rows go to docs/results/selection.csv; selection_report.py makes tables and pictures of them. MovieLens is fetched; cds
+and toys take part where data/NAME holds their two files. So does a data set of your own, if a file of --configfile has
+`datasets: {NAME: {source: own}}` and a tiny model for it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ CONTROLS = ("random", "full")  # with which all others are compared
 BUDGETS = (1 / 8, 1 / 4, 1 / 16, 1 / 2)
 ABLATED = (1 / 8, 1 / 4)  # budgets of the variants
 EPOCHS = (1, 2, 4, 8)
+MOST = 1.0  # epochs of all samples, in whose steps a training on a selection must end
 SEEDS, PROXIES = 10, 5  # two seeds a proxy
 FILES = tuple(ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", "learning_tiny", "evidence"))
 LAID_OVER: list[Path] = []  # over these, of --configfile
@@ -148,13 +150,18 @@ def available(datasets: list[str]) -> list[str]:
 
 
 def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[float], epochs: list[int]) -> list[Cell]:
-    """All cells, those of the controls too, those of the first budget first."""
+    """All cells, those of the controls too, those of the first budget first.
+
+    Numbers of epochs that take more steps than MOST are left out: a selection is there to save steps.
+    """
     cells, methods = [], list(dict.fromkeys([*methods, *CONTROLS]))
     for budget, dataset, method, seed in product(budgets, available(datasets), methods, range(seeds)):
         full = not (variant := settings().variants.get(method)) or variant.proxy
         if full or (seed < PROXIES and budget in ABLATED):
-            share = 1.0 if settings().method(method).takes_all else budget
-            cells.append(Cell(dataset, method, seed, seed % PROXIES, share, tuple(epochs)))
+            everything = settings().method(method).takes_all
+            tried = tuple(number for number in epochs if everything or number * budget <= MOST)
+            if tried:
+                cells.append(Cell(dataset, method, seed, seed % PROXIES, 1.0 if everything else budget, tried))
     return list(dict.fromkeys(cells))
 
 
@@ -229,7 +236,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="methods, variants; all")
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares; 1/8 1/4 1/16 1/2")
-    parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS), help="1 2 4 8, which the report needs")
+    parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS), help="1 2 4 8, as the report needs")
     parser.add_argument(
         "--seeds",
         type=int,

@@ -66,6 +66,19 @@ def test_a_new_method_is_judged_at_every_budget_and_a_variant_at_two_with_half_o
     assert of["full"] == [(1.0, seed, seed % 5) for seed in range(10)]
 
 
+def test_no_training_on_a_selection_takes_more_steps_than_one_epoch_of_all_samples(monkeypatch):
+    monkeypatch.setattr(selection, "available", lambda datasets: datasets)
+    cells = selection.grid(["toys"], ["hardest"], 1, list(selection.BUDGETS), list(selection.EPOCHS))
+    assert {cell.budget: cell.epochs for cell in cells if cell.method == "hardest"} == {
+        1 / 16: (1, 2, 4, 8),
+        1 / 8: (1, 2, 4, 8),
+        1 / 4: (1, 2, 4),
+        1 / 2: (1, 2),
+    }
+    assert [cell.epochs for cell in cells if cell.method == "full"] == [(1, 2, 4, 8)]
+    assert {cell.budget for cell in selection.grid(["toys"], ["hardest"], 1, [0.5], [4])} == {1.0}  # the control
+
+
 def test_a_method_asked_for_alone_is_run_with_what_it_is_compared_with(monkeypatch):
     monkeypatch.setattr(selection, "available", lambda datasets: datasets)
     cells = selection.grid(["toys"], ["hardest"], 5, [0.125], [1])
