@@ -3,10 +3,11 @@
     python benchmarks/long/evidence.py --datasets toys --methods learnable random --seeds 0
     python benchmarks/long/evidence.py --selectors smollm --methods learnable_heads  # picks of another model
 
-The runs that decide come first. A finished run is a row of docs/results/evidence.csv, with a digest of its settings and
-the commit, and is not run again; an interrupted one goes on where it stopped. Seconds are CPU seconds of one core, as
-the jobs' logs say, so that other work does not lengthen them. The ranks of its test samples go to
-docs/results/evidence_ranks.parquet, from which evidence_report.py makes its tests.
+Runs are made in the order of the models, seeds, methods and data sets. A finished run is a row of
+docs/results/evidence.csv, with a digest of its settings and the commit, and is not run again; an interrupted one goes
+on where it stopped. Seconds are CPU seconds of one core, as the jobs' logs say, so that other work does not lengthen
+them much. The ranks of its test samples go to docs/results/evidence_ranks.parquet, from which evidence_report.py makes
+its tests.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from minirec.data import splits
 from minirec.evaluation.metrics import K
 from minirec.evaluation.rank_tables import read_ranks
 from minirec.experiment import config, paths
-from minirec.experiment.job_logs import by_rule, costs
+from minirec.experiment.job_logs import by_rule, costs, events
 from minirec.storage import artefact, tables
 
 OUT = ROOT / "docs" / "results" / "evidence.csv"
@@ -64,7 +65,11 @@ def row(settings: config.Config, dataset: str, run: paths.Run) -> dict[str, obje
     top = ROOT / settings.results / dataset
     found = artefact.read_json(run.folder(top) / "metrics.json")
     history = tables.read("history", run.folder(top) / "history.parquet")
-    spent = by_rule(costs(top, paths.logs(top, paths.folders(settings, [run]))), "cpu_seconds")
+    logs = paths.logs(top, paths.folders(settings, [run]))
+    spent = by_rule(costs(top, logs), "cpu_seconds")
+    for log in logs:
+        if (events(log)[1] or {}).get("resumed"):  # the log has the time of the last piece alone
+            spent[log.stem] = float("nan")
     selection = {job: spent[job] if run.selector != "none" and job in spent else 0.0 for job in SELECTION}
     after = found["metrics"]["ndcg@10"]
     return {
@@ -86,7 +91,10 @@ def ranks(settings: config.Config, dataset: str, run: paths.Run) -> pd.DataFrame
 
 
 def digest(settings: config.Config, dataset: str, run: paths.Run) -> str:
-    """Of the settings on which a run may depend: not of other data sets, models, methods and variants."""
+    """12 hexadecimal digits that change with any setting on which this run may depend.
+
+    Settings of other data sets, models, methods and variants do not count.
+    """
     others = {"results", "main", "compare", "variants"}
     said = settings.used_by(run.method).model_dump(mode="json", exclude=others)
     said["datasets"] = said["datasets"][dataset]

@@ -11,9 +11,11 @@ docs/evidence.md and docs/chain.md.
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from itertools import product
 
+import numpy as np
 import pandas as pd
 from evidence import KEY, OUT, RANKS, SELECTION, SHARES
 from evidence_tests import EPOCHS, TESTED, corrected, foreign, tested
@@ -25,24 +27,41 @@ from minirec.report.style import ALL, INK, LINES, MARKERS, PICKED, POINTS, Figur
 CHAIN = EVIDENCE.with_name("chain.md")
 TESTS = ROOT / "docs" / "results" / "evidence_tests.csv"
 MODEL_NAMES = {"tiny": "tiny model", "smollm": "SmolLM2"}
-NAMES = {"learnable_heads": "learnable by heads", "learnable": "learnable by a policy", "full": "all samples"}
+NAMES = {"learnable_heads": "learnable by heads", "learnable": "learnable by the proxy policy", "full": "all samples"}
 DRAWN = ("random", "learnable_heads", "learnable", "minirec", "hardest", "random_once", "full_once")  # in the picture
-NOT_DRAWN = ("product", "variance", "full")  # much like minirec; for more than an epoch. Others follow those of DRAWN
+NOT_DRAWN = ("product", "variance", "full")  # the first two are much like minirec, the last is of several epochs
 TIMED = {"random": "random", "learnable_heads": "heads", "learnable": "policy"}  # in the picture of training times
+
+
+def of_one_setting(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, unless the seeds of one cell were run with different settings: then the program ends."""
+    for cell, settings in rows.groupby(TESTED[:-1])["settings"]:
+        if settings.nunique() > 1:
+            sys.exit(
+                f"{OUT.name}: the seeds of {' '.join(cell)} have different settings; run evidence.py for them again"
+            )
+    return rows
 
 
 def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the CPU seconds that they would have taken on a machine that does nothing else.
 
     Other work makes a CPU second do less. So a training counts as its steps at the pace of the fastest run of its model
-    and data set, and a job of the selection as long as the fastest one of its selector and data set.
+    and data set with at most as many (to start a run takes as long for few steps as for many), and a job of the
+    selection as long as the fastest one of its model, selector and data set. Runs that were resumed have no seconds.
     """
-    pace = (rows["train"] / rows["steps"]).groupby([rows["dataset"], rows["model"]]).transform("min")
-    seconds = {"train": rows["steps"] * pace}
+    of_model = ["dataset", "model"]
+    seconds = {"train": pd.concat([at_best_pace(part) for _, part in rows.groupby(of_model)])}
     for job in SELECTION:
-        ran = rows[rows[job] > 0]
-        seconds[job] = ran.groupby(["dataset", "selector"])[job].transform("min").reindex(rows.index, fill_value=0.0)
+        ran = rows[rows[job] != 0]
+        seconds[job] = ran.groupby([*of_model, "selector"])[job].transform("min").reindex(rows.index, fill_value=0.0)
     return rows.assign(**seconds, cost=sum(seconds.values()))
+
+
+def at_best_pace(rows: pd.DataFrame) -> pd.Series:
+    """Seconds of each training at the lowest seconds a step of any that took at most as many steps."""
+    pace = (rows["train"] / rows["steps"]).groupby(rows["steps"]).min().cummin().ffill()
+    return rows["steps"] * rows["steps"].map(pace)
 
 
 def name_of(method: str) -> str:
@@ -54,16 +73,25 @@ def name_of(method: str) -> str:
 
 
 def cells(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a data set, model, selector, method and budget: mean over the seeds, their number, and CPU seconds."""
-    kinds = {"seeds": ("seed", "count"), "ndcg": ("after", "mean"), "train": ("train", "mean")}
-    kinds |= {"cost": ("cost", "mean"), "before": ("before", "mean")}
-    return rows.groupby([*TESTED[:-1], "samples"], as_index=False).agg(**kinds)
+    """A row a data set, model, selector, method and budget: mean over the seeds, their number, and CPU seconds.
+
+    quality: NDCG@10 as a share of that of all samples for one epoch, over the seeds that both have; nan without any.
+    """
+    of_seed = ["dataset", "model", "seed"]
+    full = rows[rows["method"] == "full_once"].set_index(of_seed)["after"].rename("full")
+    rows = rows.join(full, on=of_seed)
+    rows["common"] = rows["after"].where(rows["full"].notna())
+    kinds = {"ndcg": "after"} | {name: name for name in ("common", "full", "train", "cost", "before")}
+    by_cell = rows.groupby([*TESTED[:-1], "samples"], as_index=False)
+    found = by_cell.agg(seeds=("seed", "count"), **{name: (column, "mean") for name, column in kinds.items()})
+    return found.assign(quality=found["common"] / found["full"])
 
 
 def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     """A table a data set of a model's own picks, the cheapest first; shares are of all samples for one epoch."""
     text, found = "", cells(rows)
-    heads = "samples", "seeds", "NDCG@10", "share", "selection, s", "in sum, s", "share", "minus random", "p (Holm)"
+    heads = ["samples", "seeds", "NDCG@10", "share of quality", "selection, s", "total, s", "share of cost"]
+    heads += ["minus random", "p (Holm)"]
     for dataset in known_first(found["dataset"]):
         part = found[found["dataset"] == dataset].sort_values("cost")
         full = part[part["method"] == "full_once"]
@@ -73,10 +101,8 @@ def markdown(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
             once = row.method == "random_once"
             test = tests.get((*row[1:6], "equal_cost" if once else "random"))
             shown, p = (interval(test), f"{test.p_holm:.2g}") if test is not None else ("", "")
-            shares = [
-                f"{of / full[name].item():.0%}" if len(full) else ""
-                for name, of in (("ndcg", row.ndcg), ("cost", row.cost))
-            ]
+            shares = [row.quality, row.cost / full["cost"].item() if len(full) else np.nan]
+            shares = ["" if np.isnan(share) else f"{share:.0%}" for share in shares]
             text += f"| {name_of(row.method)} | {row.samples:,} | {row.seeds} | {row.ndcg:.4f} | {shares[0]} "
             text += f"| {row.cost - row.train:.0f} | {row.cost:.0f} | {shares[1]} "
             text += f"| {'minus heads: ' if once and p else ''}{shown} | {p} |\n"
@@ -90,12 +116,15 @@ def overview(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
     """
     found = cells(rows)
     full = found[found["method"] == "full_once"].set_index("dataset")
-    part = found[found["dataset"].isin(full.index) & (found["budget"] != "all")]
-    part = part.assign(quality=part["ndcg"] / part["dataset"].map(full["ndcg"]))
-    part["share"] = (part["samples"] / part["dataset"].map(full["samples"])).round(3)
-    other = part[~part["share"].isin(SHARES)].groupby("method")["share"]  # of random_once: as many as cost the same
-    part["part"] = part["share"].map({share: str(Fraction(share)) for share in SHARES})
-    part["part"] = part["part"].fillna(other.transform(lambda of: f"{of.min():.0%} to {of.max():.0%}"))
+    part = found[found["quality"].notna() & (found["budget"] != "all")].copy()
+    size = part["dataset"].map(full["samples"])
+    part["share"] = part["samples"] / size
+    for share in SHARES:
+        part.loc[part["samples"] == (share * size).round(), ["share", "part"]] = share, str(Fraction(share))
+    other = part[~part["share"].isin(SHARES)]  # of random_once: as many as cost the same
+    place = other.groupby(["dataset", "method"])["share"].rank()
+    other = other.groupby(["method", place])["share"].transform(lambda of: f"{of.min():.0%} to {of.max():.0%}")
+    part["part"] = part["part"].fillna(other)
     datasets = known_first(part["dataset"])
     text = f"\n| method | samples | {' | '.join(datasets)} |\n|---|--:{'|--:' * len(datasets)}|\n"
     order = part.groupby(["part", "method"], as_index=False)[["share", "quality"]].mean()
@@ -115,18 +144,16 @@ def overview(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
 
 
 def aims(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
-    """A table of heads against all samples for one epoch: their share of its quality, with interval, and of its cost.
-
-    The quality is of the seeds that both have, so it may differ a little from that of all seeds.
-    """
+    """A table of heads as a share of all samples for one epoch: of its quality, with interval, and of its cost."""
     text = "\n| data set | method | samples | share of quality | share of cost |\n|---|---|--:|--:|--:|\n"
     found = cells(rows)
     full = found[found["method"] == "full_once"].set_index("dataset")
-    heads = found[found["method"].str.startswith("learnable_heads") & found["dataset"].isin(full.index)]
+    heads = found[found["method"].str.startswith("learnable_heads") & found["quality"].notna()]
     for row in heads.sort_values(["method", "samples"]).itertuples():
         if (test := tests.get((*row[1:6], "full_once"))) is not None:
-            share, low, high = (1 + test[end] / full["ndcg"][row.dataset] for end in ("difference", "low", "high"))
-            text += f"| {row.dataset} | {name_of(row.method)} | {row.samples:,} | {share:.0%} [{low:.0%}, {high:.0%}] "
+            low, high = (1 + test[end] / row.full for end in ("low", "high"))
+            text += f"| {row.dataset} | {name_of(row.method)} | {row.samples:,} "
+            text += f"| {row.quality:.0%} [{low:.0%}, {high:.0%}] "
             text += f"| {row.cost / full['cost'][row.dataset]:.0%} |\n"
     return text + "\n"
 
@@ -134,11 +161,12 @@ def aims(rows: pd.DataFrame, tests: dict[tuple, pd.Series]) -> str:
 def selection_costs(rows: pd.DataFrame) -> str:
     """A table of what a selection of an eighth costs by each proxy, and its training, in CPU seconds."""
     jobs = {"train_proxy": "proxy policy", "embed_proxy": "its items", "rollout": "rollouts", "gradient": "gradients"}
-    heads = [*jobs.values(), "**by a policy**", "**by heads**", "training on 1/8"]
+    heads = [*jobs.values(), "**by the policy**", "**by heads**", "training on 1/8"]
     text = f"\n| CPU seconds | {' | '.join(heads)} |\n|---{'|--:' * len(heads)}|\n"
     size = rows["dataset"].map(rows[rows["method"] == "full_once"].groupby("dataset")["samples"].first())
     eighth = rows[rows["samples"] == (size / 8).round()]
-    for dataset in known_first(eighth["dataset"]):
+    both = [set(of["method"]) >= {"minirec", "learnable_heads"} for _, of in eighth.groupby("dataset")]
+    for dataset in known_first(sorted(set(eighth["dataset"]))) if all(both) else []:
         means = eighth[eighth["dataset"] == dataset].groupby("method")[[*jobs, "cost", "train"]].mean()
         policy, by_heads = means.loc["minirec"], means.loc["learnable_heads"]
         sums = [f"**{of['cost'] - of['train']:.0f}**" for of in (policy, by_heads)]
@@ -217,9 +245,9 @@ def training_times(rows: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    rows = undisturbed(pd.read_csv(OUT, dtype={"budget": str}))
+    rows = undisturbed(of_one_setting(pd.read_csv(OUT, dtype={"budget": str})))
     ranks = dict(list(pd.read_parquet(RANKS).groupby(KEY))) if RANKS.is_file() else {}
-    former = pd.read_csv(TESTS, dtype={"budget": str})
+    former = pd.read_csv(TESTS, dtype={"budget": str}) if TESTS.is_file() else pd.DataFrame()
     made = pd.concat([former, tested(rows, ranks)]).sort_values("seeds", kind="stable")  # a test of more seeds stays
     with_holm = corrected(made.drop_duplicates(TESTED, keep="last"), rows)
     keep(with_holm, TESTS, TESTED)

@@ -1,7 +1,7 @@
 """Paired tests of the whole chain: each selection against random, against all samples, and at equal cost.
 
 Each method is compared with as many random samples for as many epochs and with all samples for one, the picks of
-another model also with the model's own, and random samples for one epoch with the heads whose cost is nearest: NDCG@10
+another model also with the model's own, and random samples for one epoch with the heads of as much cost: NDCG@10
 on test over the seeds that both have, at least two, with intervals over users and seeds and paired tests. Holm's
 correction covers what is compared with the same for a data set, model, budget and number of epochs, own picks and those
 of another model apart (METHOD 5).
@@ -28,7 +28,7 @@ def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame
         full = of_set[of_set["method"] == "full_once"]
         heads = of_set[(of_set["method"] == "learnable_heads") & ~foreign(of_set)]
         for _, once in of_set[of_set["method"] == "random_once"].groupby("budget"):
-            found += against("equal_cost", once, of_nearest_cost(heads, once), ranks)
+            found += against("equal_cost", once, of_equal_cost(heads, once), ranks)
         for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", ending(of_set)]):
             own, others = alike[~foreign(alike)], alike[foreign(alike)]
             random = own[own["method"].isin(RANDOM)]
@@ -44,10 +44,11 @@ def ending(rows: pd.DataFrame) -> pd.Series:
     return rows["method"].str.extract(f"({'|'.join(EPOCHS)})$", expand=False).fillna("").rename("ending")
 
 
-def of_nearest_cost(rows: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the budget whose mean cost is nearest to that of ours."""
-    distance = (rows.groupby("budget")["cost"].mean() - ours["cost"].mean()).abs()
-    return rows[rows["budget"].isin(distance.nsmallest(1).index)]
+def of_equal_cost(rows: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the budget whose mean cost is nearest to that of ours; none if it is more than 10 % away."""
+    cost = ours["cost"].mean()
+    distance = (rows.groupby("budget")["cost"].mean() - cost).abs()
+    return rows[rows["budget"].isin(distance[distance <= 0.1 * cost].nsmallest(1).index)]
 
 
 def foreign(rows: pd.DataFrame) -> pd.Series:
@@ -58,7 +59,10 @@ def foreign(rows: pd.DataFrame) -> pd.Series:
 def against(
     name: str, ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]
 ) -> list[dict[str, object]]:
-    """The tests of each method of ours against `theirs`, or against the same method of theirs for `own`."""
+    """The tests of each method of ours against the runs `theirs`, by seed.
+
+    name: random, full_once, equal_cost, or own, which compares with the same method of theirs.
+    """
     tests = []
     for cell, part in ours.groupby(TESTED[:-1]):
         other = theirs[theirs["method"] == part["method"].iloc[0]] if name == "own" else theirs

@@ -41,7 +41,7 @@ class Training:
 
 
 class States:
-    """Pooled states of the items, and of the users of each split, with what to predict."""
+    """Pooled states of the items [m, d], and of the users [n, d] of each split, with what to predict."""
 
     def __init__(self, settings: config.Config, model: Path, top: Path, history: int, batch_tokens: int) -> None:
         """model: its folder. top: results of the data set, where the states are kept. history: items in the prompt."""

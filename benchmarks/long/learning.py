@@ -23,7 +23,7 @@ import pandas as pd
 
 from minirec.experiment import commands, config, paths
 from minirec.storage import artefact, tables
-from minirec.storage.files import atomic_write
+from minirec.storage.files import atomic_write, exclusive_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "results" / "learning.csv"
@@ -111,11 +111,10 @@ def keep(rows: pd.DataFrame, path: Path, key: list[str], kinds: Mapping[str, typ
     kinds: types of columns that a CSV file does not tell.
     """
     table = path.suffix == ".parquet"
-    former = [pd.read_parquet(path) if table else pd.read_csv(path, dtype=kinds)] if path.is_file() else []
-    rows = rows.astype({name: kind for name, kind in kinds.items() if name in rows})
-    rows = pd.concat([*former, rows]).drop_duplicates(key, keep="last").sort_values(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
+    with exclusive_lock(path, wait=True), atomic_write(path) as partial:
+        former = [pd.read_parquet(path) if table else pd.read_csv(path, dtype=kinds)] if path.is_file() else []
+        rows = rows.astype({name: kind for name, kind in kinds.items() if name in rows})
+        rows = pd.concat([*former, rows]).drop_duplicates(key, keep="last").sort_values(key)
         if table:
             rows.to_parquet(partial, index=False, compression="zstd")
         else:

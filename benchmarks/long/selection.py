@@ -4,7 +4,7 @@
 
 Methods are those of src/minirec/selection/methods and the variants of config/evidence.yaml: those with another proxy
 like the methods, all others at two of the budgets and with half the seeds. random and full, with which they are
-compared, always take part. No training on a selection takes more steps than one epoch of all samples. Two seeds share a
+compared, always take part. No training on a selection visits more samples than one epoch of all. Two seeds share a
 proxy with its rollouts and scores, made by the workflow. A training takes seconds; what is finished is not run again.
 Rows go to docs/results/selection.csv; selection_report.py makes tables and pictures of them. MovieLens is fetched; cds
 and toys take part where data/NAME holds their two files. So does a data set of your own, if a file of --configfile has
@@ -51,7 +51,7 @@ CONTROLS = ("random", "full")  # with which all others are compared
 BUDGETS = (1 / 8, 1 / 4, 1 / 16, 1 / 2)
 ABLATED = (1 / 8, 1 / 4)  # budgets of the variants
 EPOCHS = (1, 2, 4, 8)
-MOST = 1.0  # epochs of all samples, in whose steps a training on a selection must end
+MOST_PASSES = 1.0  # a training on a selection visits at most as many samples as so many epochs of all
 SEEDS, PROXIES = 10, 5  # two seeds a proxy
 FILES = tuple(ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", "learning_tiny", "evidence"))
 LAID_OVER: list[Path] = []  # over these, of --configfile
@@ -98,7 +98,10 @@ class Cell:
 
     def file(self) -> Path:
         """Where the results are kept: another file for other inputs or settings."""
-        said = Provenance("laboratory", {**asdict(self), "select": used(self.method).model_dump()}, self.inputs())
+        read = {"training": asdict(training(self.seed)), "batch_prompts": settings().train.batch_prompts}
+        of_method = settings().used_by(self.method)
+        read |= {name: getattr(of_method, name).model_dump() for name in ("select", "curriculum")}
+        said = Provenance("laboratory", asdict(self) | read, self.inputs())
         digest = sha256(said.json().encode()).hexdigest()[:12]
         return self.top / "laboratory" / self.method / f"seed{self.seed}-{digest}.parquet"
 
@@ -115,14 +118,15 @@ def lay_over(files: list[Path]) -> None:
     settings.cache_clear()
 
 
-def judged() -> list[str]:
+def training(seed: int) -> Training:
+    """How a head is trained here, by the settings of the workflow."""
+    train = settings().train
+    return Training(train.head, train.head_learning_rate, settings().policy.tau, train.extra_negatives, seed)
+
+
+def comparable_methods() -> list[str]:
     """The methods, and the variants that change no training: there is only one training here."""
     return [*registry.methods(), *(name for name, one in settings().variants.items() if "train" not in one.changes)]
-
-
-def used(method: str) -> config.Config:
-    """The settings of selection that a method or variant reads, and of the curriculum."""
-    return settings().used_by(method).select
 
 
 def model_of(dataset: str) -> str:
@@ -152,14 +156,14 @@ def available(datasets: list[str]) -> list[str]:
 def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[float], epochs: list[int]) -> list[Cell]:
     """All cells, those of the controls too, those of the first budget first.
 
-    Numbers of epochs that take more steps than MOST are left out: a selection is there to save steps.
+    Numbers of epochs that visit more samples than MOST_PASSES are left out: a selection is there to save steps.
     """
     cells, methods = [], list(dict.fromkeys([*methods, *CONTROLS]))
     for budget, dataset, method, seed in product(budgets, available(datasets), methods, range(seeds)):
-        full = not (variant := settings().variants.get(method)) or variant.proxy
-        if full or (seed < PROXIES and budget in ABLATED):
+        every_budget = not (variant := settings().variants.get(method)) or variant.proxy
+        if every_budget or (seed < PROXIES and budget in ABLATED):
             everything = settings().method(method).takes_all
-            tried = tuple(number for number in epochs if everything or number * budget <= MOST)
+            tried = tuple(number for number in epochs if everything or number * budget <= MOST_PASSES)
             if tried:
                 cells.append(Cell(dataset, method, seed, seed % PROXIES, 1.0 if everything else budget, tried))
     return list(dict.fromkeys(cells))
@@ -174,7 +178,9 @@ def make_signals(cells: list[Cell], cores: int) -> None:
 def run_stage(name: str, **given: Path | int | None) -> None:
     """Run a stage by hand with the settings of the laboratory; given: files and settings by flag, None: left out."""
     given |= {"batch_tokens": BATCH_TOKENS["tiny"]}
-    words = [w for flag, value in given.items() if value for w in (f"--{flag.replace('_', '-')}", str(value))]
+    words = [
+        w for flag, value in given.items() if value is not None for w in (f"--{flag.replace('_', '-')}", str(value))
+    ]
     words += ["--configfile", *map(str, [*FILES, *LAID_OVER])]
     subprocess.run([sys.executable, "-m", "minirec", name, *words], cwd=ROOT, check=True)
 
@@ -190,13 +196,12 @@ def states_of(dataset: str) -> States:
 
 def training_order(cell: Cell, signals: Signals) -> np.ndarray:
     """Rows of the training samples, selected and ordered as in the workflow (METHOD 4.6, 4.7)."""
-    method, select = settings().method(cell.method), used(cell.method)
-    chosen = {name: getattr(select, name) for name in method.settings}
+    method, used = settings().method(cell.method), settings().used_by(cell.method)
+    chosen = {name: getattr(used.select, name) for name in method.settings}
     rows = method.pick(signals, round(cell.budget * len(signals)), np.random.default_rng(cell.seed), **chosen).rows
     if not method.reads:
         return rows
-    curriculum = settings().used_by(cell.method).curriculum
-    return curriculum_order(rows, signals.mean_reward[rows], curriculum.group_size, curriculum.seed)
+    return curriculum_order(rows, signals.mean_reward[rows], used.curriculum.group_size, used.curriculum.seed)
 
 
 def run(cell: Cell) -> Path:
@@ -222,7 +227,7 @@ def trainings(cell: Cell, states: States, signals: Signals) -> Iterator[dict[str
     batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
     for epochs in cell.epochs:
         started = time.perf_counter()
-        head = states.trained(batches * epochs, Training(seed=cell.seed))
+        head = states.trained(batches * epochs, training(cell.seed))
         seconds, rank = time.perf_counter() - started, states.ranks(head, "test")
         found = (states.ndcg(head, "valid"), float(metrics.ndcg(rank, metrics.K).mean()), len(batches) * epochs)
         names = (cell.dataset, cell.method, cell.budget, epochs, cell.seed)
@@ -247,9 +252,9 @@ def main() -> None:
     parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="laid over the configuration")
     given = parser.parse_args()
     lay_over(given.configfile)
-    methods = given.methods or judged()
-    if unknown := set(methods) - set(judged()):
-        parser.error(f"{', '.join(sorted(unknown))} is not among {', '.join(judged())}")
+    methods = given.methods or comparable_methods()
+    if unknown := set(methods) - set(comparable_methods()):
+        parser.error(f"{', '.join(sorted(unknown))} is not among {', '.join(comparable_methods())}")
     cells = grid(given.datasets, methods, given.seeds, given.budgets, given.epochs)
     make_signals(cells, given.cores)
     for dataset in dict.fromkeys(cell.dataset for cell in cells):

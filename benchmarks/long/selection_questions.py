@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from frozen import Training
 from learning import ROOT, into_page, keep
 from scipy import stats
 from selection import (
@@ -32,6 +32,7 @@ from selection import (
     run_stage,
     settings,
     states_of,
+    training,
     training_order,
 )
 from selection_report import LABORATORY, known_first
@@ -44,6 +45,7 @@ from minirec.selection.curriculum import curriculum_order
 from minirec.selection.greedy import greedy
 from minirec.selection.signals import Signals, learnability
 from minirec.storage import tables, tensors
+from minirec.storage.artefact import Provenance
 
 OUT = ROOT / "docs" / "results" / "selection_questions.csv"
 KEY = ["question", "dataset", "what", "number"]
@@ -106,7 +108,7 @@ class Laboratory:
 
     def reached(self, order: np.ndarray, seed: int) -> float:
         """NDCG@10 on test after training on these rows, in this order, for EPOCHS epochs."""
-        return self.states.ndcg(self.states.trained(self.batches(order) * EPOCHS, Training(seed=seed)), "test")
+        return self.states.ndcg(self.states.trained(self.batches(order) * EPOCHS, training(seed)), "test")
 
     def batches(self, order: np.ndarray) -> list[np.ndarray]:
         """The rows of each step of an epoch."""
@@ -122,20 +124,28 @@ class Laboratory:
         curriculum = settings().curriculum
         return curriculum_order(rows, reward[rows], curriculum.group_size, curriculum.seed)
 
-    def rolled_out(self, name: str, **changes: Path | int | None) -> np.ndarray:
-        """Rewards [n, G] of a rollout by hand, with other inputs or another number of completions."""
+    def rolled_out(self, **changes: Path | int | None) -> Path:
+        """The folder of a rollout that is made by hand, with other inputs or another number of completions."""
         selector = model_of(self.dataset)
         made = self.top / "signals" / selector / "seed0"
-        folder = self.top / "laboratory" / name
         files = {"samples": self.top / "samples.parquet", "catalogue": self.top / "catalogue.parquet"}
         files |= {"item_table": made / "items.safetensors", "adapter": made / "proxy" / "adapter"}
-        files |= {"model": ROOT / "data" / "models" / selector, "rollouts": folder / "rollouts.parquet"}
-        files |= {"hidden": folder / "hidden.safetensors"}
-        if not files["rollouts"].is_file():
+        files |= {"model": ROOT / "data" / "models" / selector} | changes
+        inputs = {flag: file for flag, file in files.items() if isinstance(file, Path)}
+        others = {flag: value for flag, value in files.items() if flag not in inputs}
+        said = Provenance("rollout", others | settings().rollout.model_dump(), inputs)
+        folder = self.top / "laboratory" / "rollouts" / sha256(said.json().encode()).hexdigest()[:12]
+        outputs = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
+        if not all(file.is_file() for file in outputs.values()):
             folder.mkdir(parents=True, exist_ok=True)
-            run_stage("rollout", **files | changes)
-        table = tables.read("rollouts", files["rollouts"], ["sample_id", "completion", "reward"])
-        return table.to_pandas().pivot(index="sample_id", columns="completion", values="reward").to_numpy()
+            run_stage("rollout", **files, **outputs)
+        return folder
+
+    def rewards_of(self, rollout: Path) -> np.ndarray:
+        """Rewards [n, G] of the training samples in such a folder."""
+        table = tables.read("rollouts", rollout / "rollouts.parquet", ["sample_id", "completion", "reward"])
+        rewards = table.to_pandas().pivot(index="sample_id", columns="completion", values="reward")
+        return rewards.loc[self.train.sample_id].to_numpy()
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -150,12 +160,12 @@ def over_proxies(lab: Laboratory) -> Iterator[Answer]:
             yield "spearman over proxies", name, spearman(getattr(one, name), getattr(other, name))
     for count in (1, 2, 4):
         averaged = np.mean([signals.mean_reward for signals in lab.signals[:count]], axis=0)
-        yield "spearman with a fifth proxy", f"mean_reward of {count}", spearman(averaged, lab.signals[4].mean_reward)
+        yield "spearman with a fifth proxy", f"mean_reward of {count}", spearman(averaged, lab.signals[-1].mean_reward)
 
 
 def over_completions(lab: Laboratory) -> Iterator[Answer]:
     """How alike are mean rewards of other completions of the same proxy?"""
-    rewards = lab.rolled_out("many_completions", completions=MANY)
+    rewards = lab.rewards_of(lab.rolled_out(completions=MANY))
     for count in (2, 4, 8):
         yield (
             "spearman over completions",
@@ -173,8 +183,9 @@ def judges(lab: Laboratory) -> Iterator[Answer]:
     selector = model_of(lab.dataset)
     base = lab.top / "base" / selector
     files = {"item_table": base / "items.safetensors", "whitening": base / "whitening.safetensors", "adapter": None}
-    of_base = lab.rolled_out("base_model", **files).mean(1)
-    hidden = tensors.read(lab.top / "laboratory" / "base_model" / "hidden.safetensors", "hidden")["hidden"]
+    by_base = lab.rolled_out(**files)
+    of_base = lab.rewards_of(by_base).mean(1)
+    hidden = tensors.read(by_base / "hidden.safetensors", "hidden")["hidden"]
     z = Whitening.read(files["whitening"]).user(torch.from_numpy(hidden).float()).mean(1).numpy()
     yield "spearman of base and proxy", "mean_reward", spearman(of_base, lab.signals[0].mean_reward)
     for share in ABLATED:
@@ -194,15 +205,15 @@ def judges(lab: Laboratory) -> Iterator[Answer]:
 def frozen_judges(lab: Laboratory) -> Iterator[Answer]:
     """What must a head have learned from, to judge well without completions?"""
     for seed, signals in enumerate(lab.signals):
-        training, drawn = Training(seed=seed), np.random.default_rng(seed).permutation(len(signals))
+        of_head, drawn = training(seed), np.random.default_rng(seed).permutation(len(signals))
         few = np.flatnonzero(np.isin(lab.train.sample_id, proxy_samples(lab, seed)))
         by_halves = np.empty(len(signals))
         for one, other in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
-            by_halves[other] = rewards(lab, lab.states.trained(lab.batches(one), training))[other]
+            by_halves[other] = rewards(lab, lab.states.trained(lab.batches(one), of_head))[other]
         judged = {
             "the proxy": signals.mean_reward,
-            "a head of the proxy's samples": rewards(lab, lab.states.trained(lab.batches(few) * 10, training)),
-            "a head of all samples, these included": rewards(lab, lab.states.trained(lab.batches(drawn), training)),
+            "a head of the proxy's samples": rewards(lab, lab.states.trained(lab.batches(few) * 10, of_head)),
+            "a head of all samples, these included": rewards(lab, lab.states.trained(lab.batches(drawn), of_head)),
             "heads of the other half": by_halves,
         }
         for share in ABLATED:
@@ -238,13 +249,13 @@ def proxy_samples(lab: Laboratory, seed: int) -> np.ndarray:
 
 
 def halves(lab: Laboratory, signals: Signals, share: float, seed: int) -> Head:
-    """Train half of the steps on `learnable`; let the trained head judge all samples; train the rest on its picks."""
+    """Train a head on `learnable` for half of the steps and let it judge; then a new head on these and on its picks."""
     first = lab.batches(lab.learnable(signals.mean_reward, signals.embeddings, share)) * (EPOCHS // 2)
-    head = lab.states.trained(first, Training(seed=seed))
+    head = lab.states.trained(first, training(seed))
     reward = rewards(lab, head)
     z = head.user(lab.states.states["train"]).detach().numpy()
     second = lab.batches(lab.learnable(reward, z, share)) * (EPOCHS // 2)
-    return lab.states.trained(first + second, Training(seed=seed))
+    return lab.states.trained(first + second, training(seed))
 
 
 def traits(lab: Laboratory) -> Iterator[Answer]:

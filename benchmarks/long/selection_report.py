@@ -31,8 +31,8 @@ from selection import (
     OUT,
     PROXIES,
     SEEDS,
+    comparable_methods,
     grid,
-    judged,
     lay_over,
     settings,
     states_of,
@@ -60,7 +60,7 @@ def runs(dataset: str) -> pd.DataFrame:
     """All trainings of a data set on this disk, with their ranks; none unless the controls are there."""
     if dataset not in settings().datasets:
         return pd.DataFrame()
-    cells = grid([dataset], judged(), SEEDS, list(BUDGETS), list(EPOCHS))
+    cells = grid([dataset], comparable_methods(), SEEDS, list(BUDGETS), list(EPOCHS))
     files = [cell.file() for cell in cells if all(path.exists() for path in cell.inputs().values())]
     found = [pd.read_parquet(file) for file in files if file.is_file()]
     rows = complete(pd.concat(found, ignore_index=True)) if found else pd.DataFrame({"method": []})
@@ -79,7 +79,10 @@ def chosen(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranks(rows: pd.DataFrame, seeds: pd.Series | None = None) -> np.ndarray:
-    """Ranks [proxies, test samples x seeds a proxy] of one method and budget; seeds: of these alone."""
+    """Ranks [proxies, test samples x seeds a proxy] of one method and budget; seeds: of these alone.
+
+    The seeds of a proxy stand side by side, so that only proxies count as independent runs.
+    """
     rows = rows.sort_values("seed") if seeds is None else rows[rows["seed"].isin(seeds)].sort_values("seed")
     by_proxy = rows.groupby(rows["seed"] % PROXIES)["rank"]
     return np.stack([np.concatenate(part.to_list()) for _, part in by_proxy])
@@ -144,14 +147,15 @@ def known_first(datasets: Iterable[str]) -> list[str]:
 
 
 def markdown(tests: pd.DataFrame, budget: float) -> str:
-    """A line a method: test NDCG@10 by data set, as a share of full, and how it differs from random."""
+    """A line a method, the best on valid first: test NDCG@10 by data set, its share of full, marks against random."""
     sets = known_first(tests["dataset"])
-    full = tests[tests["method"] == "full"].set_index("dataset")["test"]
+    full = tests[tests["method"] == "full"].set_index("dataset")
     table = tests[tests["budget"] == budget].set_index(["method", "dataset"])
-    shares = table["test"] / table.index.get_level_values("dataset").map(full)
-    order = shares.groupby("method").agg(["count", "mean"]).sort_values(["count", "mean"], ascending=False).index
+    of_full = table[["valid", "test"]] / full.loc[table.index.get_level_values("dataset"), ["valid", "test"]].to_numpy()
+    shares, on_valid = of_full["test"], of_full["valid"].groupby("method")
+    order = on_valid.agg(["count", "mean"]).sort_values(["count", "mean"], ascending=False).index
     lines = [f"| method | {' | '.join(sets)} |\n", "|---" * (len(sets) + 1) + "|\n"]
-    lines.append(f"| *full* | {' | '.join(f'{full[name]:.4f}' for name in sets)} |\n")
+    lines.append(f"| *full* | {' | '.join(f'{value:.4f}' for value in full.loc[sets, 'test'])} |\n")
     for method in order:
         cells = []
         for name in sets:
@@ -168,7 +172,7 @@ def markdown(tests: pd.DataFrame, budget: float) -> str:
 
 
 def equal_steps(rows: pd.DataFrame) -> str:
-    """A table of test NDCG@10 after as many steps, with one epoch of all samples, twice as many, below."""
+    """A table of test NDCG@10 after as many steps in each row but the last, which takes twice as many."""
     mean = rows.groupby([*CELL, "dataset"])["test"].mean()
     sets = known_first(rows["dataset"])
     text = f"\n| method | samples | epochs | {' | '.join(sets)} |\n|---|--:|--:{'|--:' * len(sets)}|\n"
@@ -251,7 +255,7 @@ def main() -> None:
             sys.stderr.write(f"{dataset}: its tests stay; random and full are not finished on this disk\n")
         save(f"selection_{dataset}", picture(dataset, part, given.highlight))
     save("sensitivity", sensitivity(rows))
-    tests = merged(pd.read_csv(TESTS), new)
+    tests = merged(pd.read_csv(TESTS) if TESTS.is_file() else pd.DataFrame(), new)
     with atomic_write(TESTS) as partial:
         tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
     tables = [f"\n**{Fraction(budget)} of the samples**\n\n{markdown(tests, budget)}" for budget in ABLATED]

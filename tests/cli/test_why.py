@@ -199,3 +199,26 @@ def test_a_sample_that_its_shard_did_not_pick_is_said_to_be_lost_there(top, caps
     select.run(**files, shards_folder=folder / "shards", selection=folder / "selection.parquet")
     assert "not among the picks of its shard" in said(capsys, folder, 20)
     assert "of 2 samples" in said(capsys, folder, 30)
+
+
+def test_influences_that_have_changed_since_the_selection_are_refused(top, capsys, tmp_path):
+    copy = tmp_path / "shop"
+    shutil.copytree(top, copy)
+    influences, signals = copy / "surrogate" / "influences.parquet", copy / "signals" / "tiny" / "seed0"
+    files = {name: signals / f"{name}.parquet" for name in ("scores",)} | {"influences": influences}
+    table = pa.table({"sample_id": IDS, "influence": [0.1, 0.4, 0.3, 0.2, 0.0]})
+    tables.write("influences", table, influences, Provenance("influence"))
+    out = copy / "selections" / "tiny" / "dealrec-2" / "seed0" / "selection.parquet"
+    kept = {
+        "select": Select(),
+        "samples": copy / "samples.parquet",
+        "method": "dealrec",
+        "budget": "2",
+        "selection": out,
+    }
+    select.run(**kept, **files)
+    assert "influence" in said(capsys, out.parent, 20)
+    tables.write("influences", table, influences, Provenance("influence", {"damping": 1.0}))
+    assert "influences.parquet has changed since" in said(capsys, out.parent, 20, code=1)
+    influences.unlink()
+    assert "influences.parquet has changed since" in said(capsys, out.parent, 20, code=1)

@@ -176,3 +176,13 @@ def test_every_configuration_is_compared_with_random_of_its_budget_and_with_full
     assert full == {"m/s/minirec-8": 0.5, "m/s/kmeans-8": 0.0, "m/s/kmeans-9": 0.0, "m/none/random-8": -0.5}
     test = found["minus_random"]["m/s/kmeans-8"]
     assert test["p_holm"] == 2 * test["p"] < 0.001  # one of two
+
+
+def test_a_variant_of_full_stands_for_it_where_full_itself_is_not_run(tmp_path, defaults):
+    best, middle, worst = [1] * 40, [3] * 40, [50] * 40  # NDCG@10 of 1, .5 and 0
+    runs = {"m/s/minirec-8/seed0": best, "m/none/item_loss-all/seed0": worst, "m/none/full_once-all/seed0": middle}
+    runs |= {"other/none/full_twice-all/seed0": worst}
+    with_ranks(tmp_path / "runs", runs)
+    samples = with_samples(tmp_path / "samples.parquet", list(range(40)))
+    found = paired(tmp_path, [Run.parse(name) for name in runs], samples, defaults)["minus_full"]
+    assert {name: test["mean"] for name, test in found.items()} == {"m/s/minirec-8": 0.5, "m/none/item_loss-all": -0.5}

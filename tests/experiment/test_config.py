@@ -130,6 +130,12 @@ def test_a_wrong_value_in_a_list_is_named_with_its_place(raw, key, value, place)
     assert complaint(changed(raw, key, value)).startswith(place)
 
 
+@pytest.mark.parametrize("key", ["main/seeds", "compare/seeds"])
+def test_a_seed_that_is_named_twice_is_refused_as_its_run_would_count_as_two(raw, key):
+    where = key.replace("/", ".")
+    assert complaint(changed(raw, key, [3, 0, 3])) == f"{where} has 3 twice; a seed is one run, so name each once"
+
+
 @pytest.mark.parametrize("key", ["datasets", "main", "main/model", "models/gemma/source"])
 def test_a_missing_setting_is_named(raw, key):
     found = changed(raw, key, None)

@@ -123,6 +123,7 @@ def test_the_nearest_pick_and_the_diversity_of_who_was_left_out_are_those_of_a_p
         assert distance[row] == pytest.approx(min(away), abs=1e-6)
     assert distance[[4, 2]].tolist() == [0, 0]
     assert picks.nearest_picks(vectors[[0, 3, 0]], np.array([1, 0, 2]))[1][0] == 1  # of two as near, the first
+    assert picks.nearest_picks(np.eye(3) * [[0], [1], [1]], np.array([0]))[0].tolist() == [0, 1, 1]  # picked, of zeros
 
 
 def test_a_sample_that_was_left_out_names_the_pick_that_it_resembles(project):

@@ -225,6 +225,7 @@ def test_pick_at_random_is_repeated_by_its_seed():
         ({"rewards": np.zeros(4)}, r"rewards must be numbers \[n, G\], but they have the shape \(4,\)"),
         ({"rewards": np.zeros((4, 2, 2))}, r"have the shape \(4, 2, 2\)"),
         ({"embeddings": np.r_[np.eye(4)[:3], [[0, np.inf, 0, 0]]]}, "embeddings have NaN or infinity in row 3"),
+        ({"embeddings": np.zeros(4)}, r"embeddings must be numbers \[n, d\], but they have the shape \(4,\)"),
         ({"embeddings": np.eye(3)}, "4 rows of rewards, but 3 of embeddings"),
         ({"embeddings": np.eye(5)}, "4 rows of rewards, but 5 of embeddings"),
     ],
@@ -233,6 +234,12 @@ def test_pick_refuses_what_does_not_fit_in_one_sentence(change, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
         pick(**{"rewards": REWARDS, "budget": 2, **change})
     assert "\n" not in str(caught.value)
+
+
+def test_pick_takes_lists_as_well_as_arrays():
+    vectors = np.eye(len(REWARDS))
+    listed = pick(REWARDS.tolist(), 2, embeddings=vectors.tolist())
+    assert listed.tolist() == pick(REWARDS, 2, embeddings=vectors).tolist()
 
 
 def picked(name: str, budget: int, *, generator: int = 0, **signals) -> list[int]:

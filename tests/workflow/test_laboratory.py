@@ -56,7 +56,7 @@ def test_a_difference_is_ours_minus_theirs_on_the_seeds_of_both():
 
 def test_a_new_method_is_judged_at_every_budget_and_a_variant_at_two_with_half_of_the_seeds(monkeypatch):
     monkeypatch.setattr(selection, "available", lambda datasets: datasets)
-    known = selection.judged()
+    known = selection.comparable_methods()
     assert {*registry.methods(), "minirec_centred"} <= set(known)
     assert not {"item_loss", "full_twice"} & set(known)  # of another training
     cells = selection.grid(["toys"], known, 10, list(selection.BUDGETS), [1])
@@ -195,6 +195,7 @@ def test_the_table_has_full_first_then_the_best_and_marks_what_differs_from_rand
             names | {"method": "same", "test": 0.11, "random_difference": 0.01, "random_p_holm": 0.2},
         ]
     )
+    tests = tests.assign(valid=tests["test"])
     *_, full, good, same, random, bad = selection_report.markdown(tests, 0.125).splitlines()
     assert full == "| *full* | 0.2000 |"
     assert good == "| good | 0.1500 (75%) **+** |"
@@ -246,6 +247,8 @@ def test_one_epoch_of_random_samples_is_compared_with_the_heads_of_about_its_cos
         ["random_once", "3200", "equal_cost", -0.5]
     ]
     kept = {tuple(t[evidence_tests.TESTED]): t for _, t in evidence_tests.corrected(tests, found).iterrows()}
+    dear = found.assign(cost=found["cost"].mask(found["method"] == "random_once", 130.0))
+    assert evidence_tests.tested(dear, {key: ranks for _, key, ranks in once + cheap + alike}).empty  # costs more
     line = next(line for line in evidence_report.markdown(found, kept).splitlines() if "one epoch" in line)
     assert line.startswith("| random, one epoch | 1 | 2 | 0.2000 |")
     assert "| minus heads: -0.5000 [" in line
@@ -260,6 +263,19 @@ def test_a_method_without_a_name_of_its_own_in_the_report_is_in_table_and_pictur
         assert f"| {name} | 638 |" in table
     legend = [text.get_text() for text in evidence_report.picture(found).legends[0].texts]
     assert legend == ["random", "learnable by heads", "all samples, one epoch", "mine"]
+
+
+def test_the_share_of_quality_is_of_the_seeds_that_method_and_all_samples_have():
+    numbers = {"samples": 638, "before": 0.1, "train": 10.0, "cost": 20.0}
+    reached = [("full_once", 0, 0.2), ("full_once", 1, 0.1), ("mine", 0, 0.15), ("mine", 7, 0.9), ("other", 7, 0.5)]
+    found = pd.DataFrame([run(m, seed, [1, 1])[0] | numbers | {"after": value} for m, seed, value in reached])
+    assert evidence_report.cells(found).set_index("method")["quality"].dropna().to_dict() == {
+        "full_once": 1.0,
+        "mine": pytest.approx(0.75),
+    }
+    table = evidence_report.markdown(found, {})
+    assert "| mine | 638 | 2 | 0.5250 | 75% | 10 | 20 | 100% |" in table
+    assert "| other | 638 | 1 | 0.5000 |  | 10 | 20 | 100% |" in table
 
 
 def test_the_picture_of_training_times_stacks_what_the_selection_cost_on_the_training():
@@ -323,15 +339,29 @@ def test_seconds_are_those_of_the_fastest_run_as_other_work_on_the_machine_only_
             {"selector": "tiny", "steps": 50, "train": 20.0, "crossfit": 9.0},
             {"selector": "tiny", "steps": 50, "train": 25.0, "crossfit": 12.0},
             {"selector": "none", "steps": 100, "train": 5.0, "crossfit": 0.0, "dataset": "cds"},
+            {
+                "selector": "none",
+                "steps": 20,
+                "train": 10.0,
+                "crossfit": 0.0,
+            },  # to start takes as long as for more steps
+            {"selector": "tiny", "steps": 100, "train": np.nan, "crossfit": np.nan},  # was resumed
         ]
     )
     runs = runs.fillna({"dataset": "toys"}).assign(model="tiny")
     for job in set(evidence.SELECTION) - {"crossfit"}:
         runs[job] = 0.0
     found = evidence_report.undisturbed(runs)
-    assert found["train"].tolist() == [40.0, 20.0, 20.0, 5.0]
-    assert found["crossfit"].tolist() == [0.0, 9.0, 9.0, 0.0]
-    assert found["cost"].tolist() == [40.0, 29.0, 29.0, 5.0]
+    assert found["train"].tolist() == [40.0, 20.0, 20.0, 5.0, 10.0, 40.0]
+    assert found["crossfit"].tolist() == [0.0, 9.0, 9.0, 0.0, 0.0, 9.0]
+    assert found["cost"].tolist() == [40.0, 29.0, 29.0, 5.0, 10.0, 49.0]
+
+
+def test_a_table_is_not_made_of_seeds_with_different_settings():
+    found = pd.DataFrame([run("random", seed, [1, 1])[0] | {"settings": "abc"} for seed in (0, 1)])
+    assert evidence_report.of_one_setting(found) is found
+    with pytest.raises(SystemExit, match="the seeds of toys tiny none random 638 have different settings"):
+        evidence_report.of_one_setting(found.assign(settings=["abc", "def"]))
 
 
 def test_random_picks_take_the_place_of_those_of_minirec_that_learnable_passes_over():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,9 @@ def tests_of(
     """Paired tests of NDCG@10 between configurations, as comparison.json has them.
 
     main: the first run's configuration. paired_tests: of main minus every other configuration. minus_random and
-    minus_full: of every configuration minus the method random with its model and budget, and minus full with its model,
-    where these are among the runs. Holm's correction covers the tests of each of the three. ranks, users: from
-    `ranks_of`.
+    minus_full: of every configuration minus the method random with its model and budget, and minus full with its model
+    or, without it, the first variant whose name begins with full_, where these are among the runs. Holm's correction
+    covers the tests of each of the three. ranks, users: from `ranks_of`.
     """
     main, *others = ranks
     tests: dict[str, Any] = {"main": main}
@@ -105,9 +105,19 @@ def tests_of(
     for method in REFERENCES:
         pairs = {}
         for run in runs:
-            budget = "all" if method == "full" else run.budget
-            reference = Run(run.model, "none", method, budget, run.seed).configuration
-            if reference in ranks and reference != run.configuration:
+            reference = _reference(method, run, ranks)
+            if reference and reference != run.configuration:
                 pairs[run.configuration] = (ranks[run.configuration], ranks[reference])
         tests[f"minus_{method}"] = tests_of_pairs(pairs, users, settings)
     return tests
+
+
+def _reference(method: str, run: Run, configurations: Collection[str]) -> str | None:
+    """The configuration with which a run is compared, of those that there are."""
+    if method == "random":
+        wanted = [Run(run.model, "none", method, run.budget, run.seed).configuration]
+    else:
+        of_model = [Run.parse(f"{name}/seed{run.seed}") for name in configurations]
+        variants = [r.method for r in of_model if r.model == run.model and r.method.startswith("full_")]
+        wanted = [Run(run.model, "none", name, "all", run.seed).configuration for name in ("full", *variants)]
+    return next((name for name in wanted if name in configurations), None)

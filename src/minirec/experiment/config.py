@@ -35,7 +35,7 @@ class Main(Section):
 
     model: Name = Field(description="the model that is trained, a name under models")
     selector: Name = Field(
-        description="the model whose proxy or heads try the samples; another one than model is transfer"
+        description="the model whose proxy or heads judge the samples; another one than model is transfer"
     )
     method: Name = Field(description="a selection method, or a name under variants")
     budget: Budget = Field(description="training samples to keep, or all")
@@ -106,6 +106,9 @@ class Config(Section):
             raise ValueError("results must not contain '..'")
         self._names_are_free()
         self._names_are_known()
+        for where, seeds in (("main", self.main.seeds), ("compare", self.compare.seeds)):
+            if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+                raise ValueError(f"{where}.seeds has {twice[0]} twice; a seed is one run, so name each once")
         for name, variant in self.variants.items():
             if "shards" in variant.rollout:
                 raise ValueError(f"variants.{name}.rollout.shards changes no result; set rollout.shards for all")

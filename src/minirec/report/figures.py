@@ -249,8 +249,9 @@ def quality_and_cost(configurations: pd.DataFrame, metric: str) -> Figure:
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour and marker of the line of this number; together they repeat after 30 lines."""
-    return {"color": LINES[number % len(LINES)], "marker": MARKERS[number % len(MARKERS)]}
+    """Colour and marker of the line of this number; together they repeat after 36 lines."""
+    turn = number // len(LINES)
+    return {"color": LINES[number % len(LINES)], "marker": MARKERS[(number + turn) % len(MARKERS)]}
 
 
 def seconds_by_rule(seconds: Mapping[str, float]) -> Figure:

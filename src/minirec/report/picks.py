@@ -141,6 +141,7 @@ def nearest_picks(vectors: np.ndarray, picks: np.ndarray) -> tuple[np.ndarray, n
     unit = normalize(vectors.astype(np.float64))
     blocks = [1 - unit[start : start + BLOCK] @ unit[picks].T for start in range(0, len(unit), BLOCK)]
     distance = np.concatenate([block.min(1) for block in blocks])
+    distance[picks] = 0.0  # also that of a vector of zeros
     return np.where(distance < SAME, 0.0, distance), np.concatenate([block.argmin(1) for block in blocks])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def signal_files(chosen: Selection) -> SignalFiles:
     return SignalFiles(scores, rollouts, embeddings)
 
 
+def influences_of(chosen: Selection) -> Path | None:
+    """The influences of the training samples, if there are any.
+
+    Raises InputError if the selection was made from influences that have changed since, or are gone.
+    """
+    file, digest = chosen.top / "surrogate" / "influences.parquet", chosen.inputs.get("influences")
+    if digest and not (file.is_file() and artefact.digest(file) == digest):
+        raise InputError(f"{file} has changed since {chosen.folder} was made, or is gone; run the workflow again")
+    return file if file.is_file() else None
+
+
 class Explanation:
     """The signals of a selection's candidates, and what they say of any of its samples."""
 
@@ -110,10 +122,7 @@ class Explanation:
         self.chosen = chosen = open_selection(folder)
         self.samples, self.titles = chosen.top / "samples.parquet", splits.titles(chosen.top / "catalogue.parquet")
         self.files = files = signal_files(chosen)
-        influences = chosen.top / "surrogate" / "influences.parquet"
-        self.signals = candidates_of(
-            chosen.folder, chosen.shards, self.samples, files, influences if influences.is_file() else None
-        )
+        self.signals = candidates_of(chosen.folder, chosen.shards, self.samples, files, influences_of(chosen))
         self.pool = self.signals.sample_id
         self.value, self.vectors = factors(chosen.method, chosen.settings, self.signals)
         self.rows = tables.rows_of(self.pool, chosen.picks, chosen.folder / "selection.parquet")
@@ -150,17 +159,19 @@ class Explanation:
         positions = np.flatnonzero(self.chosen.picks == sample)
         return int(positions[0]) + 1 if len(positions) else None
 
-    def _texts(self, sample: int) -> dict[str, Any]:
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         columns = ["sample_id", "split", "target_row", "history_rows"]
-        if not hasattr(self, "_table"):
-            self._table = tables.read("samples", self.samples, columns).to_pandas().set_index("sample_id")
+        return tables.read("samples", self.samples, columns).to_pandas().set_index("sample_id")
+
+    def _texts(self, sample: int) -> dict[str, Any]:
         table = self._table
         if sample not in table.index:
             raise InputError(
                 f"{self.samples} has no sample {sample}; its ids are {table.index.min()} to {table.index.max()}, "
                 "and without an id the command lists some"
             )
-        row = table.loc[sample]
+        row: dict[Any, Any] = table.loc[sample].to_dict()
         if row["split"] != "train":
             raise InputError(f"sample {sample} belongs to {row['split']}; only samples of train can be picked")
         history = [self.titles[item] for item in row["history_rows"]]

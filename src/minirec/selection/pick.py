@@ -37,9 +37,12 @@ def pick(
     if missing := chosen.lacks(available):
         raise InputError(f"the method {method} needs {' and '.join(missing)} besides rewards; choose another")
     if embeddings is not None:
+        embeddings = np.asarray(embeddings)
+        if embeddings.ndim != 2:
+            raise InputError(f"embeddings must be numbers [n, d], but they have the shape {embeddings.shape}")
         if len(embeddings) != len(rewards):
             raise InputError(f"there are {len(rewards)} rows of rewards, but {len(embeddings)} of embeddings")
-        _require_finite("embeddings", np.asarray(embeddings))
+        _require_finite("embeddings", embeddings)
     count = len(rewards) if chosen.takes_all else budget
     if not 0 < count <= len(rewards):
         raise InputError(f"the budget is {budget}, but there are {len(rewards)} samples; it must be 1 to as many")

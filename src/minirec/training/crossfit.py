@@ -65,10 +65,11 @@ def held_out_rewards(
     reward: sections.Reward,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Columns [n] of rollouts.parquet as `score_completions` returns them: each sample's state in place of completions.
+    """Rank, pi, NDCG, hit, reward and advantage [n] of the training samples, by the name of their column (METHOD 4.2).
 
-    The samples are cut at random into `crossfit.folds` parts. The head that scores a part is trained on all the others,
-    so that no sample is scored by a head that has seen it. users [n, k], items [m, k]: whitened states.
+    The one whitened state of a sample takes the place of its completions. The samples are cut at random into
+    `crossfit.folds` parts. The head that scores a part is trained on all the others, so that no sample is scored by a
+    head that has seen it. users [n, k], items [m, k]: whitened states.
     """
     drawn = np.random.default_rng(seed).permutation(len(samples))
     parts = np.array_split(drawn, crossfit.folds)
@@ -76,7 +77,8 @@ def held_out_rewards(
     with progress("crossfit", crossfit.folds, "heads") as bar:
         for number, part in enumerate(parts):
             seen = np.concatenate([*parts[:number], *parts[number + 1 :]])
-            head = _trained(users, items, samples, seen, train, crossfit.head_epochs, tau, seed * 1_000_003 + number)
+            stream = seed * 1_000_003 + number  # a prime, so that no two folds of any seeds draw the same items
+            head = _trained(users, items, samples, seen, train, crossfit.head_epochs, tau, stream)
             with torch.no_grad():
                 vectors, merged = head.item(items), head.merged_whitening()
                 states, few = users[torch.from_numpy(part).to(users.device), None], samples.take(part.tolist())
