@@ -68,6 +68,7 @@ def read_baselines(path: Path, sample_id: np.ndarray) -> dict[str, Ranks]:
 
 
 def _ranks(table: pa.Table, path: Path, expected: np.ndarray | None) -> Ranks:
+    """The ranks of a table; raises InputError if `expected` [n] is given and the table has other test samples."""
     sample_id = tables.numpy(table, "sample_id")
     if expected is not None and not np.array_equal(sample_id, expected):
         raise InputError(f"{path} is of other test samples; run the stage that makes it again")

@@ -17,7 +17,7 @@ from minirec.model import scoring
 from minirec.model.scoring import SCORES
 from minirec.progress import log, progress
 
-HISTORIES = 1024  # read at a time
+HISTORIES = 1024  # in one forward pass
 
 
 class SASRec(nn.Module):

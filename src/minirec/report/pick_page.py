@@ -13,8 +13,8 @@ from minirec.selection.methods import registry
 from minirec.selection.signals import Signals
 
 SHOWN = 1000  # picks in the table, so that the page stays below 5 MB
-TEXT = 500  # characters of a prompt that are shown, and
-REWARDS = 32  # rewards of its completions
+TEXT = 500  # characters of a prompt that are shown
+REWARDS = 32  # rewards of its completions that are shown
 BINS = 20  # of the histogram of mean rewards
 
 

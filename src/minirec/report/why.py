@@ -262,7 +262,7 @@ class Explanation:
     def _change(self, row: int) -> dict[str, Any]:
         """What decides, all else equal (see `selection.counterfactual`), or why no number of the sample does.
 
-        vectors: the method compares vectors, without a value of its own. chance: it draws.
+        The answer is {"vectors": True} where the method compares vectors alone, and {"chance": True} where it draws.
         """
         method, settings, budget = self.chosen.method, self.chosen.settings, len(self.rows)
         value, vectors = self.value, self.vectors

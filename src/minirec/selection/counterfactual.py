@@ -19,26 +19,24 @@ NUMBERS = {  # the signals that are one number a sample, by what a method must r
     "errors": ("error_norm",),
     "influence": ("influence",),
 }
-GRID, HALVINGS = 41, 12  # values that are tried of a number, and halvings of the step between two that decide otherwise
+GRID = 41  # values of a number that are tried, evenly apart
+HALVINGS = 12  # bisections between two values of which one is enough and the other is not
 
 
 @dataclass(frozen=True)
 class Threshold:
     """What greedy asks of a row, all else equal.
 
-    value: the row is picked if its value before diversity is above this. turn, winner: when that would be, 0 for the
-    first, and the row that is picked then now. near_turn: the later turn at which it comes closest with the value that
-    it has, -1 if there is none; there its `distance` to the nearest earlier pick, number `nearest` in the order of
-    picking, would have to be above `needed_distance`.
+    At near_turn, with the value that it has, it would be picked if it were farther from the nearest earlier pick.
     """
 
-    value: float
-    turn: int
-    winner: int
-    near_turn: int = -1
-    nearest: int = -1
-    distance: float = np.inf
-    needed_distance: float = np.inf
+    value: float  # before diversity; with any above, the row is picked
+    turn: int  # in which it would be picked with such a value; 0: the first
+    winner: int  # row that is picked in that turn now
+    near_turn: int = -1  # later turn in which it comes closest to being picked; -1: none
+    nearest: int = -1  # place, in the order of picking, of the earlier pick that is nearest to it then
+    distance: float = np.inf  # to that pick
+    needed_distance: float = np.inf  # above this, it would be picked in near_turn
 
 
 def threshold(embeddings: np.ndarray, value: np.ndarray, budget: int, row: int) -> Threshold:
@@ -110,8 +108,8 @@ def ranges(
     """For each number that a method reads, the ranges of it with which a sample is picked, all else equal.
 
     picked: whether the sample is picked, given the signals. picks: rows of those picked now. Tries GRID values of each
-    number from the least to the largest of all samples, mean rewards from 0 to 1, and those of the picks. Numbers that
-    do not matter are left out; no ranges: no value of it is enough.
+    number from the least to the largest of all samples, mean rewards from 0 to 1, and those of the picks. A number of
+    which every value is enough, or none, is left out; but mean_reward stays, without a range, if none is.
     """
     spans = {}
     for name in (name for need in method.reads for name in NUMBERS.get(need, ())):

@@ -138,6 +138,7 @@ class ArgmaxCache:
         return self._refill(self.bound)
 
     def _refill(self, bound: np.ndarray) -> tuple[float, np.ndarray]:
+        """Update the rows of the highest bounds until the best of them beats all others; these become the pool."""
         if self.served < 8:  # a larger block serves longer
             self.block *= 2
         elif self.served > 64 and self.block > self.room // 8:

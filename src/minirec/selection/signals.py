@@ -9,8 +9,8 @@ from typing import Any, cast
 import numpy as np
 
 NOT_THERE = cast(np.ndarray, None)  # a method reads only the signals that it has asked for
-NEEDS = ("rewards", "gradients", "errors", "embeddings", "influence")  # what a method may ask for
-FREE = ("targets",)  # what a method may ask for and costs nothing: it is in the samples
+NEEDS = ("rewards", "gradients", "errors", "embeddings", "influence")  # signals that a stage must compute
+FREE = ("targets",)  # read from samples.parquet, at no cost
 NORMAL_IQR = 1.349  # interquartile range of a normal distribution, in standard deviations
 
 
@@ -27,7 +27,7 @@ class Signals:
     representativeness: np.ndarray = NOT_THERE  # [n] in 0..1. Need: gradients
     gradient_norm: np.ndarray = NOT_THERE  # [n] length of the mean gradient. Need: gradients
     error_norm: np.ndarray = NOT_THERE  # [n] length of predicted probabilities minus one-hot target. Need: errors
-    influence: np.ndarray = NOT_THERE  # [n] how much a small recommender needs the sample. Need: influence
+    influence: np.ndarray = NOT_THERE  # [n] on a small recommender's loss (METHOD 4.6, dealrec). Need: influence
     embeddings: np.ndarray = NOT_THERE  # [n, d]. Need: embeddings
 
     def __len__(self) -> int:

@@ -99,7 +99,11 @@ def _trained(
     tau: float,
     seed: int,
 ) -> Head:
-    """The head that these settings make of these rows, which have the same order in every epoch."""
+    """Train a head on these rows, in the same order in every epoch.
+
+    Of `train` it reads head, head_learning_rate, scheduler, warmup_steps, batch_prompts, extra_negatives and
+    max_grad_norm.
+    """
     batches = [rows[start : start + train.batch_prompts] for start in range(0, len(rows), train.batch_prompts)]
     steps = epochs * len(batches)
 

@@ -46,7 +46,7 @@ class Method:
     needs: tuple[str, ...]  # signals, of NEEDS and FREE, without which it cannot run
     uses: tuple[str, ...]  # signals, of NEEDS, which it uses if there are any
     takes_all: bool  # keeps every sample, whatever the budget
-    settings: Mapping[str, tuple[Any, Any]]  # name: (type, default)
+    settings: Mapping[str, tuple[Any, Any]]  # name: (annotation for pydantic, default)
     function: Callable[..., np.ndarray | Picks]
     factors: Callable[..., Factors] | None = None  # of a greedy method: (signals, **settings) -> what it multiplies
 
