@@ -48,7 +48,7 @@ def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
 
     Other work makes a CPU second do less. So a training counts as its steps at the pace of the fastest run of its model
     and data set with at most as many (to start a run takes as long for few steps as for many), and a job of the
-    selection as long as the fastest one of its model, selector and data set. Runs that were resumed have no seconds.
+    selection as long as the fastest one of its model, selector and data set. A run that was killed has none.
     """
     of_model = ["dataset", "model"]
     seconds = {"train": pd.concat([at_best_pace(part) for _, part in rows.groupby(of_model)])}

@@ -25,17 +25,28 @@ _noted: dict[str, Any] = {}  # what else the last line of this job's log says
 
 
 def start_log(stage: str, file: Path | None) -> None:
-    """Send a stage's log to stderr, and also to `file` unless it is None."""
+    """Send a stage's log to stderr, and also to `file` unless it is None.
+
+    Of earlier attempts at a job that has not succeeded yet, `file` keeps the JSON lines: they say what these took.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("", encoding="utf-8")
+        file.write_text("".join(_unfinished(file)), encoding="utf-8")
         handlers.append(logging.FileHandler(file, mode="a", encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {stage:<10} %(message)s", "%H:%M:%S"))
     log.handlers[:] = handlers
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _unfinished(file: Path) -> list[str]:
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    events = [line for line in lines if line.startswith('{"event": ') and line.endswith("}\n")]
+    return [] if events and '"reason": "done"' in events[-1] else events
 
 
 def note(**values: Any) -> None:

@@ -73,7 +73,11 @@ def test_the_reason_of_a_wrong_input_and_of_a_defect_is_in_the_last_line(tmp_pat
     monkeypatch.setattr("minirec.stages.curriculum.run", lambda **given: 1 / 0)
     assert main.main(curriculum(tmp_path)) == 70
     assert lines(tmp_path / "curriculum.log")[-1]["reason"].startswith("defect: ZeroDivisionError")
-    assert len(lines(tmp_path / "curriculum.log")) == 2  # a new run begins a new log
+    assert [line["event"] for line in lines(tmp_path / "curriculum.log")] == ["start", "end"] * 2  # one each attempt
+    monkeypatch.setattr("minirec.stages.curriculum.run", lambda **given: None)
+    for attempts in (3, 1):  # after a success a new log begins
+        assert main.main(curriculum(tmp_path)) == 0
+        assert len(lines(tmp_path / "curriculum.log")) == 2 * attempts
 
 
 def test_a_wildcard_without_a_name_is_refused(tmp_path, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from minirec.experiment.job_logs import by_rule, cost, costs, events
+from minirec.progress import start_log
 
 START = {"event": "start", "stage": "train", "pid": 1}
 END = {"event": "end", "stage": "train", "reason": "done", "seconds": 2.0, "cpu_seconds": 3.5, "peak_mib": 40.0}
@@ -45,6 +46,27 @@ def test_a_job_that_was_killed_failed_or_still_runs_has_no_cost(write, tmp_path,
     log = write("logs/train.log", *lines)
     assert cost(log) is None
     assert costs(tmp_path, [log, tmp_path / "logs" / "evaluate.log"]) == {}
+
+
+def test_a_job_that_went_on_where_others_had_stopped_has_cost_what_all_of_them_took(write):
+    resumed = END | {"resumed": True}
+    stopped = resumed | {"reason": "terminated", "seconds": 30.0, "peak_mib": 70.0}
+    log = write("logs/train.log", START, END | {"reason": "terminated"}, START, stopped, START, resumed)
+    assert cost(log) == {"seconds": 2.0 + 30.0 + 2.0, "cpu_seconds": 3 * 3.5, "max_rss_mib": 70.0}
+    anew = write("logs/train.log", START, stopped, START, END)  # its settings had changed
+    assert cost(anew) == {"seconds": 2.0, "cpu_seconds": 3.5, "max_rss_mib": 40.0}
+    killed = write("logs/train.log", START, stopped | {"resumed": False}, START, START, resumed)
+    assert cost(killed)["seconds"] == 32.0  # how long the second attempt ran is not known
+
+
+def test_a_new_attempt_keeps_the_events_of_those_that_did_not_succeed(write):
+    stopped = START | {"event": "end", "reason": "terminated"}
+    log = write("logs/train.log", START, "12:00:00 train      step 1 of 2", stopped, START)
+    start_log("train", log)
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [START, stopped, START]
+    log = write("logs/train.log", START, stopped, START, END)
+    start_log("train", log)
+    assert log.read_text() == ""
 
 
 def test_the_start_of_a_killed_job_is_known_and_a_damaged_line_is_passed_over(write):

@@ -345,7 +345,7 @@ def test_seconds_are_those_of_the_fastest_run_as_other_work_on_the_machine_only_
                 "train": 10.0,
                 "crossfit": 0.0,
             },  # to start takes as long as for more steps
-            {"selector": "tiny", "steps": 100, "train": np.nan, "crossfit": np.nan},  # was resumed
+            {"selector": "tiny", "steps": 100, "train": np.nan, "crossfit": np.nan},  # was killed once
         ]
     )
     runs = runs.fillna({"dataset": "toys"}).assign(model="tiny")

@@ -14,9 +14,12 @@ RULES = (  # in the order in which they run
 )
 
 
-def events(log: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """(start, end) of a job: the JSON lines that begin and end its log; None where a line is missing."""
-    start = end = None
+Event = dict[str, Any]
+
+
+def attempts(log: Path) -> list[tuple[Event | None, Event | None]]:
+    """(start, end) of each attempt at a job in its log: the JSON lines that begin and end it, None if missing."""
+    found: list[tuple[Event | None, Event | None]] = []
     if log.is_file():
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith('{"event": '):
@@ -24,16 +27,38 @@ def events(log: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
                     event = json.loads(line)
                 except ValueError:
                     continue
-                start, end = (event, None) if event["event"] == "start" else (start, event)
-    return start, end
+                if event["event"] == "start":
+                    found.append((event, None))
+                else:
+                    found.append((found.pop()[0] if found else None, event))
+    return found
+
+
+def events(log: Path) -> tuple[Event | None, Event | None]:
+    """(start, end) of the last attempt at a job."""
+    return next(reversed(attempts(log)), (None, None))
 
 
 def cost(log: Path) -> dict[str, float] | None:
-    """Seconds, CPU seconds and peak memory (MiB) of a job that has succeeded; None for any other job."""
-    _, end = events(log)
-    if end is None or end["reason"] != "done":
+    """Seconds, CPU seconds and peak memory (MiB) of a job that has succeeded; None for any other job.
+
+    A job that went on where an earlier attempt had stopped has cost what both took. Nothing is known of an attempt that
+    was killed without a last line.
+    """
+    ends = [end for _, end in attempts(log)]
+    if not ends or ends[-1] is None or ends[-1]["reason"] != "done":
         return None
-    return {"seconds": end["seconds"], "cpu_seconds": end["cpu_seconds"], "max_rss_mib": end["peak_mib"]}
+    paid = []
+    for end in reversed(ends):
+        if end is not None:
+            paid.append(end)
+            if not end.get("resumed"):
+                break
+    return {
+        "seconds": sum(end["seconds"] for end in paid),
+        "cpu_seconds": sum(end["cpu_seconds"] for end in paid),
+        "max_rss_mib": max(end["peak_mib"] for end in paid),
+    }
 
 
 def costs(top: Path, logs: Iterable[Path]) -> dict[str, dict[str, float]]:
