@@ -203,7 +203,8 @@ def workflow(
         if rule.startswith("train"):
             command.append(f"{rule}:micro_batch_prompts={MICRO_BATCH_PROMPTS[model]}")
     command += [*words, "--configfile", *map(str, files), "--", *map(str, wanted)]
-    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+    if subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode:
+        sys.exit("the workflow has failed, and says why above; after mending it, run the same command again")
 
 
 def main() -> None:
