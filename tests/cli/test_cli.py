@@ -141,7 +141,9 @@ def test_the_log_goes_to_a_file_and_to_stderr(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     write_selection(tmp_path)
     minirec(*curriculum(tmp_path, log=log), code=0)
-    assert "does not exist" not in log.read_text(encoding="utf-8")
+    kept = log.read_text(encoding="utf-8").splitlines()
+    assert [line.startswith('{"event": ') for line in kept] == [True] * 4  # of the first attempt, what it took stays
+    assert "does not exist" not in kept[-1]
 
 
 def test_a_command_from_outside_returns_its_status_and_says_one_line(tmp_path):
