@@ -23,7 +23,6 @@ import pandas as pd
 from learning import ROOT, into_page
 from scipy import stats
 from selection import (
-    ABLATED,
     BUDGETS,
     CONTROLS,
     DATASETS,
@@ -258,7 +257,7 @@ def main() -> None:
     tests = merged(pd.read_csv(TESTS) if TESTS.is_file() else pd.DataFrame(), new)
     with atomic_write(TESTS) as partial:
         tests.to_csv(partial, index=False, float_format="%.4g", lineterminator="\n")
-    tables = [f"\n**{Fraction(budget)} of the samples**\n\n{markdown(tests, budget)}" for budget in ABLATED]
+    tables = [f"\n**{Fraction(budget)} of the samples**\n\n{markdown(tests, budget)}" for budget in sorted(BUDGETS)]
     into_page(LABORATORY, "laboratory", "".join(tables))
     into_page(LABORATORY, "equal steps", equal_steps(rows))
 
