@@ -155,6 +155,16 @@ def test_a_picture_names_the_methods_that_are_asked_for():
     assert named == ["random", "mine", "full"]
 
 
+def test_of_budgets_with_as_many_steps_a_picture_shows_the_best_on_valid():
+    found = [rows("random", 0.125, 4, [0.2] * 5, [[1]] * 5).assign(test=0.3)]
+    found += [rows("random", 0.25, 2, [0.1] * 5, [[1]] * 5).assign(test=0.9, steps=40)]
+    found += [rows("random", 0.25, 1, [0.1] * 5, [[1]] * 5).assign(test=0.2, steps=20)]
+    found += [rows("full", 1.0, 1, [0.1] * 5, [[1]] * 5).assign(test=0.5)]
+    (axes,) = selection_report.picture("toys", pd.concat(found)).axes
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "random"]
+    assert line.get_xydata().tolist() == [[20, pytest.approx(0.2)], [40, pytest.approx(0.3)]]
+
+
 def test_a_data_set_of_your_own_takes_part_when_a_file_has_what_the_errors_ask_for(tmp_path, monkeypatch):
     file = tmp_path / "mine.yaml"
     monkeypatch.setattr(selection, "ROOT", tmp_path)
