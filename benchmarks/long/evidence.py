@@ -29,7 +29,7 @@ from minirec.data import splits
 from minirec.evaluation.metrics import K
 from minirec.evaluation.rank_tables import read_ranks
 from minirec.experiment import config, paths
-from minirec.experiment.job_logs import attempts, by_rule, costs
+from minirec.experiment.job_logs import by_rule, costs, pieces
 from minirec.storage import artefact, tables
 
 OUT = ROOT / "docs" / "results" / "evidence.csv"
@@ -68,7 +68,7 @@ def row(settings: config.Config, dataset: str, run: paths.Run) -> dict[str, obje
     logs = paths.logs(top, paths.folders(settings, [run]))
     spent = by_rule(costs(top, logs), "cpu_seconds")
     for log in logs:
-        if any(end is None for _, end in attempts(log)):  # killed, and nobody knows how long it ran
+        if None in pieces(log):  # killed, and nobody knows how long it ran
             spent[log.stem] = float("nan")
     selection = {job: spent[job] if run.selector != "none" and job in spent else 0.0 for job in SELECTION}
     after = found["metrics"]["ndcg@10"]

@@ -40,6 +40,11 @@ class Training:
     seed: int = 0  # of the sampled items
 
 
+def digest(provenance: Provenance) -> str:
+    """12 hexadecimal digits for the name of a file or folder, which change with all that makes it."""
+    return sha256(provenance.json().encode()).hexdigest()[:12]
+
+
 class States:
     """Pooled states of the items [m, d], and of the users [n, d] of each split, with what to predict."""
 
@@ -50,8 +55,7 @@ class States:
         provenance = Provenance(
             "states", settings.policy.model_dump(), {"samples": files[0], "catalogue": files[1], "model": model}
         )
-        digest = sha256(provenance.json().encode()).hexdigest()[:12]
-        kept = top / "states" / f"{model.name}-{history}-{digest}.safetensors"
+        kept = top / "states" / f"{model.name}-{history}-{digest(provenance)}.safetensors"
         if not kept.is_file():
             policy = Policy.load(model, settings.policy, batch_tokens=batch_tokens)
             items = ItemEncoder(policy, splits.catalogue_texts(files[1]))

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from hashlib import sha256
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from frozen import States, Training
+from frozen import States, Training, digest
 from learning import BATCH_TOKENS, ROOT, keep, workflow
 
 from minirec.data import stored_signals
@@ -102,8 +101,7 @@ class Cell:
         of_method = settings().used_by(self.method)
         read |= {name: getattr(of_method, name).model_dump() for name in ("select", "curriculum")}
         said = Provenance("laboratory", asdict(self) | read, self.inputs())
-        digest = sha256(said.json().encode()).hexdigest()[:12]
-        return self.top / "laboratory" / self.method / f"seed{self.seed}-{digest}.parquet"
+        return self.top / "laboratory" / self.method / f"seed{self.seed}-{digest(said)}.parquet"
 
 
 @cache

@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from frozen import digest
 from learning import ROOT, into_page, keep
 from scipy import stats
 from selection import (
@@ -134,7 +134,7 @@ class Laboratory:
         inputs = {flag: file for flag, file in files.items() if isinstance(file, Path)}
         others = {flag: value for flag, value in files.items() if flag not in inputs}
         said = Provenance("rollout", others | settings().rollout.model_dump(), inputs)
-        folder = self.top / "laboratory" / "rollouts" / sha256(said.json().encode()).hexdigest()[:12]
+        folder = self.top / "laboratory" / "rollouts" / digest(said)
         outputs = {"rollouts": folder / "rollouts.parquet", "hidden": folder / "hidden.safetensors"}
         if not all(file.is_file() for file in outputs.values()):
             folder.mkdir(parents=True, exist_ok=True)

@@ -71,10 +71,11 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.groupby(KEY)["seed"].transform("nunique") % PROXIES == 0]
 
 
-def chosen(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each method and budget at the number of epochs that is best on valid."""
-    mean = rows.groupby(CELL, as_index=False)["valid"].mean().sort_values(["valid", "epochs"], ascending=[False, True])
-    return rows.merge(mean.drop_duplicates(["method", "budget"])[CELL], on=CELL)
+def chosen(rows: pd.DataFrame, of: Sequence[str] = ("method", "budget")) -> pd.DataFrame:
+    """The rows of each method and budget, or of each `of`, at the number of epochs that is best on valid."""
+    mean = rows.groupby(list(dict.fromkeys([*CELL, *of])), as_index=False)["valid"].mean()
+    best = mean.sort_values(["valid", "epochs"], ascending=[False, True]).drop_duplicates(list(of))
+    return rows.merge(best[CELL], on=CELL)
 
 
 def ranks(rows: pd.DataFrame, seeds: pd.Series | None = None) -> np.ndarray:
@@ -188,10 +189,9 @@ def picture(dataset: str, rows: pd.DataFrame, highlight: Sequence[str] = ()) -> 
     Where several budgets take as many steps, as 1/8 for four epochs and 1/4 for two, a point is the best on valid.
     """
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
-    rows = rows.assign(passes=rows["budget"] * rows["epochs"])
-    mean = rows.groupby([*CELL, "passes"], as_index=False)["valid"].mean().sort_values("valid", ascending=False)
-    best = rows.merge(mean.drop_duplicates(["method", "passes"])[CELL], on=CELL)
-    points = best.groupby(["method", "passes"]).agg({"steps": "first", "test": ["mean", "std"]})
+    of_steps = ["method", "passes"]
+    best = chosen(rows.assign(passes=rows["budget"] * rows["epochs"]), of_steps)
+    points = best.groupby(of_steps).agg({"steps": "first", "test": ["mean", "std"]})
     methods, drawn = list(points.index.levels[0]), list(dict.fromkeys([*SHOWN, *highlight]))
     for method in [name for name in methods if name not in (*drawn, "full")]:
         part = points.loc[method]

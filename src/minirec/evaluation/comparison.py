@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -105,19 +105,19 @@ def tests_of(
     for method in REFERENCES:
         pairs = {}
         for run in runs:
-            reference = _reference(method, run, ranks)
+            reference = _reference(method, run, runs)
             if reference and reference != run.configuration:
                 pairs[run.configuration] = (ranks[run.configuration], ranks[reference])
         tests[f"minus_{method}"] = tests_of_pairs(pairs, users, settings)
     return tests
 
 
-def _reference(method: str, run: Run, configurations: Collection[str]) -> str | None:
-    """The configuration with which a run is compared, of those that there are."""
+def _reference(method: str, run: Run, runs: Sequence[Run]) -> str | None:
+    """The configuration that a run is compared with: one of the method, or in place of full a variant of it."""
+    found = [other for other in runs if other.model == run.model and other.selector == "none"]
     if method == "random":
-        wanted = [Run(run.model, "none", method, run.budget, run.seed).configuration]
+        found = [other for other in found if other.method == method and other.budget == run.budget]
     else:
-        of_model = [Run.parse(f"{name}/seed{run.seed}") for name in configurations]
-        variants = [r.method for r in of_model if r.model == run.model and r.method.startswith("full_")]
-        wanted = [Run(run.model, "none", name, "all", run.seed).configuration for name in ("full", *variants)]
-    return next((name for name in wanted if name in configurations), None)
+        found = [other for other in found if f"{other.method}_".startswith("full_") and other.budget == "all"]
+        found.sort(key=lambda other: other.method != "full")
+    return found[0].configuration if found else None

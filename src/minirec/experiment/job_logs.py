@@ -12,8 +12,6 @@ RULES = (  # in the order in which they run
     *("train_proxy", "embed_proxy", "rollout", "gather", "crossfit", "gradient", "score", "influence"),
     *("select", "curriculum", "train", "evaluate", "measure", "summarise", "compare"),
 )
-
-
 Event = dict[str, Any]
 
 
@@ -39,25 +37,30 @@ def events(log: Path) -> tuple[Event | None, Event | None]:
     return next(reversed(attempts(log)), (None, None))
 
 
+def pieces(log: Path) -> list[Event | None]:
+    """Last lines of the last attempt at a job and of those that it went on with, the last first; None: killed."""
+    found = []
+    for _, end in reversed(attempts(log)):
+        found.append(end)
+        if end is not None and not end.get("resumed"):
+            break
+    return found
+
+
 def cost(log: Path) -> dict[str, float] | None:
     """Seconds, CPU seconds and peak memory (MiB) of a job that has succeeded; None for any other job.
 
     A job that went on where an earlier attempt had stopped has cost what both took. Nothing is known of an attempt that
     was killed without a last line.
     """
-    ends = [end for _, end in attempts(log)]
-    if not ends or ends[-1] is None or ends[-1]["reason"] != "done":
+    _, end = events(log)
+    if end is None or end["reason"] != "done":
         return None
-    paid = []
-    for end in reversed(ends):
-        if end is not None:
-            paid.append(end)
-            if not end.get("resumed"):
-                break
+    known = [piece for piece in pieces(log) if piece is not None]
     return {
-        "seconds": sum(end["seconds"] for end in paid),
-        "cpu_seconds": sum(end["cpu_seconds"] for end in paid),
-        "max_rss_mib": max(end["peak_mib"] for end in paid),
+        "seconds": sum(piece["seconds"] for piece in known),
+        "cpu_seconds": sum(piece["cpu_seconds"] for piece in known),
+        "max_rss_mib": max(piece["peak_mib"] for piece in known),
     }
 
 

@@ -77,7 +77,7 @@ def held_out_rewards(
     with progress("crossfit", crossfit.folds, "heads") as bar:
         for number, part in enumerate(parts):
             seen = np.concatenate([*parts[:number], *parts[number + 1 :]])
-            stream = seed * 1_000_003 + number  # a prime, so that no two folds of any seeds draw the same items
+            stream = seed * 1_000_003 + number  # no two folds of any seeds draw the same items
             head = _trained(users, items, samples, seen, train, crossfit.head_epochs, tau, stream)
             with torch.no_grad():
                 vectors, merged = head.item(items), head.merged_whitening()
