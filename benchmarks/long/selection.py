@@ -54,7 +54,15 @@ MOST_PASSES = 1.0  # a training on a selection visits at most as many samples as
 SEEDS, PROXIES = 10, 5  # two seeds a proxy
 FILES = tuple(ROOT / "config" / f"{name}.yaml" for name in ("quickstart", "learning", "learning_tiny", "evidence"))
 LAID_OVER: list[Path] = []  # over these, of --configfile
-RULES = ("embed_base", "train_proxy", "embed_proxy", "rollout", "crossfit", "gradient")  # that run the model
+RULES = (
+    "embed_base",
+    "train_proxy",
+    "embed_proxy",
+    "rollout",
+    "embed_users",
+    "crossfit",
+    "gradient",
+)  # that run the model
 
 
 @dataclass(frozen=True)

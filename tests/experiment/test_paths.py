@@ -144,7 +144,8 @@ def test_the_cost_of_a_selection_has_the_join_of_shards_the_small_recommender_an
     shared = logs("hardest", proxy={"seeds": "shared", "seed": 5, "size": 32})
     assert "selections/none/random-32/seed5/**/logs/*.log" in shared
     heads = logs("hardest", proxy={"kind": "heads", "head": "shared"}, rollout={"shards": 2})
-    assert heads[1:] == ["signals/g@heads/seed{seed}/logs/crossfit.log"]  # no proxy and no shards
+    users = "base/g/users/logs/embed_users.log"
+    assert heads[1:] == [users, "signals/g@heads/seed{seed}/logs/crossfit.log"]  # no proxy and no shards
 
 
 def test_the_cost_of_a_variants_selection_is_that_of_its_own_scores_and_of_the_signals_it_shares(given):

@@ -107,7 +107,7 @@ def test_a_stage_that_has_ended_did_the_work_that_was_planned(planned, judged, d
         (Job("evaluate", "gemma"), "evaluate", {"adapter": judged["adapter"]}),
         (Job("train", "gemma", method="random", budget="5"), "train", training),
         (Job("rollout", signal_set="gemma", shard="1"), "rollout", {"rollout": planned.config.rollout, "shard": 1}),
-        (Job("crossfit", signal_set="gemma"), "crossfit", {"train": defaults.proxy, "crossfit": defaults.crossfit}),
+        (Job("embed_users", "gemma"), "embed_users", {}),
     ):
         expected = planned.work(job)
         assert expected.flop > 0, job
@@ -123,9 +123,12 @@ def test_stages_without_a_language_model_tell_theirs_from_their_files(planned, j
     arrays = {"hvp": np.zeros((n, width), np.float32), "sample_id": np.arange(n)}
     tensors.write(arrays, tmp_path / "g.safetensors", Provenance("gradient"))
     tensors.write({"embedding": arrays["hvp"]}, tmp_path / "z.safetensors", Provenance("gradient"))
+    tensors.write({"embedding": arrays["hvp"]}, tmp_path / "users.safetensors", Provenance("embed_users"))
+    heads = {"train": defaults.proxy, "crossfit": defaults.crossfit, "users": tmp_path / "users.safetensors"}
     chosen = {"select": defaults.select, "budget": "8", "embeddings": tmp_path / "z.safetensors", "scores": None}
     files = {name: judged[name] for name in ("samples", "catalogue")}
     for job, stage, used in (
+        (Job("crossfit", signal_set="gemma"), "crossfit", given(item_table=judged["item_table"], **heads)),
         (Job("score", signal_set="gemma"), "score", {"gradients": tmp_path / "g.safetensors"}),
         (Job("select", selector="gemma", method="minirec", budget="8"), "select", given(**chosen)),
         (Job("baselines"), "baselines", files),

@@ -13,8 +13,9 @@ from minirec.experiment import config
 from minirec.experiment.sections import Generation, Passes
 from minirec.model.whitening import Head, Whitening
 from minirec.stages import crossfit as stage
-from minirec.stages import rollout
+from minirec.stages import embed_users, rollout
 from minirec.storage import tables, tensors
+from minirec.storage.artefact import Provenance
 from minirec.training import crossfit, rewards
 from minirec.training.rewards import score_completions
 
@@ -108,16 +109,25 @@ def test_one_step_follows_the_gradient_of_the_mean_item_loss(case):
         assert torch.allclose(moved, -rate * gradient.sign(), atol=rate / 100), name
 
 
-def run(judged, given, folder, **changes):
+@pytest.fixture(scope="module")
+def users(judged, defaults, tmp_path_factory):
+    """What embed_users writes."""
+    file = tmp_path_factory.mktemp("users") / "users.safetensors"
+    files = {name: judged[name] for name in ("samples", "catalogue", "whitening", "model")}
+    embed_users.run(policy=defaults.policy, passes=Passes(batch_tokens=512), users=file, **files)
+    return file
+
+
+def run(judged, users, given, folder, **changes):
     """Run the stage; returns its table and its vectors by name."""
-    files = {name: path for name, path in judged.items() if name != "adapter"}
+    files = {name: judged[name] for name in ("samples", "catalogue", "item_table")} | {"users": users}
     out = {"rollouts": folder / "rollouts.parquet", "embeddings": folder / "embeddings.safetensors"}
     parts = {name: getattr(given, name) for name in ("policy", "crossfit", "reward")} | {"train": given.proxy} | changes
-    stage.run(**parts, passes=Passes(batch_tokens=512), **files, **out)
+    stage.run(**parts, **files, **out)
     return tables.read("rollouts", out["rollouts"]).to_pandas(), tensors.read(out["embeddings"])
 
 
-def test_without_learning_the_rewards_are_those_of_rollouts_without_reasoning(judged, defaults, tmp_path):
+def test_without_learning_the_rewards_are_those_of_rollouts_without_reasoning(judged, users, defaults, tmp_path):
     changes = {
         "proxy": {"head": "shared", "head_learning_rate": 1e-9},
         "sampling": {"max_new_tokens": 0, "completions": 1},
@@ -126,7 +136,7 @@ def test_without_learning_the_rewards_are_those_of_rollouts_without_reasoning(ju
     given = config.validate(
         config.overlay(given, {"train": {"item_advantage": "one"}, "proxy": {"item_advantage": "one"}})
     )
-    found, vectors = run(judged, given, tmp_path)
+    found, vectors = run(judged, users, given, tmp_path)
     sections = {name: getattr(given, name) for name in ("policy", "sampling", "reward", "rollout")}
     out = {"rollouts": tmp_path / "written.parquet", "hidden": tmp_path / "hidden.safetensors"}
     files = {name: path for name, path in judged.items() if name != "adapter"}
@@ -142,21 +152,38 @@ def test_without_learning_the_rewards_are_those_of_rollouts_without_reasoning(ju
     assert vectors["sample_id"].tolist() == splits.sample_ids(judged["samples"], "train").tolist()
 
 
-def test_the_same_seed_gives_the_same_bytes(judged, defaults, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(judged, users, defaults, tmp_path):
     proxy = defaults.proxy.model_copy(update={"head": "shared", "batch_prompts": 4})
     given = defaults.model_copy(update={"proxy": proxy})
     written = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-        run(judged, given, tmp_path / name)
+        run(judged, users, given, tmp_path / name)
         written.append([file.read_bytes() for file in sorted((tmp_path / name).iterdir())])
     assert written[0] == written[1]
 
 
-def test_too_few_samples_and_a_proxy_without_a_head_are_refused(judged, defaults, tmp_path):
+def test_too_few_samples_and_a_proxy_without_a_head_are_refused(judged, users, defaults, tmp_path):
     folds = defaults.crossfit.model_copy(update={"folds": 12})
     with pytest.raises(InputError, match=r"has 22 training samples, too few for crossfit\.folds 12"):
-        run(judged, defaults, tmp_path, crossfit=folds)
+        run(judged, users, defaults, tmp_path, crossfit=folds)
     with pytest.raises(InputError, match=r"proxy\.head is none"):
-        run(judged, defaults, tmp_path)
+        run(judged, users, defaults, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_states_are_found_by_their_sample_and_states_of_other_samples_are_refused(judged, users, defaults, tmp_path):
+    given = defaults.model_copy(update={"proxy": defaults.proxy.model_copy(update={"head": "shared"})})
+    stored, folders = tensors.read(users), [tmp_path / name for name in ("in_order", "reversed", "lacking")]
+    written = []
+    for folder, rows in zip(folders, (slice(None), slice(None, None, -1), slice(1, None)), strict=True):
+        folder.mkdir()
+        file = tmp_path / f"{folder.name}.safetensors"
+        tensors.write({name: values[rows] for name, values in stored.items()}, file, Provenance("embed_users"))
+        if folder.name == "lacking":
+            with pytest.raises(InputError, match=r"lacking\.safetensors has no sample 0"):
+                run(judged, file, given, folder)
+        else:
+            written.append(run(judged, file, given, folder))
+    assert written[0][0].equals(written[1][0])
+    assert np.array_equal(written[0][1]["embedding"], written[1][1]["embedding"])

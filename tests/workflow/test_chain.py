@@ -149,7 +149,12 @@ def test_heads_reward_every_sample_in_place_of_a_policy(project):
     words = ["--cores", "2", "--configfile", "config/quickstart.yaml", "shop.yaml", "--", curriculum]
     done = snakemake(folder, *words)
     assert done.returncode == 0, done.stdout
-    assert sorted(set(re.findall(r"\(Rule: (\w+)\)", done.stdout))) == ["crossfit", "curriculum", "select"]
+    assert sorted(set(re.findall(r"\(Rule: (\w+)\)", done.stdout))) == [
+        "crossfit",
+        "curriculum",
+        "embed_users",
+        "select",
+    ]
     rollouts = tables.read("rollouts", folder / "results/shop/signals/tiny@heads/seed0/rollouts.parquet")
     assert rollouts.num_rows == len(splits.sample_ids(folder / "results/shop/samples.parquet", "train"))
     rewards = dict(zip(*(rollouts[name].to_pylist() for name in ("sample_id", "reward")), strict=True))

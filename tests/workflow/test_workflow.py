@@ -130,6 +130,7 @@ SELECTED = {"select", "curriculum", *TRAINED}
 SCORED = {"score", *SELECTED}
 ROLLED_OUT = {"rollout", "gradient", *SCORED}
 PROXY = {"train_proxy", "embed_proxy", *ROLLED_OUT}
+HEADS = {"embed_users", "crossfit"}
 WITH_POLICY = {"embed_base", "evaluate_base", "measure_base", *PROXY}
 WRITTEN = {"evaluate_base", "measure_base", *PROXY}  # with completions in them
 EVERYTHING = {"prepare", "baselines", *WITH_POLICY}  # but fetch_model, whose code counts nowhere
@@ -264,8 +265,10 @@ def test_a_method_waits_for_the_signals_that_it_needs_alone(finished, method, le
 def test_heads_take_the_place_of_proxy_and_rollouts_where_no_gradients_are_read(finished):
     heads = ("results: fresh", "proxy: {kind: heads, head: separate}", "main: {method: learnable}")
     jobs = plan(finished, "fresh/toy/metrics.json", configs=heads)
-    assert set(jobs) == (EVERYTHING - PROXY) | SELECTED | {"crossfit"}
+    assert set(jobs) == (EVERYTHING - PROXY) | SELECTED | HEADS
     assert jobs["select"] == 1  # no samples are drawn for a proxy
+    jobs = plan(finished, "fresh/toy/metrics.json", configs=(*heads, "main: {seeds: [0, 1, 2]}"))
+    assert (jobs["embed_users"], jobs["crossfit"]) == (1, 3)  # prompts are read once for all seeds
     said = spawn(finished, "-n", "-p", "fresh/toy/metrics.json", configs=heads).stdout
     (line,) = commands(said, "crossfit")
     assert "--rollouts fresh/toy/signals/tiny@heads/seed0/rollouts.parquet" in line
@@ -275,10 +278,10 @@ def test_heads_take_the_place_of_proxy_and_rollouts_where_no_gradients_are_read(
     assert "fresh/toy/signals/tiny@heads/seed0/rollouts.parquet" in line
     gradients = ("results: fresh", "proxy: {kind: heads, head: separate}", "main: {method: minirec, control: easiest}")
     jobs = plan(finished, "fresh/toy/metrics.json", configs=gradients)
-    assert set(jobs) == EVERYTHING | {"crossfit"}
+    assert set(jobs) == EVERYTHING | HEADS
     variant = "variants: {by_heads: {method: learnable, proxy: {kind: heads, head: separate}}}"
     selection = "results/toy/selections/tiny/by_heads-8/seed0/selection.parquet"
-    assert plan(finished, selection, configs=(variant,)) == once("crossfit", "select")
+    assert plan(finished, selection, configs=(variant,)) == once("embed_users", "crossfit", "select")
     said = spawn(finished, "-n", "-p", selection, configs=(variant,)).stdout
     assert "--rollouts results/toy/signals/tiny@by_heads/seed0/rollouts.parquet" in commands(said, "crossfit")[0]
 

@@ -74,14 +74,28 @@ use rule stage as rollout with:
         **job("rollout"),
 
 
+use rule stage as embed_users with:
+    """Read the prompts of the training samples with the base model, once for the heads of all seeds."""
+    input:
+        samples="<top>/samples.parquet",
+        catalogue="<top>/catalogue.parquet",
+        whitening="<base>/whitening.safetensors",
+        model=ask.fetched_model,
+    output:
+        users="<users>/users.safetensors",
+    log:
+        "<users>/logs/embed_users.log",
+    params:
+        **job("embed_users"),
+
+
 use rule stage as crossfit with:
     """Reward every training sample by heads on frozen states, without a proxy's training and completions."""
     input:
         samples="<top>/samples.parquet",
         catalogue="<top>/catalogue.parquet",
         item_table=ask.selector_base("items.safetensors"),
-        whitening=ask.selector_base("whitening.safetensors"),
-        model=ask.selector_model,
+        users=ask.selector_base("users/users.safetensors"),
     output:
         rollouts="<signals>/rollouts.parquet",
         embeddings="<signals>/embeddings.safetensors",

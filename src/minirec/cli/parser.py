@@ -46,6 +46,7 @@ FILES = {  # help for flags that name a file or folder
     "summary": "summary.txt: the text that the terminal shows",
     "tests": "comparison.json: paired tests of all configurations against the main one, random samples and all",
     "text": "comparison.txt: the text that the terminal shows",
+    "users": "users.safetensors: the base model's vector of every training sample",
     "whitening": "whitening.safetensors of the base model",
 }
 VALUES = {  # help for flags that are neither a file nor a setting

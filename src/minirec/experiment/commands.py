@@ -27,8 +27,8 @@ from minirec.experiment.sections import Processes, Resources
 
 STAGES_FOLDER = Path(__file__).parents[1] / "stages"
 STAGES = (  # in the order of the workflow
-    *("fetch", "prepare", "baselines", "embed", "rollout", "gather", "crossfit", "gradient"),
-    *("score", "influence"),
+    *("fetch", "prepare", "baselines", "embed", "rollout", "gather", "embed_users", "crossfit"),
+    *("gradient", "score", "influence"),
     *("select", "curriculum", "train", "evaluate", "measure", "summarise", "compare"),
 )
 LAUNCHED = ("train",)  # stages that can run as several processes

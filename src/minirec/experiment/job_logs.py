@@ -9,7 +9,8 @@ from typing import Any
 
 RULES = (  # in the order in which they run
     *("prepare", "baselines", "embed_base", "evaluate_base", "measure_base"),
-    *("train_proxy", "embed_proxy", "rollout", "gather", "crossfit", "gradient", "score", "influence"),
+    *("train_proxy", "embed_proxy", "rollout", "gather", "embed_users", "crossfit"),
+    *("gradient", "score", "influence"),
     *("select", "curriculum", "train", "evaluate", "measure", "summarise", "compare"),
 )
 Event = dict[str, Any]

@@ -14,6 +14,7 @@ MODELS = Path("data/models")  # a folder for each
 FOLDERS = {  # folders of the results, as patterns; the workflow refers to them as <name>/file
     "top": "{results}/{dataset}",
     "base": "{results}/{dataset}/base/{model}",
+    "users": "{results}/{dataset}/base/{model}/users",  # what the base model makes of the training prompts
     "signals": "{results}/{dataset}/signals/{signal_set}/seed{seed}",  # {signal_set}: a selector, or selector@variant
     "surrogate": "{results}/{dataset}/surrogate",  # what a small recommender says of the training samples
     "selection": "{results}/{dataset}/selections/{selector}/{method}-{budget}/seed{seed}",
@@ -140,6 +141,8 @@ def selection_logs(config: Config, selector: str, method: str) -> list[str]:
     if not {"gradients", "embeddings"} & set(reads):
         needed.pop("gradients.safetensors", None)
     seed = signal_seed(config, method, "{seed}")
+    if needed and config.by_heads(method):
+        logs.append(f"base/{selector}/users/logs/embed_users.log")
     if "proxy/adapter" in needed:
         logs.append(f"selections/none/random-{config.varied(method).proxy.size}/seed{seed}/**/logs/*.log")
     for file, log in needed.items():
@@ -214,7 +217,9 @@ def folders(config: Config, runs: list[Run]) -> list[str]:
             for file in SIGNAL_SECTIONS:
                 folder = f"signals/{signal_set(config, file, run.selector, run.method)}/seed{seed}"
                 names += [folder, f"{folder}/proxy", *_shards(folder, config.rollout.shards)]
-            if not config.by_heads(run.method):
+            if config.by_heads(run.method):
+                names.append(f"base/{run.selector}/users")
+            else:
                 size = config.varied(run.method).proxy.size
                 names.append(str(Run("", "none", "random", size, int(seed)).selection(Path())))
         selection = str(run.selection(Path()))

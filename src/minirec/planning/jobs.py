@@ -27,7 +27,7 @@ STAGES = {  # of the rules that run the language model
     "train_proxy": "train",
     "train": "train",
     "rollout": "rollout",
-    "crossfit": "crossfit",
+    "embed_users": "embed_users",
 }
 SIGNAL_RULES = {  # the rules that make files below signals/: the file, and the signals that it is made for
     "train_proxy": ("proxy/adapter", {"rewards"}),
@@ -90,6 +90,7 @@ def _signals(config: Config, run: Run) -> Iterator[Job]:
     """The jobs that make the signals that the run's method reads."""
     seed = str(signal_seed(config, run.method, run.seed))
     if config.by_heads(run.method):
+        yield Job("embed_users", run.selector)
         yield Job("crossfit", signal_set=signal_set(config, "rollouts.parquet", run.selector, run.method), seed=seed)
         return
     yield from _chosen(config, "none", "random", config.varied(run.method).proxy.size, seed)
@@ -159,8 +160,11 @@ class PlannedWork:
                 return policy.train(config.train, config.sampling, _count(job.budget, size.train))
             case "rollout":
                 return policy.rollout(config.sampling) * (1 / config.rollout.shards)
+            case "embed_users":
+                return policy.embed_users()
             case "crossfit":
-                return policy.crossfit(config.proxy, config.crossfit)
+                dim = config.policy.whiten_dim or width
+                return Work(flop=workload.crossfit(size.train, size.items, dim, config.proxy, config.crossfit))
             case "gradient":
                 return policy.gradient(config.gradient, config.sampling.completions, config.sampling.max_new_tokens)
             case "score":
@@ -202,8 +206,12 @@ def work_done(stage: str, given: Mapping[str, Any]) -> Work:
         case "rollout":
             shards = 1 if given["shard"] is None else given["rollout"].shards
             return model.rollout(given["sampling"]) * (1 / shards)
+        case "embed_users":
+            return model.embed_users()
         case "crossfit":
-            return model.crossfit(given["train"], given["crossfit"])
+            users, dim = _dimensions(given["users"], "embedding")
+            items, _ = _dimensions(given["item_table"], "items")
+            return Work(flop=workload.crossfit(users, items, dim, given["train"], given["crossfit"]))
         case "gradient":
             tokens = tables.read("rollouts", given["rollouts"], ["tokens"])["tokens"]
             samples, completions, _ = _dimensions(given["hidden"], "hidden")

@@ -208,13 +208,10 @@ class LanguageModel:
         work += self._write(valid, sampling, 1)
         return work + self.items * (steps // train.item_refresh_steps + evaluations)
 
-    def crossfit(self, train: sections.Train, crossfit: sections.Crossfit) -> Work:
-        """Reading all user prompts, and the training and use of heads on their states (METHOD 4.2)."""
+    def embed_users(self) -> Work:
+        """Reading the prompts of all training samples (METHOD 4.2)."""
         dim = self.policy.whiten_dim or (self.shape.width if self.shape else 0)
-        n, seen = self.size.train, self.size.train * (crossfit.folds - 1) * crossfit.head_epochs
-        items = 6 * dim**2 * (1 + train.extra_negatives / train.batch_prompts)  # of a batch, by user
-        heads = 6 * dim**2 + items + 6 * dim * (train.batch_prompts + train.extra_negatives)
-        return self._read(n * self.size.user_tokens) + Work(flop=seen * heads + 2.0 * n * self.size.items * dim)
+        return self._read(self.size.train * self.size.user_tokens) + Work(disk=4 * self.size.train * dim)
 
     def gradient(self, gradient: sections.Gradient, completions: int, new: float) -> Work:
         """Gradients and Hessian-vector products of all training samples (METHOD 4.4); new: tokens of a completion."""
@@ -272,6 +269,14 @@ def derivatives(states: int, items: int, dim: int) -> float:
 def score(samples: int, width: int) -> float:
     """Operations of the stage `score`."""
     return 20.0 * samples * width
+
+
+def crossfit(users: int, items: int, dim: int, train: sections.Train, crossfit: sections.Crossfit) -> float:
+    """Operations of the stage `crossfit`: the training of heads on states of this size, and their use (METHOD 4.2)."""
+    seen = users * (crossfit.folds - 1) * crossfit.head_epochs
+    of_items = 6 * dim**2 * (1 + train.extra_negatives / train.batch_prompts)  # of a batch, by user
+    heads = 6 * dim**2 + of_items + 6 * dim * (train.batch_prompts + train.extra_negatives)
+    return seen * heads + 2.0 * users * items * dim
 
 
 def select(samples: float, budget: int, dim: int) -> float:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import sections
-from minirec.model.generate import user_states
+from minirec.model.distributed import local_device
 from minirec.model.items import read_table
-from minirec.model.policy import Policy
-from minirec.model.whitening import Whitening
 from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
 from minirec.storage.files import Output
@@ -26,17 +25,15 @@ def run(
     crossfit: sections.Crossfit,
     train: sections.Train,
     reward: sections.Reward,
-    passes: sections.Passes,
     samples: Path,
     catalogue: Path,
     item_table: Path,
-    whitening: Path,
-    model: Path,
+    users: Path,
     seed: int = 0,
     rollouts: Output,
     embeddings: Output,
 ) -> None:
-    """Write rollouts.parquet, with one empty completion a sample, and the whitened state of every sample."""
+    """Write rollouts.parquet, with one empty completion a sample, and embeddings.safetensors: the states in `users`."""
     pool = splits.load(samples, catalogue, "train", policy.prompt_history)
     if len(pool) < 2 * crossfit.folds:
         raise InputError(
@@ -44,15 +41,15 @@ def run(
         )
     if train.head == "none":
         raise InputError("proxy.head is none, but crossfit trains a head alone; set it to shared or separate")
-    loaded = Policy.load(model, policy, batch_tokens=passes.batch_tokens)
-    items = read_table(item_table, catalogue).to(loaded.device)
-    users = user_states(loaded, pool.bodies, whitening=Whitening.read(whitening))
-    columns = held_out_rewards(users.to(loaded.device), items, pool, train, crossfit, policy.tau, reward, seed)
+    device, stored = local_device(), tensors.read(users, "sample_id", "embedding")
+    states = stored["embedding"][tables.rows_of(stored["sample_id"], pool.sample_id, users)]
+    items, known = read_table(item_table, catalogue).to(device), torch.from_numpy(states).to(device)
+    columns = held_out_rewards(known, items, pool, train, crossfit, policy.tau, reward, seed)
     settings = {k: v for part in (policy, crossfit, train, reward) for k, v in part.model_dump().items()}
-    inputs = {"samples": samples, "catalogue": catalogue, "items": item_table, "whitening": whitening, "model": model}
+    inputs = {"samples": samples, "catalogue": catalogue, "items": item_table, "users": users}
     provenance, n = Provenance("crossfit", settings | {"seed": seed}, inputs), len(pool)
     empty = {"completion": np.zeros(n, np.int32), "tokens": [[]] * n, "text": [""] * n, "forced": [True] * n}
     rows = {"sample_id": pool.sample_id, **empty, **columns}
     kept = tables.TABLES["rollouts"].schema()
     tables.write("rollouts", pa.table({name: rows[name] for name in kept.names}, kept), rollouts, provenance)
-    tensors.write({"sample_id": pool.sample_id, "embedding": users.numpy()}, embeddings, provenance)
+    tensors.write({"sample_id": pool.sample_id, "embedding": states}, embeddings, provenance)
