@@ -20,4 +20,7 @@ def test_a_line_has_mean_and_deviation_over_the_seeds_and_what_the_main_experime
     assert other == ["m/s/minirec-128", "1", "0.9000", "9", "49", "-0.2500", "(0.012)"]
     assert "main: m/s/minirec-64." in said
     assert "one proxy" not in said
+    lost = comparison_text(table.assign(total_seconds=np.nan), tests, "ndcg@10", Path())
+    (main,) = [line.split() for line in lost.splitlines() if line.startswith("  m/s/minirec-64")]
+    assert main[4:7] == ["0.1414", "2", "unknown"]
     assert "one proxy for all seeds" in comparison_text(table, tests | {"signals": "shared"}, "ndcg@10", Path())

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from made_by_hand import BASE, PICKED, TRAINED, project, write_policy  # noqa: F
 from minirec.cli import report
 from minirec.errors import InputError
 from minirec.experiment import config
+from minirec.experiment.paths import selection_logs
 from minirec.report import page, picks
 from minirec.storage import artefact, tables, tensors
 from minirec.storage.artefact import Provenance
@@ -284,18 +286,32 @@ def test_quality_against_cost_is_there_if_the_grid_was_run(project):
 
 
 def test_quality_against_cost_has_the_method_and_its_control_where_the_grid_was_not_run(project):
-    text = finished(project, control=[BASE])
+    settings = project([np.maximum(BASE - 8, 1)], control=[BASE])
+    for selector, method in (("gemma", "minirec"), ("none", "random")):
+        for pattern in selection_logs(settings, selector, method):
+            log = TOP / pattern.format(seed=0, budget=PICKED).replace("**/", "").replace("*", "select")
+            if not log.is_file():  # that of the rollouts is there
+                log.parent.mkdir(parents=True, exist_ok=True)
+                end = {"event": "end", "reason": "done", "seconds": 2, "cpu_seconds": 1.0, "peak_mib": 1.0}
+                log.write_text(json.dumps(end))
+    text = page.html(settings, TOP)
     assert "Other methods and budgets were not compared" in text
     found = re.search(r"<table><caption>The main experiment and its control.*?</table>", text, re.S)[0]
     rows = [
         re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", found, re.S)[1:]
     ]
     assert [row[:5] for row in rows] == [["minirec", "4", "gemma", "gemma", "1"], ["random", "4", "gemma", "none", "1"]]
-    assert [row[6:8] for row in rows] == [["4", "16"], ["6", "6"]]  # 2 s a step; the rollouts took 12.5 s
+    assert [row[6:8] for row in rows] == [["4", "28"], ["6", "8"]]  # 2 s a step; rollouts 12.5 s, six jobs 2 s
     assert (rows[0][8], rows[1][8][:3]) == ("", "+0.")
     for label in ("NDCG@10 on test against seconds", "Reward of the policy"):  # the control has a line in both
         (drawn,) = re.findall(rf'<svg[^>]*aria-label="{label}.*?</svg>', text, re.S)
         assert {"minirec", "random"} <= set(re.findall(r"<text[^>]*>(.*?)</text>", drawn))
+
+
+def test_a_cost_whose_logs_are_not_there_is_unknown(project):
+    text = finished(project, control=[BASE])
+    found = re.search(r"<table><caption>The main experiment and its control.*?</table>", text, re.S)[0]
+    assert found.count('<td class="n">unknown</td>') == 2
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "history.parquet"])

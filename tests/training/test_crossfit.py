@@ -118,6 +118,17 @@ def users(judged, defaults, tmp_path_factory):
     return file
 
 
+def test_a_warm_up_takes_at_most_half_of_a_heads_steps_so_that_few_samples_are_learned_too(case, proxy, defaults):
+    def settings(warmup_steps):
+        return proxy.model_copy(update={"warmup_steps": warmup_steps})
+
+    steps = 20 * 3  # epochs, batches of 10 of the 30 samples of a fold
+    long, half, short = (rewarded(case, settings(w), defaults)["pi"] for w in (10_000, steps // 2, steps // 2 - 1))
+    assert np.array_equal(long, half)
+    assert not np.array_equal(half, short)
+    assert rewarded(case, settings(10_000), defaults)["rank"].mean() < 1.3
+
+
 def run(judged, users, given, folder, **changes):
     """Run the stage; returns its table and its vectors by name."""
     files = {name: judged[name] for name in ("samples", "catalogue", "item_table")} | {"users": users}

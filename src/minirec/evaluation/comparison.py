@@ -27,15 +27,14 @@ def run_rows(top: Path, run: Run, selection_logs: Sequence[str]) -> list[dict[st
     """The rows of a run in comparison.parquet, one per metric.
 
     top: results folder of the data set. selection_logs: patterns of the logs, below it, whose jobs are the cost of the
-    selection.
+    selection; it is None if no log of a finished job fits one of them.
     """
     metrics = artefact.read_json(run.folder(top) / "metrics.json")["metrics"]
     seconds = float(tables.numpy(tables.read("history", run.folder(top) / "history.parquet"), "seconds").sum())
-    logs = {log for pattern in selection_logs for log in top.glob(pattern.format(**asdict(run)))}
-    spent = {
-        "train_seconds": seconds,
-        "selection_seconds": sum(job["seconds"] for log in sorted(logs) if (job := cost(log)) is not None),
-    }
+    found = [sorted(top.glob(pattern.format(**asdict(run)))) for pattern in selection_logs]
+    jobs = {log: job["seconds"] for logs in found for log in logs if (job := cost(log)) is not None}
+    known = all(any(log in jobs for log in logs) for logs in found)
+    spent = {"train_seconds": seconds, "selection_seconds": sum(jobs.values()) if known else None}
     return [
         asdict(run) | {"metric": metric, "value": v["mean"], "low": v["low"], "high": v["high"]} | spent
         for metric, v in metrics.items()
@@ -45,11 +44,12 @@ def run_rows(top: Path, run: Run, selection_logs: Sequence[str]) -> list[dict[st
 def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One row per configuration: number of seeds, mean and standard deviation of a metric, mean seconds.
 
-    seconds: of training; total_seconds: also of the selection, whose proxy and rollouts other budgets share.
+    seconds: of training; total_seconds: also of the selection, whose proxy and rollouts other budgets share; NaN where
+    no log tells.
     """
     return (
         rows[rows["metric"] == metric]
-        .assign(total=rows["train_seconds"] + rows["selection_seconds"])
+        .assign(total=rows["train_seconds"] + rows["selection_seconds"].astype(float))
         .groupby(CONFIGURATION, sort=False)
         .agg(
             seeds=("seed", "size"),

@@ -127,8 +127,9 @@ def comparison_text(configurations: pd.DataFrame, tests: Mapping[str, Any], metr
             f"{test['mean']:+.4f} ({test['p_holm']:.2g})" if (test := tests[name].get(label)) else ""
             for name in ("minus_random", "minus_full", "paired_tests")
         )
+        total = "unknown" if pd.isna(row["total_seconds"]) else f"{row['total_seconds']:.0f}"
         lines.append(
-            f"  {label:<{width}}{row['seeds']:>7}  {quality:<18}{row['seconds']:>8.0f}{row['total_seconds']:>8.0f}"
+            f"  {label:<{width}}{row['seeds']:>7}  {quality:<18}{row['seconds']:>8.0f}{total:>8}"
             f"{random:>20}{full:>20}{main:>21}".rstrip()
         )
     shared = "; one proxy for all seeds, so not its choice" if tests["signals"] == "shared" else ""

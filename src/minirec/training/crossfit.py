@@ -99,13 +99,14 @@ def _trained(
     tau: float,
     seed: int,
 ) -> Head:
-    """Train a head on these rows, in the same order in every epoch.
+    """Train a head on these rows, in the same order in every epoch; the warm-up takes at most half of the steps.
 
     Of `train` it reads head, head_learning_rate, scheduler, warmup_steps, batch_prompts, extra_negatives and
     max_grad_norm.
     """
     batches = [rows[start : start + train.batch_prompts] for start in range(0, len(rows), train.batch_prompts)]
     steps = epochs * len(batches)
+    train = train.model_copy(update={"warmup_steps": min(train.warmup_steps, steps // 2)})
 
     def schedule(optimiser: torch.optim.Optimizer) -> LambdaLR:
         usual = get_scheduler(train.scheduler, optimiser, num_warmup_steps=train.warmup_steps, num_training_steps=steps)
