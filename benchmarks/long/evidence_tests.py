@@ -26,7 +26,7 @@ def tested(rows: pd.DataFrame, ranks: dict[tuple, pd.DataFrame]) -> pd.DataFrame
     rows = rows[[tuple(key) in ranks for key in rows[KEY].itertuples(index=False)]]
     for _, of_set in rows.groupby(["model", "dataset"]):
         full = of_set[of_set["method"] == "full_once"]
-        heads = of_set[(of_set["method"] == "learnable_heads") & ~foreign(of_set)]
+        heads = of_set[of_set["method"].str.startswith("learnable_heads") & ~foreign(of_set)]
         for _, once in of_set[of_set["method"] == "random_once"].groupby("budget"):
             found += against("equal_cost", once, of_equal_cost(heads, once), ranks)
         for _, alike in of_set[of_set["budget"] != "all"].groupby(["budget", ending(of_set)]):
@@ -45,10 +45,10 @@ def ending(rows: pd.DataFrame) -> pd.Series:
 
 
 def of_equal_cost(rows: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the budget whose mean cost is nearest to that of ours; none if it is more than 10 % away."""
-    cost = ours["cost"].mean()
-    distance = (rows.groupby("budget")["cost"].mean() - cost).abs()
-    return rows[rows["budget"].isin(distance[distance <= 0.1 * cost].nsmallest(1).index)]
+    """The rows of the method and budget whose mean cost is nearest to that of ours; none if more than 10 % away."""
+    cost, cell = ours["cost"].mean(), ["method", "budget"]
+    distance = (rows.groupby(cell)["cost"].mean() - cost).abs()
+    return rows.set_index(cell, drop=False).loc[distance[distance <= 0.1 * cost].nsmallest(1).index]
 
 
 def foreign(rows: pd.DataFrame) -> pd.Series:

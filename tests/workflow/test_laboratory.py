@@ -248,17 +248,23 @@ def test_the_whole_chain_compares_runs_of_the_same_seed_and_number_of_epochs():
 def test_one_epoch_of_random_samples_is_compared_with_the_heads_of_about_its_cost():
     once = [run("random_once", seed, [1, 11], "3200") for seed in (0, 1)]
     cheap = [run("learnable_heads", seed, [11, 11]) for seed in (0, 1)]
+    twice = [run("learnable_heads_twice", seed, [1, 11], "1276") for seed in (0, 1)]
     alike = [run("learnable_heads", seed, [1, 1], "1276") for seed in (0, 1)]
     numbers = {"samples": 1, "before": 0.1, "after": 0.2, "train": 1.0}
-    costs = [*((r, 100.0) for r, *_ in once), *((r, 60.0) for r, *_ in cheap), *((r, 110.0) for r, *_ in alike)]
-    found = pd.DataFrame([row | numbers | {"cost": cost} for row, cost in costs])
-    tests = evidence_tests.tested(found, {key: ranks for _, key, ranks in once + cheap + alike})
+    costs = ((once, 100.0), (cheap, 60.0), (twice, 85.0), (alike, 110.0))
+    found = pd.DataFrame([row | numbers | {"cost": cost} for runs, cost in costs for row, *_ in runs])
+    ranks = {key: of_run for _, key, of_run in once + cheap + twice + alike}
+    tests = evidence_tests.tested(found, ranks)
     assert tests[["method", "budget", "against", "difference"]].to_numpy().tolist() == [
         ["random_once", "3200", "equal_cost", -0.5]
     ]
+    cheaper, dearer = (
+        evidence_tests.tested(found.assign(cost=found["cost"].mask(found["method"] == "random_once", cost)), ranks)
+        for cost in (88.0, 130.0)
+    )
+    assert cheaper["difference"].tolist() == [0.0]  # as heads with two epochs
+    assert dearer.empty
     kept = {tuple(t[evidence_tests.TESTED]): t for _, t in evidence_tests.corrected(tests, found).iterrows()}
-    dear = found.assign(cost=found["cost"].mask(found["method"] == "random_once", 130.0))
-    assert evidence_tests.tested(dear, {key: ranks for _, key, ranks in once + cheap + alike}).empty  # costs more
     line = next(line for line in evidence_report.markdown(found, kept).splitlines() if "one epoch" in line)
     assert line.startswith("| random, one epoch | 1 | 2 | 0.2000 |")
     assert "| minus heads: -0.5000 [" in line
