@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -29,7 +30,7 @@ from minirec.data import splits
 from minirec.evaluation.metrics import K
 from minirec.evaluation.rank_tables import read_ranks
 from minirec.experiment import config, paths
-from minirec.experiment.job_logs import by_rule, costs, pieces
+from minirec.experiment.job_logs import by_rule, costs_of, pieces
 from minirec.storage import artefact, tables
 
 OUT = ROOT / "docs" / "results" / "evidence.csv"
@@ -41,7 +42,8 @@ METHODS += ("learnable", "minirec", "product", "variance", "hardest")
 SHARES = (1 / 8, 1 / 4)
 PROXY = ("train_proxy", "embed_proxy", "rollout", "crossfit", "gradient")
 SELECTION = (*PROXY, "score", "select", "curriculum")
-RULES = ("embed_base", "embed_users", *PROXY, "train", "evaluate", "evaluate_base")
+RULES = ("embed_base", "embed_users", "train_proxy", "embed_proxy", "rollout", "gradient")  # that run the model
+RULES += ("train", "evaluate", "evaluate_base")
 
 
 def settings_of(model: str) -> tuple[list[Path], config.Config]:
@@ -65,22 +67,32 @@ def row(settings: config.Config, dataset: str, run: paths.Run) -> dict[str, obje
     top = ROOT / settings.results / dataset
     found = artefact.read_json(run.folder(top) / "metrics.json")
     history = tables.read("history", run.folder(top) / "history.parquet")
-    logs = paths.logs(top, paths.folders(settings, [run]))
-    spent = by_rule(costs(top, logs), "cpu_seconds")
-    for log in logs:
-        if None in pieces(log):  # killed, and nobody knows how long it ran
-            spent[log.stem] = float("nan")
-    if "embed_users" in spent:  # reading for heads; one file serves all seeds, and each pays for it
-        spent["crossfit"] += spent.pop("embed_users")
-    selection = {job: spent[job] if run.selector != "none" and job in spent else 0.0 for job in SELECTION}
+    spent = seconds(settings, top, run)
     after = found["metrics"]["ndcg@10"]
     return {
         **{"samples": len(tables.read("selection", run.selection(top) / "selection.parquet"))},
         **{"steps": history.num_rows, "before": mean_of(found["before"]), "after": round(after["mean"], 4)},
         **{"low": round(after["low"], 4), "high": round(after["high"], 4), "p": p_of(found["improvement"])},
-        **{"train": round(spent["train"], 1), **{job: round(value, 1) for job, value in selection.items()}},
-        "cost": round(spent["train"] + sum(selection.values()), 1),
+        **{job: round(value, 1) for job, value in spent.items()},
+        "cost": round(sum(spent.values()), 1),
     }
+
+
+def seconds(settings: config.Config, top: Path, run: paths.Run) -> dict[str, float]:
+    """CPU seconds of the training of a run and of each job of its selection: 0 without such a job, NaN if killed once.
+
+    top: results of the data set. Ends the program if a log is missing.
+    """
+    patterns = paths.selection_logs(settings, run.selector, run.method) if run.selector != "none" else []
+    jobs = costs_of(top, [pattern.format(**asdict(run)) for pattern in [*patterns, f"runs/{run}/logs/train.log"]])
+    if jobs is None:
+        sys.exit(f"a log of {run} or of its selection is missing below {top}; remove {top} and start again")
+    spent = by_rule(jobs, "cpu_seconds")
+    for log in map(Path, jobs):
+        if None in pieces(top / log):  # killed, and nobody knows how long it ran
+            spent[log.stem] = float("nan")
+    reading = spent.pop("embed_users", 0.0)  # for heads; one file serves all seeds, and each pays for it
+    return {job: spent.get(job, 0.0) + (reading if job == "crossfit" else 0.0) for job in ("train", *SELECTION)}
 
 
 def ranks(settings: config.Config, dataset: str, run: paths.Run) -> pd.DataFrame:

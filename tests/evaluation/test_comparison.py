@@ -56,9 +56,11 @@ def test_a_run_becomes_a_row_with_the_names_of_its_path_and_the_seconds_of_its_s
     for unknown in ("signals/seed{seed}/2/logs/c.log", "signals/seed{seed}/logs/lost.log"):
         (row,) = comparison.run_rows(tmp_path, Run.parse("gemma/none/random-64/seed3"), [*patterns, unknown])
         assert row["selection_seconds"] is None  # a cost that nobody has recorded is not 0
-        cells = comparison.over_seeds(pd.DataFrame([row]), "ndcg@10")
-        assert cells["total_seconds"].isna().all()
-        assert cells["seconds"].tolist() == [4.0]
+        known = row | {"seed": 4, "selection_seconds": 5.0}
+        for rows in ([row], [row, known]):  # nor is the mean that of the seeds whose cost is known
+            cells = comparison.over_seeds(pd.DataFrame(rows), "ndcg@10")
+            assert cells["total_seconds"].isna().all()
+            assert cells["seconds"].tolist() == [4.0]
 
 
 def test_the_interval_of_a_configuration_covers_its_own_seeds_and_no_other_runs(tmp_path):

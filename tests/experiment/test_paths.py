@@ -18,6 +18,8 @@ VARIANTS = {
     "flat": {"method": "minirec", "select": {"alpha": 0.5}, "curriculum": {"group_size": 1}, "train": {"epochs": 1}},
 }
 
+CHOICE = ("select", "curriculum")  # the jobs that make a selection
+
 
 @pytest.fixture
 def given(defaults):
@@ -103,7 +105,15 @@ def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selectio
     ]
     by_heads = given.model_copy(update={"proxy": given.proxy.model_copy(update={"kind": "heads", "head": "shared"})})
     run = paths.run_of(by_heads, "qwen", "gemma", "hardest", 8, 1)
-    assert "selections/none/random-256/seed1" not in paths.folders(by_heads, [run])  # there is no proxy
+    assert paths.folders(by_heads, [run]) == [  # there is no proxy
+        "base/qwen",
+        "base/gemma",
+        "signals/gemma@heads/seed1",
+        "signals/gemma@heads/seed1/proxy",
+        "base/gemma/users",
+        "selections/gemma/hardest-8/seed1",
+        "runs/qwen/gemma/hardest-8/seed1",
+    ]
     without_signals = paths.run_of(given, "qwen", "gemma", "full", 8, 1)
     assert paths.folders(given, [without_signals]) == [
         "base/qwen",
@@ -124,10 +134,11 @@ def test_the_folders_of_a_run_are_its_signals_its_proxys_curriculum_its_selectio
     ],
 )
 def test_the_cost_of_a_selection_is_that_of_what_its_method_reads(given, method, logs):
-    own, *others = paths.selection_logs(given, "gemma", method)
-    assert own == f"selections/gemma/{method}-{{budget}}/seed{{seed}}/**/logs/*.log"
-    of_proxy = ["selections/none/random-256/seed{seed}/**/logs/*.log"] if logs else []
-    assert others == of_proxy + [f"signals/gemma/seed{{seed}}/{log}" for log in logs]
+    chosen = [f"gemma/{method}-{{budget}}", *["none/random-256"] * bool(logs)]  # the samples of the proxy, too
+    expected = [f"selections/{one}/seed{{seed}}/**/logs/{rule}.log" for one in chosen for rule in CHOICE]
+    assert paths.selection_logs(given, "gemma", method) == expected + [
+        f"signals/gemma/seed{{seed}}/{log}" for log in logs
+    ]
 
 
 def test_the_cost_of_a_selection_has_the_join_of_shards_the_small_recommender_and_the_proxys_own_samples(given):
@@ -142,10 +153,10 @@ def test_the_cost_of_a_selection_has_the_join_of_shards_the_small_recommender_an
     assert influence in logs("dealrec")
     assert influence not in logs("hardest")
     shared = logs("hardest", proxy={"seeds": "shared", "seed": 5, "size": 32})
-    assert "selections/none/random-32/seed5/**/logs/*.log" in shared
+    assert "selections/none/random-32/seed5/**/logs/curriculum.log" in shared
     heads = logs("hardest", proxy={"kind": "heads", "head": "shared"}, rollout={"shards": 2})
     users = "base/g/users/logs/embed_users.log"
-    assert heads[1:] == [users, "signals/g@heads/seed{seed}/logs/crossfit.log"]  # no proxy and no shards
+    assert heads[len(CHOICE) :] == [users, "signals/g@heads/seed{seed}/logs/crossfit.log"]  # no proxy and no shards
 
 
 def test_the_cost_of_a_variants_selection_is_that_of_its_own_scores_and_of_the_signals_it_shares(given):

@@ -301,7 +301,7 @@ def test_quality_against_cost_has_the_method_and_its_control_where_the_grid_was_
         re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", found, re.S)[1:]
     ]
     assert [row[:5] for row in rows] == [["minirec", "4", "gemma", "gemma", "1"], ["random", "4", "gemma", "none", "1"]]
-    assert [row[6:8] for row in rows] == [["4", "28"], ["6", "8"]]  # 2 s a step; rollouts 12.5 s, six jobs 2 s
+    assert [row[6:8] for row in rows] == [["4", "32"], ["6", "10"]]  # 2 s a step; rollouts 12.5 s, other jobs 2 s
     assert (rows[0][8], rows[1][8][:3]) == ("", "+0.")
     for label in ("NDCG@10 on test against seconds", "Reward of the policy"):  # the control has a line in both
         (drawn,) = re.findall(rf'<svg[^>]*aria-label="{label}.*?</svg>', text, re.S)

@@ -22,6 +22,8 @@ from test_workflow import commands
 
 from minirec.cli import main
 from minirec.data import splits
+from minirec.experiment import config, paths
+from minirec.experiment.job_logs import costs_of
 from minirec.storage import tables, tensors
 
 pytestmark = pytest.mark.slow
@@ -143,6 +145,23 @@ def test_a_second_run_has_nothing_to_do(project):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def jobs_of_selection(folder: Path, method: str, *files: str) -> list[str]:
+    """The jobs of a selection whose costs are known; there is a log for each pattern."""
+    settings = config.load(*(folder / name for name in (*files, "shop.yaml")))
+    logs = [log.format(seed=0, budget=20) for log in paths.selection_logs(settings, "tiny", method)]
+    known = costs_of(folder / "results/shop", logs)
+    assert known is not None
+    return [Path(log).stem for log in known]
+
+
+def test_the_costs_of_all_jobs_of_a_selection_are_known(project):
+    folder, _ = project
+    found = jobs_of_selection(folder, "minirec", "config/config.yaml")
+    chosen = ["select", "select", "curriculum", "curriculum"]  # of the proxy's samples and the run's
+    of_policy = ["train_proxy", "embed_proxy", "rollout", "rollout", "gather", "gradient", "score", *chosen]
+    assert sorted(found) == sorted(of_policy)
+
+
 def test_heads_reward_every_sample_in_place_of_a_policy(project):
     folder, _ = project
     curriculum = "results/shop/selections/tiny/learnable-20/seed0/curriculum.parquet"
@@ -155,6 +174,8 @@ def test_heads_reward_every_sample_in_place_of_a_policy(project):
         "embed_users",
         "select",
     ]
+    of_heads = ["embed_users", "crossfit", "select", "curriculum"]
+    assert jobs_of_selection(folder, "learnable", "config/config.yaml", "config/quickstart.yaml") == of_heads
     rollouts = tables.read("rollouts", folder / "results/shop/signals/tiny@heads/seed0/rollouts.parquet")
     assert rollouts.num_rows == len(splits.sample_ids(folder / "results/shop/samples.parquet", "train"))
     rewards = dict(zip(*(rollouts[name].to_pylist() for name in ("sample_id", "reward")), strict=True))

@@ -1,5 +1,6 @@
 """How the laboratory and the whole chain judge selection methods: by valid, seed for seed, with Holm's correction."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -346,6 +347,43 @@ def test_a_new_method_data_set_or_variant_leaves_the_finished_runs_of_the_whole_
         for u in others
     )
     assert same == evidence.digest(settings, "toys", run) != changed
+
+
+def test_the_cost_of_a_run_is_that_of_its_own_jobs_and_of_what_was_read_for_heads(tmp_path):
+    def log(name, seconds, *killed):
+        end = {"event": "end", "reason": "done", "seconds": 1.0, "cpu_seconds": seconds, "peak_mib": 1.0}
+        lines = [*killed, {"event": "start"}, end | {"resumed": bool(killed)}]
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    _, settings = evidence.settings_of("tiny")
+    heads, hardest, random = (
+        evidence.run_of(settings, dict(zip(evidence.KEY, ("toys", "tiny", "tiny", method, 8, 0), strict=True)))
+        for method in ("learnable_heads", "hardest", "random")
+    )
+    of_run = ("runs/{run}/logs/train", "selections/{chosen}/logs/select", "selections/{chosen}/logs/curriculum")
+    for run in (heads, hardest, random):
+        chosen = run.selection(tmp_path).relative_to(tmp_path / "selections")
+        for number, name in enumerate(of_run):
+            log(f"{name.format(run=run, chosen=chosen)}.log", 10.0**number)
+    signals = "signals/tiny_toys/seed0"
+    for name in ("rollout", "embed_proxy", "gradient", "score"):  # the last two were made for another method
+        log(f"{signals}/logs/{name}.log", 2.0)
+    for rule in ("select", "curriculum"):
+        log(f"selections/none/random-256/seed0/logs/{rule}.log", 3.0)
+    with pytest.raises(SystemExit, match=r"a log of .*hardest-8/seed0 or of its selection is missing below"):
+        evidence.seconds(settings, tmp_path, hardest)
+    log(f"{signals}/proxy/logs/train_proxy.log", 5.0, {"event": "start"})  # killed once
+    none = dict.fromkeys(evidence.SELECTION, 0.0)
+    found = evidence.seconds(settings, tmp_path, hardest)
+    assert np.isnan(found.pop("train_proxy"))
+    expected = none | {"train": 1.0, "rollout": 2.0, "embed_proxy": 2.0, "select": 13.0, "curriculum": 103.0}
+    assert found == {job: seconds for job, seconds in expected.items() if job != "train_proxy"}
+    assert evidence.seconds(settings, tmp_path, random) == none | {"train": 1.0}
+    log("signals/tiny_toys@learnable_heads/seed0/logs/crossfit.log", 7.0)
+    log("base/tiny_toys/users/logs/embed_users.log", 20.0)
+    expected = none | {"train": 1.0, "crossfit": 27.0, "select": 10.0, "curriculum": 100.0}
+    assert evidence.seconds(settings, tmp_path, heads) == expected
 
 
 def test_seconds_are_those_of_the_fastest_run_as_other_work_on_the_machine_only_lengthens_them():

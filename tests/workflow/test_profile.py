@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT, snakemake
 
 from minirec.experiment.commands import command
+from minirec.planning.jobs import STAGES
 
 SCHEDULED = ("mem_mb", "runtime")  # what only a cluster is asked for
 
@@ -25,7 +26,7 @@ def inheritance() -> dict[str, tuple[str, str | None]]:
     """Of every rule the one that it inherits from, and the stage it names itself."""
     texts = [file.read_text(encoding="utf-8") for file in (ROOT / "workflow" / "rules").glob("*.smk")]
     blocks = re.findall(r"^ *use rule (\w+) as (\w+) with:\n((?:(?! *use rule ).*\n)*)", "".join(texts), re.MULTILINE)
-    found = {rule: (parent, re.search(r'job\("(\w+)"', body)) for parent, rule, body in blocks}
+    found = {rule: (parent, re.search(r'job\(\s*"(\w+)"', body)) for parent, rule, body in blocks}
     return {rule: (parent, job and job[1]) for rule, (parent, job) in found.items()}
 
 
@@ -72,6 +73,15 @@ def test_every_line_of_a_profile_is_a_rule_and_names_resources_its_command_has_o
     for rule, resources in given["set-resources"].items():
         settings = {setting for _, setting, _ in command(stage_of(rule)).settings()}
         assert set(resources) - {*SCHEDULED, "gpu"} <= settings, rule
+
+
+@pytest.mark.parametrize("name", ["default", "slurm"])
+def test_every_rule_that_runs_the_model_has_a_gpu_and_batch_tokens_and_a_plan(name):
+    reading = {rule for rule in inheritance() if "passes" in command(stage_of(rule)).sections}
+    given = profile(name)["set-resources"]
+    for resource in ("gpu", "batch_tokens"):
+        assert {rule for rule, resources in given.items() if resource in resources} == reading
+    assert set(STAGES) == reading - {"gradient"}  # it runs the model only with gradient.space lora
 
 
 def test_a_cluster_is_asked_in_units_of_slurm():

@@ -171,7 +171,7 @@ def totals(rows: list[Need], known: Estimates, cards: str) -> str:
     every = [one for row in rows for one in row.estimates]
     parts = {basis: sum(one.seconds for one in every if one and one.basis == basis) for basis in estimates.BASES}
     text = f"\n  in sum: about {duration(sum(parts.values()))}, one job after the other"
-    if unknown := [f"{row.rule} of {row.model}" for row in rows if row.seconds is None]:
+    if unknown := [f"{row.rule} of {row.model}" if row.model else row.rule for row in rows if row.seconds is None]:
         text += f", besides what is unknown until the model is fetched: {', '.join(unknown)}"
     text += "\n"
     for basis, meaning in estimates.BASES.items():

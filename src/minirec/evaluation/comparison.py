@@ -14,7 +14,7 @@ from minirec.data import splits
 from minirec.evaluation.metrics import K, ndcg
 from minirec.evaluation.rank_tables import read_ranks
 from minirec.evaluation.significance import interval, paired_tests, tests_of_pairs
-from minirec.experiment.job_logs import cost
+from minirec.experiment.job_logs import costs_of
 from minirec.experiment.paths import Run
 from minirec.experiment.sections import Measure
 from minirec.storage import artefact, tables
@@ -27,14 +27,13 @@ def run_rows(top: Path, run: Run, selection_logs: Sequence[str]) -> list[dict[st
     """The rows of a run in comparison.parquet, one per metric.
 
     top: results folder of the data set. selection_logs: patterns of the logs, below it, whose jobs are the cost of the
-    selection; it is None if no log of a finished job fits one of them.
+    selection, which is None where one of them fits no log of a finished job.
     """
     metrics = artefact.read_json(run.folder(top) / "metrics.json")["metrics"]
     seconds = float(tables.numpy(tables.read("history", run.folder(top) / "history.parquet"), "seconds").sum())
-    found = [sorted(top.glob(pattern.format(**asdict(run)))) for pattern in selection_logs]
-    jobs = {log: job["seconds"] for logs in found for log in logs if (job := cost(log)) is not None}
-    known = all(any(log in jobs for log in logs) for logs in found)
-    spent = {"train_seconds": seconds, "selection_seconds": sum(jobs.values()) if known else None}
+    jobs = costs_of(top, [pattern.format(**asdict(run)) for pattern in selection_logs])
+    selection = None if jobs is None else sum(job["seconds"] for job in jobs.values())
+    spent = {"train_seconds": seconds, "selection_seconds": selection}
     return [
         asdict(run) | {"metric": metric, "value": v["mean"], "low": v["low"], "high": v["high"]} | spent
         for metric, v in metrics.items()
@@ -44,8 +43,8 @@ def run_rows(top: Path, run: Run, selection_logs: Sequence[str]) -> list[dict[st
 def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One row per configuration: number of seeds, mean and standard deviation of a metric, mean seconds.
 
-    seconds: of training; total_seconds: also of the selection, whose proxy and rollouts other budgets share; NaN where
-    no log tells.
+    seconds: of training; total_seconds: also of the selection, whose proxy and rollouts other budgets share (and what
+    the base model read for heads, other seeds); NaN if the cost of a seed is not known.
     """
     return (
         rows[rows["metric"] == metric]
@@ -56,7 +55,7 @@ def over_seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
             mean=("value", "mean"),
             std=("value", "std"),
             seconds=("train_seconds", "mean"),
-            total_seconds=("total", "mean"),
+            total_seconds=("total", lambda total: total.mean(skipna=False)),
         )
         .reset_index()
     )

@@ -71,6 +71,14 @@ def costs(top: Path, logs: Iterable[Path]) -> dict[str, dict[str, float]]:
     return {str(log.relative_to(top)): spent for log in ordered if (spent := cost(log)) is not None}
 
 
+def costs_of(top: Path, patterns: Iterable[str]) -> dict[str, dict[str, float]] | None:
+    """`costs` of the jobs whose logs fit patterns below the data set's results; None if one fits no finished job."""
+    found = [[*top.glob(pattern)] for pattern in patterns]
+    known = costs(top, {log for logs in found for log in logs})
+    complete = all(any(str(log.relative_to(top)) in known for log in logs) for logs in found)
+    return known if complete else None
+
+
 def by_rule(cost: dict[str, dict[str, float]], what: str = "seconds") -> dict[str, float]:
     """One of the costs, e.g. seconds, summed over the jobs of each rule."""
     total: dict[str, float] = {}

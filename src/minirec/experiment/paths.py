@@ -134,7 +134,7 @@ def selection_logs(config: Config, selector: str, method: str) -> list[str]:
 
     {seed} and {budget} stand for those of the run.
     """
-    reads, logs = config.method(method).reads, [f"selections/{selector}/{method}-{{budget}}/seed{{seed}}/**/logs/*.log"]
+    reads, logs = config.method(method).reads, _chosen(f"{selector}/{method}-{{budget}}/seed{{seed}}")
     needed = dict(HEADS_LOGS if config.by_heads(method) else SIGNAL_LOGS) if reads else {}
     if "gradients" not in reads:
         needed.pop("scores.parquet", None)
@@ -144,7 +144,7 @@ def selection_logs(config: Config, selector: str, method: str) -> list[str]:
     if needed and config.by_heads(method):
         logs.append(f"base/{selector}/users/logs/embed_users.log")
     if "proxy/adapter" in needed:
-        logs.append(f"selections/none/random-{config.varied(method).proxy.size}/seed{seed}/**/logs/*.log")
+        logs += _chosen(f"none/random-{config.varied(method).proxy.size}/seed{seed}")
     for file, log in needed.items():
         folder = f"signals/{signal_set(config, file, selector, method)}/seed{seed}"
         logs.append(f"{folder}/{log}")
@@ -153,6 +153,11 @@ def selection_logs(config: Config, selector: str, method: str) -> list[str]:
     if "influence" in reads:
         logs.append("surrogate/logs/influence.log")
     return logs
+
+
+def _chosen(folder: str) -> list[str]:
+    """Patterns of the logs of all jobs that made a selection, of its shards too; folder: below selections/."""
+    return [f"selections/{folder}/**/logs/{rule}.log" for rule in ("select", "curriculum")]
 
 
 def shared_signals(config: Config, runs: list[Run]) -> bool:

@@ -34,11 +34,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_device() -> torch.device:
-    """The GPU of this process, or the CPU where there is none."""
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-
-
 def log_idle_gpus() -> None:
     """Say so if this computer has more GPUs than processes that train."""
     if (gpus := torch.cuda.device_count()) > (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):

@@ -164,7 +164,8 @@ class PlannedWork:
                 return policy.embed_users()
             case "crossfit":
                 dim = config.policy.whiten_dim or width
-                return Work(flop=workload.crossfit(size.train, size.items, dim, config.proxy, config.crossfit))
+                flop = workload.crossfit(size.train, size.items, dim, config.proxy, config.crossfit)
+                return Work(flop=flop, disk=4 * size.train * dim)
             case "gradient":
                 return policy.gradient(config.gradient, config.sampling.completions, config.sampling.max_new_tokens)
             case "score":

@@ -1,4 +1,4 @@
-"""crossfit: reward every training sample by heads that were trained on the others, without completions (METHOD 4.2)."""
+"""crossfit: reward every training sample by heads that were trained on the others, on the CPU (METHOD 4.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from minirec.data import splits
 from minirec.errors import InputError
 from minirec.experiment import sections
-from minirec.model.distributed import local_device
 from minirec.model.items import read_table
 from minirec.storage import tables, tensors
 from minirec.storage.artefact import Provenance
@@ -41,10 +40,14 @@ def run(
         )
     if train.head == "none":
         raise InputError("proxy.head is none, but crossfit trains a head alone; set it to shared or separate")
-    device, stored = local_device(), tensors.read(users, "sample_id", "embedding")
+    stored, items = tensors.read(users, "sample_id", "embedding"), read_table(item_table, catalogue)
     states = stored["embedding"][tables.rows_of(stored["sample_id"], pool.sample_id, users)]
-    items, known = read_table(item_table, catalogue).to(device), torch.from_numpy(states).to(device)
-    columns = held_out_rewards(known, items, pool, train, crossfit, policy.tau, reward, seed)
+    if states.shape[1] != items.shape[1]:
+        raise InputError(
+            f"{users} has vectors of {states.shape[1]} numbers, but {item_table} of {items.shape[1]}; "
+            "make both with the same model"
+        )
+    columns = held_out_rewards(torch.from_numpy(states), items, pool, train, crossfit, policy.tau, reward, seed)
     settings = {k: v for part in (policy, crossfit, train, reward) for k, v in part.model_dump().items()}
     inputs = {"samples": samples, "catalogue": catalogue, "items": item_table, "users": users}
     provenance, n = Provenance("crossfit", settings | {"seed": seed}, inputs), len(pool)

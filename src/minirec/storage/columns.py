@@ -225,7 +225,9 @@ TABLES: dict[str, Table] = {
             "low": _column("f64", "lower end of the bootstrap interval", 0, 1),
             "high": _column("f64", "upper end of the bootstrap interval", 0, 1),
             "train_seconds": _column("f64?", "time of training, s", 0),
-            "selection_seconds": _column("f64?", "time of all jobs that the selection takes: proxy, rollouts, …, s", 0),
+            "selection_seconds": _column(
+                "f64?", "time of all jobs that the selection takes: proxy, rollouts, …, s; null: a log is missing", 0
+            ),
         },
         key=("model", "selector", "method", "budget", "seed", "metric"),
     ),
