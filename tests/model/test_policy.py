@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 from minirec.data import models
 from minirec.errors import InputError
 from minirec.experiment.sources import Model
-from minirec.model import generate
+from minirec.model import compatibility, generate
 from minirec.model.items import ItemEncoder
 from minirec.model.policy import Policy
 
@@ -136,3 +136,20 @@ def test_a_target_that_is_nowhere_is_refused_with_the_names_there_are(folder, de
         InputError, match=r"no such layer; take some of down_proj, gate_proj, k_proj, .*, or all-linear"
     ):
         policy.add_adapter(0)
+
+
+@pytest.mark.parametrize("factor", [54, 2])
+def test_a_type_in_which_the_cpu_multiplies_slowly_is_named_with_what_to_set(
+    tiny_model, defaults, monkeypatch, caplog, factor
+):
+    monkeypatch.setattr(compatibility, "_seconds", lambda given: factor if given == torch.bfloat16 else 1.0)
+    with caplog.at_level("INFO", "minirec"):
+        Policy.load(tiny_model, defaults.policy.model_copy(update={"dtype": "bfloat16"}))
+    said = f"multiplies matrices in bfloat16 {factor} times as slowly as in float32; set policy.dtype to float32"
+    assert (said in caplog.text) == (factor > 3)
+
+
+@pytest.mark.parametrize(("dtype", "device"), [("float32", "cpu"), ("bfloat16", "cuda")])
+def test_float32_and_a_gpu_are_not_measured(monkeypatch, dtype, device):
+    monkeypatch.setattr(compatibility, "_seconds", lambda given: 1 / 0)
+    compatibility.warn_if_slow(dtype, torch.device(device))

@@ -6,6 +6,7 @@ has kept. A family of models that computes anything else there is refused, whate
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,10 +18,32 @@ from minirec.model import generate
 from minirec.model.cache import BranchingCache, LayerSlice
 from minirec.model.completions import texts_as_read
 from minirec.model.policy import Policy
+from minirec.progress import log
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # largest relative difference of the states, and of the logits
+SLOW = 3.0
 BODIES = ("x", "a longer text")
 PREFIX, COMPLETIONS, TOKENS = 4, 6, 2  # tokens of the prefix that is read; completions of a prompt, their tokens
+
+
+def warn_if_slow(dtype: str, device: torch.device) -> None:
+    """Say so where the weights are in a type in which this CPU multiplies SLOW times as slowly as in float32."""
+    if device.type == "cpu" and dtype != "float32":
+        factor = _seconds(getattr(torch, dtype)) / _seconds(torch.float32)
+        if factor > SLOW:
+            text = "this CPU multiplies matrices in %s %.0f times as slowly as in float32; set policy.dtype to float32"
+            log.warning(text, dtype, factor)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The least of three times that a product of small matrices takes."""
+    one, other = torch.ones(64, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        one @ other
+        taken.append(time.perf_counter() - started)
+    return min(taken)
 
 
 @torch.no_grad()

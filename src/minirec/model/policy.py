@@ -72,6 +72,7 @@ class Policy:
         if shard_layers:
             distributed.shard(model.get_decoder().layers, device)
         policy = cls(model.to(device).eval(), tokenizer, settings, batch_tokens)
+        compatibility.warn_if_slow(settings.dtype, device)
         compatibility.require_supported(policy, str(folder))
         loaded()
         return policy
