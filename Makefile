@@ -59,7 +59,7 @@ bench: $(installed) ## measure speed and memory of the stages, on data made for 
 bench-learning: $(installed) ## measure what RL teaches, by loss, data set and seed (hours; goes on where it stopped)
 	python benchmarks/long/learning.py
 
-bench-selection: $(installed) ## judge every selection method in the laboratory, and draw tables and pictures (about two hours)
+bench-selection: $(installed) ## judge every selection method in the laboratory, and draw tables and pictures (two to four hours)
 	python benchmarks/long/selection.py --cores $(CORES)
 	python benchmarks/long/selection_questions.py
 	python benchmarks/long/selection_report.py
