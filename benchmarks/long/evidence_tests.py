@@ -4,7 +4,7 @@ Each method is compared with as many random samples for as many epochs and with 
 another model also with the model's own, and random samples for one epoch with the heads of as much cost: NDCG@10
 on test over the seeds that both have, at least two, with intervals over users and seeds and paired tests. Holm's
 correction covers what is compared with the same for a data set, model, budget and number of epochs, own picks and those
-of another model apart (METHOD 5).
+of another model apart; at equal cost all budgets of a data set (METHOD 5).
 """
 
 from __future__ import annotations
@@ -92,5 +92,6 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, ranks: dict[tuple, pd.D
 def corrected(tests: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """The tests of methods that have rows, with Holm's correction in each family."""
     tests = tests.merge(rows[TESTED[:-1]].drop_duplicates())
-    family = ["model", "dataset", "budget", "against", ending(tests), foreign(tests)]
+    budget = tests["budget"].mask(tests["against"] == "equal_cost", "").rename("of_family")
+    family = ["model", "dataset", budget, "against", ending(tests), foreign(tests)]
     return tests.assign(p_holm=tests.groupby(family)["p"].transform(holm))

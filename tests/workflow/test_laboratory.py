@@ -322,6 +322,12 @@ def test_holms_correction_of_the_whole_chain_covers_a_family_of_older_and_newer_
     rows = tests[tests["method"] != "c"].drop(columns=["against", "p"])
     found = evidence_tests.corrected(tests, rows).set_index("method")["p_holm"]
     assert found.to_dict() == {"a": 0.02, "b": 0.02, "d_twice": 0.04}
+    once = [
+        cell | {"selector": "none", "method": "random_once", "against": "equal_cost", "budget": budget, "p": p}
+        for budget, p in (("2042", 0.03), ("3420", 0.4))
+    ]
+    alone = evidence_tests.corrected(pd.DataFrame(once), pd.DataFrame(once).drop(columns=["against", "p"]))
+    assert alone["p_holm"].tolist() == [0.06, 0.4]  # at equal cost the budgets of a data set are one family
 
 
 def test_the_ranks_of_a_run_replace_its_older_ones_and_leave_those_of_other_runs(tmp_path):
