@@ -170,10 +170,8 @@ def grid(datasets: list[str], methods: list[str], seeds: int, budgets: list[floa
 def make_signals(cells: list[Cell], cores: int) -> None:
     """Let the workflow make the signals of all cells."""
     wanted = dict.fromkeys(str(path.relative_to(ROOT)) for cell in cells for path in cell.inputs().values())
-    alone = (
-        "--set-threads",
-        *(f"{rule}=1" for rule in (*RULES, "crossfit")),
-    )  # jobs side by side are faster than one on all cores
+    # jobs side by side are faster than one on all cores
+    alone = ("--set-threads", *(f"{rule}=1" for rule in (*RULES, "crossfit")))
     workflow([*FILES, *LAID_OVER], "tiny", RULES, wanted, cores, "--resources", f"gpu={cores}", *alone)
 
 

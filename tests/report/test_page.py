@@ -289,7 +289,7 @@ def test_quality_against_cost_has_the_method_and_its_control_where_the_grid_was_
     settings = project([np.maximum(BASE - 8, 1)], control=[BASE])
     for selector, method in (("gemma", "minirec"), ("none", "random")):
         for pattern in selection_logs(settings, selector, method):
-            log = TOP / pattern.format(seed=0, budget=PICKED).replace("**/", "").replace("*", "select")
+            log = TOP / pattern.format(seed=0, budget=PICKED).replace("**/", "")
             if not log.is_file():  # that of the rollouts is there
                 log.parent.mkdir(parents=True, exist_ok=True)
                 end = {"event": "end", "reason": "done", "seconds": 2, "cpu_seconds": 1.0, "peak_mib": 1.0}

@@ -183,6 +183,18 @@ def test_too_few_samples_and_a_proxy_without_a_head_are_refused(judged, users, d
     assert not list(tmp_path.iterdir())
 
 
+def test_states_and_items_of_two_models_are_refused(judged, users, defaults, tmp_path):
+    given = defaults.model_copy(update={"proxy": defaults.proxy.model_copy(update={"head": "shared"})})
+    wide, stored = tmp_path / "wide.safetensors", tensors.read(users)
+    stored["embedding"] = np.pad(stored["embedding"], ((0, 0), (0, 1)))
+    tensors.write(stored, wide, Provenance("embed_users"))
+    with pytest.raises(
+        InputError, match=r"wide\.safetensors has vectors of 33 numbers, but .*items\.safetensors of 32"
+    ):
+        run(judged, wide, given, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["wide.safetensors"]
+
+
 def test_states_are_found_by_their_sample_and_states_of_other_samples_are_refused(judged, users, defaults, tmp_path):
     given = defaults.model_copy(update={"proxy": defaults.proxy.model_copy(update={"head": "shared"})})
     stored, folders = tensors.read(users), [tmp_path / name for name in ("in_order", "reversed", "lacking")]

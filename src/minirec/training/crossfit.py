@@ -1,4 +1,4 @@
-"""Cross-fitted heads: a proxy without adapter and completions, which takes seconds (METHOD 4.2)."""
+"""Cross-fitted heads: a proxy without adapter and completions, which takes seconds on the CPU (METHOD 4.2)."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def fit(
     users [n, k]: whitened states of the samples. items [m, k]: whitened states of the catalogue. batches: rows of the
     samples. rate, schedule: of AdamW. negatives: random items besides the batch's targets, drawn by `generator`.
     """
-    head = Head(Whitening.identity(), items.shape[1], kind).to(items.device)
+    head = Head(Whitening.identity(), items.shape[1], kind)
     optimiser = torch.optim.AdamW(head.parameters(), rate, weight_decay=0.0, fused=True)
     scheduler = schedule(optimiser)
     for rows in batches:
         target, history = torch.from_numpy(samples.target[rows]), torch.from_numpy(samples.history[rows])
         chosen = losses.batch_items(target, len(items), negatives, generator)
-        column, masked = (part.to(items.device) for part in losses.column_and_mask(chosen, target, history))
-        h = head.user(users[torch.from_numpy(rows).to(users.device)])
-        log_pi = losses.item_log_pi(h, head.item(items[chosen.to(items.device)]), column, masked, tau)
+        column, masked = losses.column_and_mask(chosen, target, history)
+        h = head.user(users[torch.from_numpy(rows)])
+        log_pi = losses.item_log_pi(h, head.item(items[chosen]), column, masked, tau)
         optimiser.zero_grad()
         (-log_pi.mean()).backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), max_grad_norm)
@@ -81,10 +81,10 @@ def held_out_rewards(
             head = _trained(users, items, samples, seen, train, crossfit.head_epochs, tau, stream)
             with torch.no_grad():
                 vectors, merged = head.item(items), head.merged_whitening()
-                states, few = users[torch.from_numpy(part).to(users.device), None], samples.take(part.tolist())
+                states, few = users[torch.from_numpy(part), None], samples.take(part.tolist())
                 for name, values in rewards.score_completions(states, vectors, few, merged, tau, reward).items():
-                    of_all = columns.setdefault(name, np.zeros(len(samples), values.cpu().numpy().dtype))
-                    of_all[part] = values[:, 0].cpu().numpy()
+                    of_all = columns.setdefault(name, np.zeros(len(samples), values.numpy().dtype))
+                    of_all[part] = values[:, 0].numpy()
             bar.add(1)
     return columns
 
